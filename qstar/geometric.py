@@ -1,0 +1,315 @@
+"""The geometric path between two distributions: q_alpha, log Z(alpha), its slope, and KL.
+
+Pure NumPy on log-probabilities: float64, natural logarithms, vocabulary on the last axis, -inf
+off the support. The path is
+
+    q_alpha(x) = policy(x)^alpha teacher(x)^(1 - alpha) / Z(alpha),  x in the shared support,
+
+so alpha = 1 is the policy and alpha = 0 the teacher, each conditioned on the shared support
+(which changes nothing where the supports agree): the values at the two ends are the limits.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray
+from numpy.typing import ArrayLike
+from scipy.special import logsumexp
+
+NORMALISATION_TOLERANCE = {"float64": 1e-6, "float32": 1e-4, "float16": 2e-2}
+"""How far a row's probabilities may sum from 1, by the dtype in which they came."""
+
+
+def log_partition(
+    log_policy: Float[ArrayLike, "*batch vocab"],
+    log_teacher: Float[ArrayLike, "*batch vocab"],
+    alpha: Float[ArrayLike, "*alphas"],
+) -> Float[ndarray, "*alphas"]:
+    """log Z(alpha) = log sum_x policy(x)^alpha teacher(x)^(1 - alpha), in nats.
+
+    Convex in alpha and never positive; -inf where the parents share no outcome. Where it is close
+    to zero it is exact to the relative precision of the inputs, not only to their absolute one:
+    log Z is then computed from the gap of the arithmetic-geometric mean inequality.
+
+    Args:
+        log_policy: Normalised log-probabilities of the policy.
+        log_teacher: The same for the teacher, of the same shape.
+        alpha: The exponent on the policy, in [0, 1]; broadcasts against the batch. nan gives nan.
+
+    Raises:
+        ValueError: A row is not a normalised distribution, the shapes differ, or alpha leaves
+            [0, 1].
+    """
+    pair = check_pair(log_policy, log_teacher)
+    return pair.log_partition(_check_alpha(alpha))
+
+
+def log_geometric_mean(
+    log_policy: Float[ArrayLike, "*batch vocab"],
+    log_teacher: Float[ArrayLike, "*batch vocab"],
+    alpha: Float[ArrayLike, "*alphas"],
+) -> Float[ndarray, "*alphas vocab"]:
+    """log q_alpha, the normalised geometric mean of policy and teacher, in nats.
+
+    At alpha* this is q*. A row whose parents share no outcome has no geometric mean: it is nan.
+
+    Args:
+        log_policy: Normalised log-probabilities of the policy.
+        log_teacher: The same for the teacher, of the same shape.
+        alpha: The exponent on the policy, in [0, 1]; broadcasts against the batch. nan gives nan.
+
+    Raises:
+        ValueError: A row is not a normalised distribution, the shapes differ, or alpha leaves
+            [0, 1].
+    """
+    pair = check_pair(log_policy, log_teacher)
+    return pair.log_geometric_mean(_check_alpha(alpha))
+
+
+def kl_gap(
+    log_policy: Float[ArrayLike, "*batch vocab"],
+    log_teacher: Float[ArrayLike, "*batch vocab"],
+    alpha: Float[ArrayLike, "*alphas"],
+) -> Float[ndarray, "*alphas"]:
+    """KL(q_alpha || teacher) - KL(q_alpha || policy), in nats.
+
+    It equals E_q[log policy - log teacher], the slope of log Z, and so never decreases in alpha:
+    a root, once bracketed, is the only one.
+
+    Args:
+        log_policy: Normalised log-probabilities of the policy.
+        log_teacher: The same for the teacher, of the same shape.
+        alpha: The exponent on the policy, in [0, 1]; broadcasts against the batch. nan gives nan.
+
+    Raises:
+        ValueError: A row is not a normalised distribution, the shapes differ, or alpha leaves
+            [0, 1].
+    """
+    pair = check_pair(log_policy, log_teacher)
+    return pair.slope_and_curvature(_check_alpha(alpha))[0]
+
+
+def kl(
+    log_p: Float[ArrayLike, "*batch vocab"], log_q: Float[ArrayLike, "*batch vocab"]
+) -> Float[ndarray, "*batch"]:
+    """KL(p || q) in nats; 0 log 0 = 0, and inf where p puts mass that q lacks.
+
+    Computed from terms that are never negative, p log(p/q) - p + q, so that close distributions
+    get a small number and not rounding noise.
+
+    Raises:
+        ValueError: A row is not a normalised distribution, or the shapes differ.
+    """
+    pair = check_pair(log_p, log_q, names=("p", "q"))
+    return pair.kl()
+
+
+def total_variation(
+    log_p: Float[ArrayLike, "*batch vocab"], log_q: Float[ArrayLike, "*batch vocab"]
+) -> Float[ndarray, "*batch"]:
+    """TV(p, q) = 1/2 sum_x |p(x) - q(x)|, between 0 and 1.
+
+    Raises:
+        ValueError: A row is not a normalised distribution, or the shapes differ.
+    """
+    pair = check_pair(log_p, log_q, names=("p", "q"))
+    return 0.5 * np.abs(np.exp(pair.log_policy) - np.exp(pair.log_teacher)).sum(axis=-1)
+
+
+def acceptance_probability(
+    log_draft: Float[ArrayLike, "*batch vocab"], log_target: Float[ArrayLike, "*batch vocab"]
+) -> Float[ndarray, "*batch"]:
+    """sum_x min(draft(x), target(x)) = 1 - TV(draft, target), at one position.
+
+    The chance that a token drawn from `draft` survives the accept/residual rule when the output
+    must follow `target`: the largest that any exact rule can have.
+
+    Raises:
+        ValueError: A row is not a normalised distribution, or the shapes differ.
+
+    Source: Leviathan et al. (2023), arXiv:2211.17192, corollary 3.6.
+    """
+    pair = check_pair(log_draft, log_target, names=("draft", "target"))
+    return np.exp(np.minimum(pair.log_policy, pair.log_teacher)).sum(axis=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two checked rows (or batches of rows) and what every point of their path needs.
+
+    Made by `check_pair`; the methods trust it and check nothing again.
+
+    Attributes:
+        log_policy: float64, renormalised.
+        log_teacher: The same shape.
+        shared: Where both have mass.
+        log_ratio: log policy - log teacher on the shared support, 0 elsewhere.
+        mass_gap: policy - teacher, exact also where the two are close.
+    """
+
+    log_policy: Float[ndarray, "*batch vocab"]
+    log_teacher: Float[ndarray, "*batch vocab"]
+    shared: Bool[ndarray, "*batch vocab"]
+    log_ratio: Float[ndarray, "*batch vocab"]
+    mass_gap: Float[ndarray, "*batch vocab"]
+
+    def rows(self, index: ndarray) -> "Pair":
+        """The rows `index` of a two-dimensional batch."""
+        return Pair(*(getattr(self, name)[index] for name in self.__slots__))
+
+    def log_path(self, alpha: Float[ndarray, "*alphas"]) -> Float[ndarray, "*alphas vocab"]:
+        """The unnormalised log of the path; never positive, -inf off the shared support."""
+        weight = alpha[..., None]
+        with np.errstate(invalid="ignore"):  # 0 * -inf at the ends, -inf + inf: off the support
+            log_path = weight * self.log_policy + (1 - weight) * self.log_teacher
+        return np.where(self.shared, log_path, -np.inf)
+
+    def log_partition(self, alpha: Float[ndarray, "*alphas"]) -> Float[ndarray, "*alphas"]:
+        """See `qstar.log_partition`."""
+        log_path = self.log_path(alpha)
+        log_z = _logsumexp(log_path)
+        near = log_z > -0.5
+        if near.any():
+            # sum (alpha p + (1 - alpha) r - p^alpha r^(1-alpha)): every term >= 0, by the
+            # inequality of the means; the rows are normalised, so the sum is 1 - Z.
+            weight = alpha[..., None]
+            teacher = np.exp(self.log_teacher)
+            with np.errstate(invalid="ignore", over="ignore"):
+                close = teacher * np.expm1(weight * self.log_ratio)
+            path_gap = np.where(_close(self.log_ratio), close, np.exp(log_path) - teacher)
+            gap = (weight * self.mass_gap - np.where(self.shared, path_gap, -teacher)).sum(axis=-1)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                log_z = np.where(near, np.log1p(-np.maximum(gap, 0)), log_z)
+        return np.where(np.isnan(alpha), np.nan, log_z)
+
+    def log_geometric_mean(
+        self, alpha: Float[ndarray, "*alphas"]
+    ) -> Float[ndarray, "*alphas vocab"]:
+        """See `qstar.log_geometric_mean`."""
+        log_path = self.log_path(alpha)
+        log_z = np.where(np.isnan(alpha), np.nan, _logsumexp(log_path))
+        with np.errstate(invalid="ignore"):  # -inf - -inf: no shared outcome
+            log_q = log_path - log_z[..., None]
+        return log_q
+
+    def slope_and_curvature(
+        self, alpha: Float[ndarray, "*alphas"]
+    ) -> tuple[Float[ndarray, "*alphas"], Float[ndarray, "*alphas"]]:
+        """The first two derivatives of log Z: mean and variance of the log-ratio under q."""
+        log_path = self.log_path(alpha)
+        log_z = _logsumexp(log_path)
+        with np.errstate(invalid="ignore"):
+            q = np.exp(log_path - log_z[..., None])
+        slope = (q * self.log_ratio).sum(axis=-1)
+        curvature = (q * (self.log_ratio - slope[..., None]) ** 2).sum(axis=-1)
+        near = log_z > -0.5
+        if near.any():
+            # Subtracting sum (p - r) = 0 termwise leaves terms of second order in the log-ratio:
+            # no cancellation between close parents, and the right sign at both ends.
+            first_order = np.exp(log_path) * self.log_ratio - self.mass_gap
+            with np.errstate(under="ignore"):
+                exact = first_order.sum(axis=-1) / np.exp(log_z)
+            slope = np.where(near, exact, slope)
+        undefined = np.isnan(alpha) | np.isneginf(log_z)
+        return np.where(undefined, np.nan, slope), np.where(undefined, np.nan, curvature)
+
+    def kl(self) -> Float[ndarray, "*batch"]:
+        """KL(first || second)."""
+        p = np.exp(self.log_policy)
+        terms = np.where(self.shared, p * self.log_ratio, 0.0) - self.mass_gap
+        total = np.maximum(terms.sum(axis=-1), 0.0)
+        outside = ~self.shared & (p > 0)
+        return np.where(outside.any(axis=-1), np.inf, total)
+
+
+def check_pair(
+    log_policy: Float[ArrayLike, "*batch vocab"],
+    log_teacher: Float[ArrayLike, "*batch vocab"],
+    *,
+    names: tuple[str, str] = ("policy", "teacher"),
+) -> Pair:
+    """Check two batches of log-probabilities and prepare them for the path between them.
+
+    Raises:
+        ValueError: Shapes differ, a vocabulary is empty, the dtype is not a floating one, or a row
+            holds nan or +inf or does not sum to one (to `NORMALISATION_TOLERANCE`).
+    """
+    first, second = (
+        _check_rows(array, name) for array, name in zip((log_policy, log_teacher), names, strict=True)
+    )
+    if first.shape != second.shape:
+        raise ValueError(
+            f"{names[0]} and {names[1]} must share one vocabulary and one batch: expected equal "
+            f"shapes, got {first.shape} and {second.shape}. Broadcast or cut them explicitly."
+        )
+    shared = np.isfinite(first) & np.isfinite(second)
+    with np.errstate(invalid="ignore"):  # -inf - -inf, discarded by the `where`
+        log_ratio = np.where(shared, first - second, 0.0)
+    p, r = np.exp(first), np.exp(second)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mass_gap = np.where(shared & _close(log_ratio), r * np.expm1(log_ratio), p - r)
+    return Pair(first, second, shared, log_ratio, mass_gap)
+
+
+def _check_rows(log_p: ArrayLike, name: str) -> Float[ndarray, "*batch vocab"]:
+    """One batch of log-probabilities as float64, renormalised; ValueError if it is not one."""
+    rows = np.asarray(log_p)
+    if rows.dtype.kind != "f":
+        raise ValueError(
+            f"log_{name} must hold floating-point log-probabilities: got dtype {rows.dtype}. "
+            f"Pass natural logarithms of probabilities."
+        )
+    if rows.ndim == 0 or rows.shape[-1] == 0:
+        raise ValueError(
+            f"log_{name} needs a vocabulary of at least one outcome on its last axis: "
+            f"got shape {rows.shape}."
+        )
+    tolerance = NORMALISATION_TOLERANCE.get(rows.dtype.name, 1e-6)
+    rows = rows.astype(np.float64)
+    for bad, what in ((np.isnan(rows), "nan"), (np.isposinf(rows), "+inf")):
+        if bad.any():
+            where = np.argwhere(bad)[0]
+            raise ValueError(
+                f"log_{name} must hold log-probabilities, finite or -inf: {_row(where[:-1])} "
+                f"holds {what} at outcome {where[-1]}. Mend what produced it; nothing is guessed."
+            )
+    log_total = _logsumexp(rows)
+    with np.errstate(over="ignore"):
+        total = np.exp(log_total)
+    off = ~(np.abs(total - 1) <= tolerance)
+    if off.any():
+        where = np.argwhere(off)[0]
+        raise ValueError(
+            f"log_{name} must be normalised log-probabilities: {_row(where)} sums to "
+            f"{total[tuple(where)]:.6g}, not 1 within {tolerance:g}. "
+            f"Pass logits through log_softmax first."
+        )
+    return rows - log_total[..., None]
+
+
+def _check_alpha(alpha: ArrayLike) -> Float[ndarray, "*alphas"]:
+    values = np.asarray(alpha, dtype=np.float64)
+    outside = (values < 0) | (values > 1)
+    if outside.any():
+        raise ValueError(
+            f"alpha is the exponent on the policy and must lie in [0, 1]: got {values[outside][0]}."
+        )
+    return values
+
+
+def _row(index: ndarray) -> str:
+    """How an error names a row of the batch."""
+    if len(index) < 2:
+        return f"row {index[0] if len(index) else 0}"
+    return f"row {tuple(int(i) for i in index)}"
+
+
+def _close(log_ratio: ndarray) -> ndarray:
+    """Where expm1 beats a difference of exponentials."""
+    return np.abs(log_ratio) < 1
+
+
+def _logsumexp(log_rows: Float[ndarray, "*batch vocab"]) -> Float[ndarray, "*batch"]:
+    with np.errstate(divide="ignore"):  # a row of -inf sums to zero: log 0 is the answer
+        return np.asarray(logsumexp(log_rows, axis=-1))

@@ -1,0 +1,130 @@
+"""alpha*: where the geometric mean is equally far, in KL, from both of its parents.
+
+The reference solver: float64, SciPy's bracketing root finder, slow and certain.
+`qstar.batched.solve_kl_symmetry` is the fast one, and is tested against this.
+"""
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+from numpy.typing import ArrayLike
+from scipy.optimize import elementwise
+
+from .geometric import Pair, check_pair
+from .result import Balance
+
+EPS = np.finfo(np.float64).eps
+NDArrayBalance = Balance[ndarray, ndarray, ndarray]
+
+
+def solve_kl_symmetry(
+    log_policy: Float[ArrayLike, "*batch vocab"],
+    log_teacher: Float[ArrayLike, "*batch vocab"],
+) -> NDArrayBalance:
+    """Find alpha* for each row: KL(q* || policy) = KL(q* || teacher).
+
+    log Z is convex, and its slope at alpha is KL(q_alpha || teacher) - KL(q_alpha || policy).
+    alpha* minimises log Z on [0, 1]; q* is the distribution whose larger KL divergence to the two
+    parents is smallest. If the supports agree and the parents differ the minimum is interior and
+    equalises the two divergences. On partly shared supports the slope may keep one sign; then q*
+    sits at an end, the status says which, and the divergences are not equal.
+
+    Args:
+        log_policy: Log-probabilities, natural log, float64 (float32 and float16 are accepted and
+            computed in float64); -inf off the support.
+        log_teacher: The same, over the same vocabulary.
+
+    Returns:
+        A `Balance` of NumPy arrays with one entry per row; 0-d arrays for one-dimensional input.
+        A row with disjoint supports never raises: its alpha is nan, its divergences are inf.
+        q* itself is `log_geometric_mean(log_policy, log_teacher, balance.alpha)`.
+
+    Raises:
+        ValueError: Shapes differ, a vocabulary is empty, the dtype is not floating, or a row holds
+            nan or +inf or does not sum to one; the message says which row and what to do.
+
+    Source: the analysis, problem 2; Chernoff (1952); Nielsen (2013),
+        doi:10.1109/LSP.2013.2243726.
+    """
+    pair = check_pair(log_policy, log_teacher)
+    *batch, vocab = pair.log_policy.shape
+    flat = Pair(*(getattr(pair, name).reshape(-1, vocab) for name in Pair.__slots__))
+    status = _classify(flat)
+    alpha, passes, converged = _minimise(flat, status)
+    slope, curvature = flat.slope_and_curvature(alpha)
+    chernoff = np.where(status == "disjoint", np.inf, -flat.log_partition(alpha))
+    chernoff = np.maximum(chernoff, 0.0)  # and no -0.0
+    with np.errstate(invalid="ignore"):  # nan at disjoint rows
+        to_policy = np.maximum(chernoff - (1 - alpha) * slope, 0.0)
+        to_teacher = np.maximum(chernoff + alpha * slope, 0.0)
+    disjoint = status == "disjoint"
+    fields = {
+        "alpha": alpha,
+        "chernoff": chernoff,
+        "kl_to_policy": np.where(disjoint, np.inf, to_policy),
+        "kl_to_teacher": np.where(disjoint, np.inf, to_teacher),
+        "status": status,
+        "converged": converged,
+        "slope": slope,
+        "curvature": curvature,
+        "passes": passes,
+    }
+    return Balance(**{name: values.reshape(tuple(batch)) for name, values in fields.items()})
+
+
+def _classify(pair: Pair) -> ndarray:
+    """The status of each row, from the supports and the slopes of log Z at the two ends."""
+    at_0, at_1 = (
+        pair.slope_and_curvature(np.full(len(pair.log_policy), end))[0] for end in (0.0, 1.0)
+    )
+    magnitude = np.where(pair.shared, np.abs(pair.log_policy) + np.abs(pair.log_teacher), 0.0)
+    # What rounding alone may leave of a log-ratio that is zero.
+    noise = 2 * EPS * (1 + magnitude)
+    equal = (np.abs(pair.log_ratio) <= noise).all(axis=-1)
+    disjoint = ~pair.shared.any(axis=-1)
+    same_support = (np.isfinite(pair.log_policy) == np.isfinite(pair.log_teacher)).all(axis=-1)
+    floor = 2 * EPS * (1 + _mean_magnitude(pair, magnitude))
+    with np.errstate(invalid="ignore"):
+        left = ~same_support & (at_0 >= -floor[0])
+        right = ~same_support & (at_1 <= floor[1])
+    return np.select(
+        [disjoint, equal, left, right],
+        ["disjoint", "degenerate_all", "boundary_0", "boundary_1"],
+        default="interior",
+    )
+
+
+def _mean_magnitude(pair: Pair, magnitude: ndarray) -> Float[ndarray, "ends rows"]:
+    """E(|log policy| + |log teacher|) under the path's two ends: the scale of their rounding."""
+    ends = []
+    for end in (0.0, 1.0):
+        log_q = pair.log_geometric_mean(np.full(len(magnitude), end))
+        ends.append((np.exp(log_q) * magnitude).sum(axis=-1))
+    return np.stack(ends)
+
+
+def _minimise(
+    pair: Pair, status: ndarray
+) -> tuple[Float[ndarray, " rows"], Int[ndarray, " rows"], Bool[ndarray, " rows"]]:
+    """alpha* per row, the slope evaluations spent, and whether the stopping rule was met."""
+    ends = {"boundary_0": 0.0, "boundary_1": 1.0, "degenerate_all": 0.5}
+    alpha = np.full(len(status), np.nan)
+    for name, end in ends.items():
+        alpha[status == name] = end
+    passes = np.full(len(status), 2)
+    converged = status != "disjoint"
+    rows = np.flatnonzero(status == "interior")
+    if len(rows) == 0:
+        return alpha, passes, converged
+
+    def slope(at, row):  # `row` keeps it elementwise while SciPy drops finished rows
+        return pair.rows(row).slope_and_curvature(at)[0]
+
+    bracket = np.zeros(len(rows)), np.ones(len(rows))
+    root = elementwise.find_root(
+        slope, bracket, args=(rows,), tolerances={"xatol": 1e-15, "xrtol": 4 * EPS}
+    )
+    alpha[rows] = root.x
+    passes[rows] += root.nfev
+    converged[rows] = root.success
+    return alpha, passes, converged
