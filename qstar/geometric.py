@@ -208,8 +208,7 @@ class Pair:
             # Subtracting sum (p - r) = 0 termwise leaves terms of second order in the log-ratio:
             # no cancellation between close parents, and the right sign at both ends.
             first_order = np.exp(log_path) * self.log_ratio - self.mass_gap
-            with np.errstate(under="ignore"):
-                exact = first_order.sum(axis=-1) / np.exp(log_z)
+            exact = first_order.sum(axis=-1) / np.exp(np.where(near, log_z, 0.0))
             slope = np.where(near, exact, slope)
         undefined = np.isnan(alpha) | np.isneginf(log_z)
         return np.where(undefined, np.nan, slope), np.where(undefined, np.nan, curvature)
@@ -236,7 +235,8 @@ def check_pair(
             holds nan or +inf or does not sum to one (to `NORMALISATION_TOLERANCE`).
     """
     first, second = (
-        _check_rows(array, name) for array, name in zip((log_policy, log_teacher), names, strict=True)
+        _check_rows(array, name)
+        for array, name in zip((log_policy, log_teacher), names, strict=True)
     )
     if first.shape != second.shape:
         raise ValueError(
