@@ -10,12 +10,14 @@ colour-blind readers and in grey. There are no titles: the caption claims.
 """
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import matplotlib as mpl
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
+from matplotlib.rcsetup import cycler
 from matplotlib.text import Text
 from numpy import ndarray
 from numpy.typing import ArrayLike
@@ -35,7 +37,7 @@ COLOURS = {
 INK = {"policy": "#005A8D", "teacher": "#A34700", "q*": "#00694B", "other": "#8A4A72"}
 """The same hues, dark enough to be read as text on white (contrast above 4.5)."""
 
-LINES: dict[str, dict[str, object]] = {
+LINES: dict[str, dict[str, Any]] = {
     "policy": {"color": COLOURS["policy"], "linestyle": "-", "linewidth": 1.8},
     "teacher": {"color": COLOURS["teacher"], "linestyle": (0, (4.5, 2.2)), "linewidth": 1.8},
     "q*": {"color": COLOURS["q*"], "linestyle": "-", "linewidth": 3.2},
@@ -50,7 +52,7 @@ FILL = 0.13
 WIDTH = 5.8
 """Width of a figure in inches: the book's text column, at which 10 point text reads as text."""
 
-STYLE: dict[str, object] = {
+STYLE: dict[Any, Any] = {
     "figure.figsize": (WIDTH, 3.5),
     "figure.dpi": 170,
     "figure.facecolor": "white",
@@ -82,7 +84,7 @@ STYLE: dict[str, object] = {
     "xtick.labelcolor": COLOURS["ink"],
     "ytick.labelcolor": COLOURS["ink"],
     "lines.solid_capstyle": "round",
-    "axes.prop_cycle": mpl.cycler(
+    "axes.prop_cycle": cycler(
         color=[COLOURS[name] for name in ("policy", "teacher", "q*", "other", "quiet")]
     ),
 }
