@@ -1,0 +1,226 @@
+"""What the book needs beyond Jupyter Book: offline mathematics, honest links, badges, one figure.
+
+Loaded by `_config.yml` as a local Sphinx extension. Each `_function` below is one repair or one
+addition; `setup` lists when they run.
+"""
+
+import ast
+import base64
+import dataclasses
+import importlib.util
+import inspect
+import os
+import shutil
+import textwrap
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+from docutils import nodes
+from docutils.parsers.rst import directives
+from myst_nb.ext.glue.crossref import PendingGlueReference, read_glue_cache
+from myst_nb.ext.glue.utils import create_pending_glue_ref
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.environment import BuildEnvironment
+from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util.docutils import SphinxDirective
+from sphinx.util.nodes import make_refnode
+from sphinx.util.typing import ExtensionMetadata
+
+VERDICTS = ("confirmed", "corrected", "refuted", "qualified", "not measured")
+MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts/woff-v2")
+BRANCH = "main"
+
+
+class PastedFigure(SphinxDirective):
+    """A figure that a chapter glued, shown on another page, with a caption and alternative text.
+
+    MyST-NB pastes an image across documents, but bare: `{glue:figure}` works only at home.
+
+        :::{pasted-figure} chapters/01_kl_symmetry.ipynb::ch1-kl-crossing
+        :alt: What a reader who cannot see it must know.
+        The caption.
+        :::
+    """
+
+    required_arguments = 1
+    has_content = True
+    option_spec = {"alt": directives.unchanged_required, "name": directives.unchanged}  # noqa: RUF012
+
+    def run(self) -> list[nodes.Node]:
+        if "alt" not in self.options:
+            raise self.error("pasted-figure needs :alt:, a description for readers who cannot see")
+        chapter, _, key = self.arguments[0].partition("::")
+        pending = create_pending_glue_ref(
+            self.state.document, self.get_source_info()[0], self.lineno, chapter, key
+        )
+        figure = nodes.figure("", pending, alt=self.options["alt"], classes=["pasted-figure"])
+        self.set_source_info(figure)
+        self.add_name(figure)
+        caption = nodes.Element()
+        self.state.nested_parse(self.content, self.content_offset, caption)
+        if caption.children:
+            figure += nodes.caption("", "", *caption[0].children)
+        return [figure]
+
+
+class _PasteFigures(SphinxPostTransform):
+    """Put the image in, and its file beside the page: MyST-NB (priority 5) writes no file."""
+
+    default_priority = 4
+
+    def run(self, **kwargs: object) -> None:
+        for figure in self.document.findall(nodes.figure):
+            for pending in list(figure.findall(PendingGlueReference)):
+                glued = read_glue_cache(self.env.mystnb_config.output_folder, pending.refdoc)
+                if "image/png" not in glued.get(pending.key, {}).get("data", {}):
+                    continue  # MyST-NB warns of it
+                png = base64.b64decode(glued[pending.key]["data"]["image/png"])
+                file = Path(self.app.outdir) / self.app.builder.imagedir / f"{pending.key}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(png)
+                page = (Path(self.app.outdir) / self.env.docname).parent
+                uri = os.path.relpath(file, page)
+                pending.replace_self(nodes.image(uri=uri, candidates={"*": uri}, alt=figure["alt"]))
+
+
+class _Verdicts(SphinxPostTransform):
+    """Show a glued verdict as a badge; anything else under a verdict's key is a warning."""
+
+    default_priority = 6
+
+    def run(self, **kwargs: object) -> None:
+        for node in self.document.findall(nodes.inline):
+            if "pasted-text" in node["classes"] and node.astext() in VERDICTS:
+                node["classes"] += ["verdict", f"verdict-{node.astext().replace(' ', '-')}"]
+
+
+def _repository(app: Sphinx) -> str:
+    """The repository's public address, from `[tool.qstar] repository`; '' while it has none."""
+    pyproject = Path(app.confdir).parent / "pyproject.toml"
+    settings = tomllib.loads(pyproject.read_text(encoding="utf8"))
+    return settings.get("tool", {}).get("qstar", {}).get("repository", "").strip().rstrip("/")
+
+
+def _point_to_the_repository(app: Sphinx, config: Config) -> None:
+    """With an address: launch, source and edit buttons. Without one: none of them, anywhere."""
+    repository = _repository(app)
+    config.html_theme_options |= {
+        "repository_url": repository,
+        "repository_branch": BRANCH,
+        "path_to_docs": "book",
+        "use_repository_button": bool(repository),
+        "use_source_button": bool(repository),
+        "use_edit_page_button": bool(repository),
+        "use_issues_button": bool(repository),
+        "launch_buttons": {
+            "notebook_interface": "jupyterlab",
+            "colab_url": "https://colab.research.google.com",
+            "binderhub_url": "https://mybinder.org",
+        }
+        if repository
+        else {},
+    }
+
+
+def _link_to_the_sources(
+    app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None
+) -> None:
+    """Repository links of a chapter lead to notebooks/: book/chapters/ is not in the repository."""
+    buttons = list(context.get("header_buttons", []))
+    for button in buttons:
+        buttons.extend(button.get("buttons", []))
+        if "url" in button:
+            button["url"] = button["url"].replace("book/chapters/", "notebooks/")
+
+
+def _drop_thebe(app: Sphinx, config: Config) -> None:
+    """Jupyter Book loads sphinx-thebe always; it names a host and declares one `const` twice."""
+    for listeners in app.events.listeners.values():
+        listeners[:] = [one for one in listeners if one.handler.__module__ != "sphinx_thebe"]
+    app.registry.css_files[:] = [
+        (name, options) for name, options in app.registry.css_files if name != "sphinx-thebe.css"
+    ]
+
+
+def _copy_mathjax(app: Sphinx, exception: Exception | None) -> None:
+    """MathJax from the wheel sphinx-mathjax-offline: the script, its TeX extensions, its fonts.
+
+    After the build, and not through `_static`, whose scripts Jupyter Book loads on every page.
+    """
+    if exception is not None or app.builder.format != "html":
+        return
+    wheel = importlib.util.find_spec("sphinx-mathjax-offline")
+    assert wheel is not None, "the book needs it: pip install sphinx-mathjax-offline"
+    source = Path(next(iter(wheel.submodule_search_locations or []))) / "static" / "mathjax"
+    target = Path(app.outdir) / "_static" / "mathjax"
+    for name in MATHJAX:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name, dirs_exist_ok=True)
+        else:
+            shutil.copy2(source / name, target / name)
+
+
+def _renew_pages_that_quote(app: Sphinx, env: BuildEnvironment) -> Iterator[str]:
+    """A page that shows another chapter's results is written again in every build."""
+    for docname in env.found_docs:
+        doctree = env.get_doctree(docname)
+        if any(doctree.findall(PendingGlueReference)):
+            yield docname
+
+
+def _forget_a_build_with_warnings(app: Sphinx, exception: Exception | None) -> None:
+    """Sphinx reads only changed pages: without this, `-W` passes when it is simply run again."""
+    if exception is not None or (app.warningiserror and app._warncount):
+        (Path(app.doctreedir) / "environment.pickle").unlink(missing_ok=True)
+
+
+def _signature_as_written(
+    app: Sphinx, what: str, name: str, obj: object, *_: object
+) -> tuple[str, str | None] | None:
+    """Show a function as its source declares it: jaxtyping's runtime types are unreadable."""
+    if what == "class" and dataclasses.is_dataclass(obj):
+        return f"({', '.join(field.name for field in dataclasses.fields(obj))})", None
+    if what not in ("function", "method"):
+        return None
+    source = textwrap.dedent(inspect.getsource(inspect.unwrap(obj)))  # type: ignore[arg-type]
+    function = ast.parse(source).body[0]
+    assert isinstance(function, ast.FunctionDef)
+    if what == "method" and not isinstance(obj, staticmethod):
+        (function.args.posonlyargs or function.args.args).pop(0)  # self
+    returns = ast.unparse(function.returns) if function.returns else None
+    return f"({ast.unparse(function.args)})", returns
+
+
+def _resolve_types(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, text: nodes.TextElement
+) -> nodes.Element | None:
+    """Our own types are linked from every module; those of other packages are plain text.
+
+    A name that claims to be ours and is not documented stays unresolved, and so a warning.
+    """
+    target = node.get("reftarget", "")
+    if node.get("reftype") != "class" or target.startswith("qstar"):
+        return None
+    for name, entry in env.domains["py"].data["objects"].items():
+        if name.startswith("qstar.") and name.rpartition(".")[2] == target.rpartition(".")[2]:
+            return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, text)
+    return text
+
+
+def setup(app: Sphinx) -> ExtensionMetadata:
+    app.add_directive("pasted-figure", PastedFigure)
+    app.add_post_transform(_PasteFigures)
+    app.add_post_transform(_Verdicts)
+    app.connect("config-inited", _drop_thebe)
+    app.connect("config-inited", _point_to_the_repository)
+    app.connect("env-updated", _renew_pages_that_quote)
+    app.connect("html-page-context", _link_to_the_sources, priority=900)
+    app.connect("autodoc-process-signature", _signature_as_written)
+    app.connect("missing-reference", _resolve_types)
+    app.connect("build-finished", _copy_mathjax)
+    app.connect("build-finished", _forget_a_build_with_warnings)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,16 @@
+// Repairs of the theme that a style sheet cannot make.
+document.addEventListener("DOMContentLoaded", () => {
+  // Buttons that show only an icon say what they do.
+  for (const button of document.querySelectorAll("button.search-button, button.search-button__button")) {
+    button.setAttribute("aria-label", "Search");
+  }
+  // Boxes that scroll sideways can be scrolled from the keyboard.
+  for (const box of document.querySelectorAll(".bd-article table.table, .bd-article div.math, .bd-article .text_html, .bd-article pre")) {
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+  }
+  // The download button downloads, and does not open a tab full of JSON.
+  for (const link of document.querySelectorAll("a.btn-download-source-button, a.btn-download-notebook-button")) {
+    link.setAttribute("download", "");
+    link.removeAttribute("target");
+  }
+});
