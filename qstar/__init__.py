@@ -11,6 +11,7 @@ from types import ModuleType
 
 from .geometric import (
     acceptance_probability,
+    cumulants,
     kl,
     kl_gap,
     log_geometric_mean,
@@ -26,6 +27,7 @@ __all__ = [
     "STATUSES",
     "Balance",
     "acceptance_probability",
+    "cumulants",
     "kl",
     "kl_gap",
     "log_geometric_mean",

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -166,5 +167,55 @@ def kl_crossing(
         ylabel="divergence (nats)",
         xlim=(0, 1),
         ylim=(0, top),
+    )
+    return ax
+
+
+# Chapters 1 and 2: the condition and its solution.
+
+
+def minimax(
+    strayed: Float[ndarray, " challengers"],
+    worse: Float[ndarray, " challengers"],
+    balance: Balance,
+    *,
+    ax: Axes,
+) -> Axes:
+    """The worse of the two divergences of many distributions, above the bound C + KL(q || q*).
+
+    Args:
+        strayed: KL(q || q*) of each distribution, in nats.
+        worse: max(KL(q || policy), KL(q || teacher)) of each, in nats.
+        balance: The solved pair, for C.
+        ax: Where to draw.
+    """
+    chernoff, reach = float(balance.chernoff), float(np.quantile(strayed, 0.98))
+    line = np.array([0, reach])
+    ax.fill_between(line, chernoff + line, color=COLOURS["q*"], alpha=FILL / 2, linewidth=0)
+    ax.plot(strayed, worse, "o", ms=3, mew=0, color=COLOURS["quiet"], alpha=0.5)
+    ax.plot(line, chernoff + line, **LINES["q*"])
+    _star(ax, 0, chernoff)
+    ax.annotate(
+        rf"$q^*$, at $C = {chernoff:.3f}$",
+        (0, chernoff),
+        xytext=(14, -6),
+        textcoords="offset points",
+        va="center",
+        color=INK["q*"],
+    )
+    ax.text(
+        0.97 * reach,
+        0.45 * (chernoff + reach),
+        r"below $C+$KL($q$ ‖ $q^*$):" + "\nno distribution",
+        ha="right",
+        va="center",
+        color=INK["q*"],
+        linespacing=1.35,
+    )
+    ax.set(
+        xlabel=r"KL($q$ ‖ $q^*$) (nats)",
+        ylabel="worse of the two\ndivergences (nats)",
+        xlim=(0, reach),
+        ylim=(0, float(np.max(worse[strayed <= reach]))),
     )
     return ax

@@ -90,6 +90,32 @@ def kl_gap(
     return pair.slope_and_curvature(_check_alpha(alpha))[0]
 
 
+def cumulants(
+    log_policy: Float[ArrayLike, "*batch vocab"],
+    log_teacher: Float[ArrayLike, "*batch vocab"],
+    alpha: Float[ArrayLike, "*alphas"],
+) -> tuple[Float[ndarray, "*alphas"], Float[ndarray, "*alphas"], Float[ndarray, "*alphas"]]:
+    """The first three derivatives of log Z: mean, variance and third central moment of the
+    log-ratio log policy - log teacher under q_alpha, in nats, nats^2 and nats^3.
+
+    The mean is `kl_gap`. One Newton step towards alpha* is -mean / variance.
+
+    Args:
+        log_policy: Normalised log-probabilities of the policy.
+        log_teacher: The same for the teacher, of the same shape.
+        alpha: The exponent on the policy, in [0, 1]; broadcasts against the batch. nan gives nan.
+
+    Raises:
+        ValueError: A row is not a normalised distribution, the shapes differ, or alpha leaves
+            [0, 1].
+    """
+    pair, at = check_pair(log_policy, log_teacher), _check_alpha(alpha)
+    mean, variance = pair.slope_and_curvature(at)
+    q = np.exp(pair.log_geometric_mean(at))
+    third = (q * (pair.log_ratio - mean[..., None]) ** 3).sum(axis=-1)
+    return mean, variance, third
+
+
 def kl(
     log_p: Float[ArrayLike, "*batch vocab"], log_q: Float[ArrayLike, "*batch vocab"]
 ) -> Float[ndarray, "*batch"]:

@@ -7,6 +7,7 @@ from scipy.stats import entropy
 
 from qstar import (
     acceptance_probability,
+    cumulants,
     kl,
     kl_gap,
     log_geometric_mean,
@@ -64,6 +65,22 @@ def test_kl_gap_is_the_difference_of_the_divergences_and_the_slope(pair):
         step = 1e-5
         slope = (log_partition(*pair, alpha + step) - log_partition(*pair, alpha - step)) / 2e-5
         np.testing.assert_allclose(gap, slope, atol=1e-8)
+
+
+def test_cumulants_are_the_derivatives_of_log_partition(pair):
+    mean, variance, third = cumulants(*pair, 0.3)
+    step = 1e-3
+    stencil = log_partition(*pair, 0.3 + step * np.arange(-2, 3)[:, None])
+    np.testing.assert_allclose(mean, kl_gap(*pair, 0.3), atol=1e-13)
+    np.testing.assert_allclose(
+        variance, (stencil[3] - 2 * stencil[2] + stencil[1]) / step**2, rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        third,
+        (stencil[4] - 2 * stencil[3] + 2 * stencil[1] - stencil[0]) / (2 * step**3),
+        rtol=1e-3,
+        atol=1e-2,
+    )
 
 
 def test_log_partition_keeps_its_digits_when_the_parents_almost_agree():
