@@ -342,8 +342,8 @@ class _Axes:
         if np.abs(excess).max() < 0.5:
             variance = 1 + excess
         else:
-            # Squaring nothing keeps the small variances of a far pair: one-sided Jacobi on the
-            # quotient of the Cholesky factors is accurate value by value.
+            # Without products of matrices the small variances of a far pair survive beside large
+            # ones: one-sided Jacobi on the quotient of the Cholesky factors.
             quotient = solve_triangular(root, _cholesky(policy.covariance), lower=True)
             scale, rotation = _singular(quotient)
             variance = scale**2
@@ -378,9 +378,10 @@ class _Axes:
         """The derivative of log Z: KL(q || teacher) - KL(q || policy)."""
         a, b, u = alpha[..., None], 1 - alpha[..., None], self.u(alpha)
         near = np.abs(self.excess) < 0.5
-        second_order = -b * self.excess**2 / u - _log_less_linear(self.excess, self.variance)
+        small = np.where(near, self.excess, 0.0)
+        second_order = -b * small**2 / u - _log_less_linear(self.excess, self.variance)
         spread = np.where(near, second_order, self.excess / u - self.log_variance)
-        location = self.gap**2 * (a**2 - b**2 * self.variance) / u**2
+        location = self.gap**2 * ((a / u) ** 2 - (b / u) * (b * self.variance / u))
         return 0.5 * (spread + location).sum(axis=-1)
 
     def curvature(self, alpha: Float[ndarray, "*alphas"]) -> Float[ndarray, "*alphas"]:
@@ -391,7 +392,7 @@ class _Axes:
     def kl_to_policy(self, alpha: Float[ndarray, "*alphas"]) -> Float[ndarray, "*alphas"]:
         b, u = 1 - alpha[..., None], self.u(alpha)
         spread = -_log_less_linear(-b * self.excess / u, 1 / u)
-        return 0.5 * (spread + self.variance * (b * self.gap / u) ** 2).sum(axis=-1)
+        return 0.5 * (spread + self.gap**2 * (b / u) * (b * self.variance / u)).sum(axis=-1)
 
     def kl_to_teacher(self, alpha: Float[ndarray, "*alphas"]) -> Float[ndarray, "*alphas"]:
         a, u = alpha[..., None], self.u(alpha)
@@ -427,12 +428,14 @@ _ATANH = 1 / np.arange(3, 41, 2)
 def _singular(matrix: ndarray) -> tuple[ndarray, ndarray]:
     """Singular values and left singular vectors, the small values to relative precision."""
     scale, left, _, work, _, info = lapack.dgejsv(matrix, joba=2, jobu=0, jobv=0, jobr=0)
-    if info != 0 or not np.isfinite(scale).all():
+    scale = scale * (work[0] / work[1])
+    if info != 0 or not ((scale > 1e-150) & (scale < 1e150)).all():
         raise ValueError(
-            f"the two covariances are too far apart for float64 (dgejsv: {info}). "
-            f"Rescale the coordinates."
+            f"policy and teacher must have standard deviations within a factor of 1e150 of each "
+            f"other along every axis: got ratios from {scale.min():.3g} to {scale.max():.3g} "
+            f"(LAPACK dgejsv: info {info}). Check the units of the two covariances."
         )
-    return scale * (work[0] / work[1]), left
+    return scale, left
 
 
 def _cholesky(covariance: ndarray) -> ndarray:
