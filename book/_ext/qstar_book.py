@@ -10,6 +10,7 @@ import dataclasses
 import importlib.util
 import inspect
 import os
+import re
 import shutil
 import textwrap
 import tomllib
@@ -111,6 +112,8 @@ def _point_to_the_repository(app: Sphinx, config: Config) -> None:
         "repository_url": repository,
         "repository_branch": BRANCH,
         "path_to_docs": "book",
+        "navbar_persistent": [],  # one search field is enough
+        "primary_sidebar_end": [],  # no advertisement's place
         "use_repository_button": bool(repository),
         "use_source_button": bool(repository),
         "use_edit_page_button": bool(repository),
@@ -123,6 +126,27 @@ def _point_to_the_repository(app: Sphinx, config: Config) -> None:
         if repository
         else {},
     }
+
+
+def _mend_markup(
+    app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None
+) -> None:
+    """What Sphinx writes and neither HTML nor ARIA allows: lists without their items."""
+    body = context.get("body", "")
+    body = body.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+    body = body.replace(' role="doc-biblioentry"', "")
+    body = re.sub(  # a signature on several lines: a definition list that defines nothing
+        r"<dl>\s*((?:<dd>.*?</dd>\s*)+)</dl>",
+        lambda lines: re.sub(
+            r"<dd>(.*?)</dd>", r'<span class="sig-line">\1</span>', lines.group(1), flags=re.DOTALL
+        ),
+        body,
+        flags=re.DOTALL,
+    )
+    context["body"] = body
+    # Mathematics cannot be typeset in the title of a window.
+    plain = context.get("title", "").replace(r"\alpha", "α").replace(r"\star", "*")
+    context["title"] = re.sub(r"\\\((.*?)\\\)", lambda tex: re.sub(r"[\^{}]", "", tex[1]), plain)
 
 
 def _link_to_the_sources(
@@ -183,7 +207,8 @@ def _signature_as_written(
 ) -> tuple[str, str | None] | None:
     """Show a function as its source declares it: jaxtyping's runtime types are unreadable."""
     if what == "class" and dataclasses.is_dataclass(obj):
-        return f"({', '.join(field.name for field in dataclasses.fields(obj))})", None
+        names = [field.name for field in dataclasses.fields(obj)]
+        return (f"({', '.join(names)})" if len(names) < 5 else ""), None
     if what not in ("function", "method"):
         return None
     source = textwrap.dedent(inspect.getsource(inspect.unwrap(obj)))  # type: ignore[arg-type]
@@ -193,6 +218,13 @@ def _signature_as_written(
         (function.args.posonlyargs or function.args.args).pop(0)  # self
     returns = ast.unparse(function.returns) if function.returns else None
     return f"({ast.unparse(function.args)})", returns
+
+
+def _source_as_field(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """`Source: ...` is a paragraph to a person and a definition to docutils: make it a field."""
+    lines[:] = [re.sub(r"^Source: ", ":Source: ", line) for line in lines]
 
 
 def _resolve_types(
@@ -212,14 +244,17 @@ def _resolve_types(
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
+    app.set_html_assets_policy("always")  # titles with mathematics appear on every page
     app.add_directive("pasted-figure", PastedFigure)
     app.add_post_transform(_PasteFigures)
     app.add_post_transform(_Verdicts)
     app.connect("config-inited", _drop_thebe)
     app.connect("config-inited", _point_to_the_repository)
     app.connect("env-updated", _renew_pages_that_quote)
+    app.connect("html-page-context", _mend_markup)
     app.connect("html-page-context", _link_to_the_sources, priority=900)
     app.connect("autodoc-process-signature", _signature_as_written)
+    app.connect("autodoc-process-docstring", _source_as_field, priority=400)
     app.connect("missing-reference", _resolve_types)
     app.connect("build-finished", _copy_mathjax)
     app.connect("build-finished", _forget_a_build_with_warnings)
