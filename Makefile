@@ -1,0 +1,38 @@
+# The two commands: `make book` and `make test`. They need Python >= 3.11 with venv, make and git.
+# To choose the Python: PYTHON=python3.12 make book
+
+PY := .venv/bin/python
+
+.PHONY: help book test environment bench address clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make book     make .venv, run every notebook, build the book, print where it is'
+	@echo 'make test     make .venv, then lint, format check, type check and all tests'
+	@echo 'make bench    measure the solvers'
+	@echo 'make address  write the public address of pyproject.toml into README and CITATION'
+	@echo 'make clean    remove what these made: .venv, the built book, the caches here'
+
+book: environment
+	$(PY) -m qstar.models fetch
+	$(PY) -m qstar.reproduce
+	$(PY) .ci/html.py
+
+test: environment
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+	HF_HUB_OFFLINE=1 $(PY) -m pytest
+
+environment:
+	@.ci/environment
+
+bench: environment
+	$(PY) -m qstar.benchmark
+
+address: environment
+	$(PY) .ci/address.py
+
+clean:
+	rm -rf .venv book/_build book/chapters .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	find qstar tests .ci -name __pycache__ -type d -prune -exec rm -rf {} +
