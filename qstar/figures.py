@@ -9,13 +9,18 @@ colour-blind readers and in grey. There are no titles: the caption claims.
     with figures.style(): ...               # elsewhere
 """
 
+import base64
+import io
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.rcsetup import cycler
@@ -23,6 +28,7 @@ from matplotlib.text import Text
 from numpy import ndarray
 from numpy.typing import ArrayLike
 
+from .gaussian import Gaussian, SolvedPair
 from .result import Balance
 
 COLOURS = {
@@ -219,3 +225,423 @@ def minimax(
         ylim=(0, float(np.max(worse[strayed <= reach]))),
     )
     return ax
+
+
+def convergence(
+    errors: Mapping[str, Float[ndarray, "pairs passes"]], *, floor: float, ax: Axes
+) -> Axes:
+    """The error of alpha after each pass over the vocabulary, one line per pair and method.
+
+    Args:
+        errors: Method name -> |alpha - alpha*| before each pass, one row per pair.
+        floor: The precision reached at the end; smaller errors are drawn on it.
+        ax: Where to draw; the vertical axis is logarithmic.
+    """
+    looks = {
+        "bisection": {"color": COLOURS["quiet"], "marker": "s", "linestyle": ":"},
+        "Newton": {"color": COLOURS["policy"], "marker": "o", "linestyle": "--"},
+        "Halley": {"color": COLOURS["q*"], "marker": "D", "linestyle": "-"},
+    }
+    for method, rows in errors.items():
+        lines = ax.plot(np.maximum(rows, floor).T, ms=4.5, lw=1.4, **looks[method])
+        lines[0].set_label(method)
+    ax.axhline(floor, **LINES["guide"])
+    ax.set(
+        yscale="log",
+        xlabel="passes over the vocabulary",
+        ylabel=r"error of $\alpha$",
+        ylim=(floor / 4, 1),
+    )
+    ax.legend(loc="upper right")
+    return ax
+
+
+def log_partition_panels(
+    panels: Mapping[str, tuple[Float[ndarray, " points"], Float[ndarray, " points"], Balance]],
+    *,
+    fig: Figure,
+) -> Figure:
+    """log Z(alpha) of several pairs, side by side, each with a star where the solver put alpha*.
+
+    Args:
+        panels: Panel label -> (alphas, log Z at each, the solved pair).
+        fig: Where to draw; one row of panels that share the vertical axis.
+    """
+    axes = fig.subplots(2, 2, sharex=True, sharey=True).ravel()
+    for ax, (label, (alphas, log_z, balance)) in zip(axes, panels.items(), strict=True):
+        ax.plot(alphas, log_z, color=COLOURS["ink"], linewidth=1.8)
+        ax.axhline(0, **LINES["guide"])
+        _star(ax, float(balance.alpha), -float(balance.chernoff))
+        _halo(ax.text(0.5, 0.13, label, ha="center", family="monospace", fontsize=9.5))
+    lowest = min(float(np.min(log_z)) for _, log_z, _ in panels.values())
+    for ax in axes:
+        ax.set(xlim=(0, 1), ylim=(1.2 * lowest, 0.3))
+    for ax in axes[2:]:
+        ax.set_xlabel(r"$\alpha$")
+    for ax in axes[::2]:
+        ax.set_ylabel(r"$\log Z(\alpha)$ (nats)")
+    return fig
+
+
+def alpha_error(
+    offsets: Float[ndarray, " points"],
+    total_variations: Mapping[str, Float[ndarray, " points"]],
+    estimates: Mapping[str, Float[ndarray, " points"]],
+    *,
+    ax: Axes,
+) -> Axes:
+    """How far q_alpha is from q* when alpha is off: total variation against the error of alpha.
+
+    Args:
+        offsets: |alpha - alpha*|.
+        total_variations: Pair label -> TV(q_alpha, q*) at each offset (markers).
+        estimates: Pair label -> its first-order estimate (lines).
+        ax: Where to draw; both axes are logarithmic.
+    """
+    looks = [("o", COLOURS["policy"]), ("s", COLOURS["teacher"]), ("D", COLOURS["q*"])]
+    for (label, values), (marker, colour) in zip(total_variations.items(), looks, strict=True):
+        ax.plot(offsets, estimates[label], color=colour, linewidth=1.2)
+        ax.plot(offsets, values, marker, color=colour, markersize=5, linestyle="none", label=label)
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel=r"error of $\alpha$",
+        ylabel=r"TV($q_\alpha$, $q^*$)",
+    )
+    ax.legend(loc="lower right", title="pair", alignment="left")
+    return ax
+
+
+def passes_histogram(counts: Mapping[str, Int[ndarray, " rows"]], *, ax: Axes) -> Axes:
+    """How many passes the solver spent on each row of several sets of rows.
+
+    Args:
+        counts: Set label -> passes per row.
+        ax: Where to draw; the vertical axis is the share of each set's rows.
+    """
+    looks = [(COLOURS["q*"], None), (COLOURS["other"], "////"), (COLOURS["policy"], "....")]
+    most = max(int(np.max(passes)) for passes in counts.values())
+    width = 0.8 / len(counts)
+    for index, ((label, passes), (colour, hatch)) in enumerate(
+        zip(counts.items(), looks, strict=False)
+    ):
+        share = np.bincount(passes, minlength=most + 1) / len(passes)
+        at = np.arange(most + 1) + (index - (len(counts) - 1) / 2) * width
+        ax.bar(at, share, width, color=colour, hatch=hatch, edgecolor="white", label=label)
+    ax.set(
+        xlabel="passes over the vocabulary",
+        ylabel="share of the rows",
+        xlim=(0.4, most + 0.6),
+        ylim=(0, None),
+    )
+    ax.legend(loc="upper right")
+    return ax
+
+
+PATH_COLOURS = LinearSegmentedColormap.from_list(
+    "path", [COLOURS["teacher"], "#B9B9B9", COLOURS["policy"]]
+)
+"""Colour of a point of the path by its alpha: from the teacher's to the policy's."""
+
+
+def _contour(law: Gaussian, radius: float) -> Float[ndarray, "2 points"]:
+    """The points of a plane that are `radius` standard deviations from the mean."""
+    angle = np.linspace(0, 2 * np.pi, 181)
+    circle = radius * np.stack([np.cos(angle), np.sin(angle)])
+    return law.mean[:, None] + np.linalg.cholesky(law.covariance) @ circle
+
+
+def _contours(law: Gaussian, role: str, ax: Axes, *, radii: Sequence[float] = (1, 2)) -> None:
+    for radius in radii:
+        x, y = _contour(law, radius)
+        line = LINES[role] | {"linewidth": LINES[role]["linewidth"] * (1 if radius == 1 else 0.6)}
+        ax.fill(x, y, color=COLOURS[role], alpha=FILL, linewidth=0)
+        ax.plot(x, y, **line, label=role if radius == 1 else None)
+
+
+def _plane(ax: Axes, *, half_width: float, centre: tuple[float, float] = (0, 0)) -> None:
+    ax.set_aspect("equal")
+    ax.set(
+        xlim=(centre[0] - half_width, centre[0] + half_width),
+        ylim=(centre[1] - half_width, centre[1] + half_width),
+    )
+
+
+def _role_legend(fig: Figure, *, roles: Sequence[str] = ("policy", "teacher", "q*")) -> None:
+    names = {"policy": "policy", "teacher": "teacher", "q*": r"$q^*$"}
+    handles = [Line2D([], [], **LINES[role], label=names[role]) for role in roles]
+    fig.legend(handles=handles, loc="outside upper center", ncols=len(roles))
+
+
+def gaussian_cases(cases: Sequence[SolvedPair], *, fig: Figure, half_width: float = 4.7) -> Figure:
+    """Small multiples of pairs in the plane: contours of policy, teacher and q* at 1 and 2 sigma.
+
+    Every panel has the same scale, given by the bar in the first, and is centred on what it shows.
+
+    Args:
+        cases: The solved pairs, three to a row; `name` labels the panel.
+        fig: Where to draw: an empty figure, slightly higher than wide for nine cases.
+        half_width: Half the side of each panel, in the units of the coordinates.
+    """
+    rows = -(-len(cases) // 3)
+    axes = fig.subplots(rows, 3, squeeze=False)
+    for ax, case in zip(axes.flat, cases, strict=False):
+        _contours(case.teacher, "teacher", ax)
+        _contours(case.policy, "policy", ax)
+        _contours(case.q_star, "q*", ax)
+        x, y = case.q_star.mean
+        _star(ax, x, y, size=9)
+        shown = np.hstack([_contour(law, 2) for law in (case.policy, case.teacher)])
+        x, y = (shown.min(axis=1) + shown.max(axis=1)) / 2
+        _plane(ax, half_width=half_width, centre=(x, y))
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set(visible=True, color="#C8C8C8")
+        ax.annotate(
+            case.name,
+            (0, 1),
+            xytext=(1, 4),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            fontsize=9.5,
+        )
+        ax.set_xlabel(rf"$\alpha^* = {case.balance.alpha:.3f}$", color=INK["q*"])
+    corner = axes.flat[0].get_xlim()[0] + 0.5, axes.flat[0].get_ylim()[0] + 0.6
+    axes.flat[0].plot(
+        [corner[0], corner[0] + 2], [corner[1]] * 2, color=COLOURS["ink"], linewidth=1.5
+    )
+    axes.flat[0].annotate(
+        "2", (corner[0] + 1, corner[1]), (0, 3), textcoords="offset points", ha="center", fontsize=9
+    )
+    for ax in axes.flat[len(cases) :]:
+        ax.set_axis_off()
+    _role_legend(fig)
+    return fig
+
+
+def path_evolution(
+    case: SolvedPair,
+    alphas: Float[ndarray, " steps"],
+    path: Sequence[Gaussian],
+    kl_to_policy: Float[ndarray, " steps"],
+    kl_to_teacher: Float[ndarray, " steps"],
+    *,
+    fig: Figure,
+) -> Figure:
+    """q_alpha on its way from teacher to policy, above the two divergences that choose q*.
+
+    Args:
+        case: The pair in the plane, solved.
+        alphas: The exponents, from 0 to 1; about every tenth of the way one contour is drawn.
+        path: The geometric mean at each.
+        kl_to_policy: KL(q_alpha || policy) at each, in nats.
+        kl_to_teacher: KL(q_alpha || teacher) at each, in nats.
+        fig: Where to draw: an empty figure, higher than wide.
+    """
+    top, bottom = fig.subplots(2, 1, height_ratios=[1.75, 1])
+    for alpha, law in list(zip(alphas, path, strict=True))[:: max(1, len(alphas) // 10)]:
+        x, y = _contour(law, 1)
+        top.plot(x, y, color=PATH_COLOURS(float(alpha)), linewidth=1.2, alpha=0.9)
+    top.plot(*np.stack([law.mean for law in path]).T, color=COLOURS["ink"], linewidth=1.3, zorder=4)
+    ends = ((case.teacher, "teacher", 0), (case.policy, "policy", 1))
+    for law, role, _ in ends:
+        x, y = _contour(law, 1)
+        top.fill(x, y, color=COLOURS[role], alpha=FILL, linewidth=0)
+        top.plot(x, y, **LINES[role] | {"linewidth": 2.4})
+        top.plot(*law.mean, "o", color=COLOURS[role], markeredgecolor="white", zorder=5)
+    top.plot(*_contour(case.q_star, 1), **LINES["q*"])
+    _star(top, *case.q_star.mean, size=17)
+    top.set_aspect("equal")
+    top.set(xlabel="$x_1$", ylabel="$x_2$")
+    top.margins(0.05)
+    for law, role, end in ends:
+        _halo(
+            top.annotate(
+                rf"{role}, $\alpha = {end}$",
+                (law.mean[0], _contour(law, 1)[1].max()),
+                xytext=(0, 5),
+                textcoords="offset points",
+                ha="center",
+                color=INK[role],
+            )
+        )
+    _halo(
+        top.annotate(
+            r"$q^*$",
+            tuple(_contour(case.q_star, 1)[:, 68]),  # on its upper left
+            xytext=(-4, 3),
+            textcoords="offset points",
+            ha="right",
+            color=INK["q*"],
+            fontsize=13,
+        )
+    )
+    kl_crossing(alphas, kl_to_policy, kl_to_teacher, case.balance, ax=bottom)
+    return fig
+
+
+def scale_law(
+    ratios: Float[ndarray, " points"],
+    alphas: Float[ndarray, " points"],
+    shares: Float[ndarray, " points"],
+    cases: Sequence[SolvedPair],
+    *,
+    ax: Axes,
+) -> Axes:
+    """alpha* of concentric isotropic Gaussians against the ratio of their variances.
+
+    Args:
+        ratios: Teacher variance over policy variance; above 1 the policy is the narrower.
+        alphas: alpha* at each.
+        shares: The part of q*'s precision that comes from the policy, at each.
+        cases: Rows of the source's table to mark: isotropic, with one mean.
+        ax: Where to draw.
+    """
+    ax.axhline(0.5, **LINES["guide"])
+    ax.axvline(1, **LINES["guide"])
+    ax.plot(ratios, shares, **LINES["other"])
+    ax.plot(ratios, alphas, **LINES["q*"])
+    for case in cases:
+        ratio = case.teacher.covariance[0, 0] / case.policy.covariance[0, 0]
+        ax.plot(
+            [ratio],
+            [case.balance.alpha],
+            "o",
+            markersize=8,
+            color=COLOURS["q*"],
+            markeredgecolor="white",
+            zorder=6,
+        )
+        _halo(
+            ax.annotate(
+                case.name,
+                (ratio, case.balance.alpha),
+                xytext=(7, 6),
+                textcoords="offset points",
+                color=INK["q*"],
+            )
+        )
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}" if x >= 1 else f"1/{1 / x:g}")
+    ax.set(
+        xlabel="teacher variance / policy variance",
+        ylabel="between 0 (teacher) and 1 (policy)",
+        xlim=(ratios[0], ratios[-1]),
+        ylim=(0, 1),
+    )
+    label: dict[str, Any] = {
+        "textcoords": "axes fraction",
+        "xycoords": "axes fraction",
+        "ha": "right",
+    }
+    _halo(ax.annotate(r"exponent $\alpha^*$", (0, 0), (0.985, 0.09), color=INK["q*"], **label))
+    _halo(ax.annotate("share of the precision", (0, 0), (0.80, 0.93), color=INK["other"], **label))
+    for x, text, side in ((0.02, "policy wider", "left"), (0.98, "policy narrower", "right")):
+        ax.text(
+            x, 0.505, text, transform=ax.transAxes, ha=side, va="bottom", color=COLOURS["quiet"]
+        )
+    return ax
+
+
+def covariance_rules(case: SolvedPair, geometric: Gaussian, *, ax: Axes) -> Axes:
+    """One contour each of two parents, of q*, and of the covariance that the source proposes.
+
+    Args:
+        case: The pair in the plane, with one mean.
+        geometric: A Gaussian with the source's covariance, policy^alpha teacher^(1 - alpha).
+        ax: Where to draw.
+    """
+    for law, role in ((case.teacher, "teacher"), (case.policy, "policy"), (case.q_star, "q*")):
+        _contours(law, role, ax, radii=(1,))
+    ax.plot(*_contour(geometric, 1), **LINES["other"])
+    _plane(ax, half_width=2.3)
+    ax.set(xlabel="$x_1$", ylabel="$x_2$", xticks=[-2, -1, 0, 1, 2], yticks=[-2, -1, 0, 1, 2])
+    names = {
+        "policy": "policy",
+        "teacher": "teacher",
+        "q*": "$q^*$: precisions\naveraged (exact)",
+        "other": "the source's\ncovariance formula",
+    }
+    handles = [Line2D([], [], **LINES[role], label=name) for role, name in names.items()]
+    ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.03, 0.5), labelspacing=1.1)
+    return ax
+
+
+def densities(
+    panels: Sequence[tuple[SolvedPair, Float[ndarray, " points"], Float[ndarray, "3 points"]]],
+    *,
+    fig: Figure,
+) -> Figure:
+    """One-dimensional parents and q*, one panel below the other.
+
+    Args:
+        panels: For each panel the solved pair (its name is the label), the points, and the
+            densities of policy, teacher and q* there.
+        fig: Where to draw: an empty figure.
+    """
+    axes = fig.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for ax, (case, x, rows) in zip(axes, panels, strict=True):
+        for role, density in zip(("policy", "teacher", "q*"), rows, strict=True):
+            ax.fill_between(x, density, color=COLOURS[role], alpha=FILL, linewidth=0)
+            ax.plot(x, density, **LINES[role])
+        ax.set(xlim=(x[0], x[-1]), ylim=(0, 1.3 * rows.max()), ylabel="density")
+        ax.text(0.015, 0.96, case.name, transform=ax.transAxes, va="top")
+    axes[-1].set_xlabel("$x$")
+    _role_legend(fig)
+    return fig
+
+
+def kl_order(
+    log_kl_ratios: Sequence[Float[ndarray, " draws"]],
+    alphas: Sequence[Float[ndarray, " draws"]],
+    labels: Sequence[str],
+    *,
+    ax: Axes,
+) -> Axes:
+    """alpha* against the order of the parents' two KL divergences, for families of random pairs.
+
+    Args:
+        log_kl_ratios: log(KL(policy || teacher) / KL(teacher || policy)) of each draw, by family.
+        alphas: alpha* of each draw, by family.
+        labels: What each family is called; the first is drawn most quietly.
+        ax: Where to draw.
+    """
+    reach = max(float(np.abs(ratio).max()) for ratio in log_kl_ratios) * 1.03
+    for left, bottom in ((-reach, 0.5), (0, 0)):
+        ax.fill_between(
+            [left, left + reach], bottom, bottom + 0.5, color="#F1F1F1", linewidth=0, zorder=0
+        )
+    marks: tuple[dict[str, Any], ...] = (
+        {"marker": "o", "color": COLOURS["quiet"], "markersize": 2.2, "alpha": 0.35},
+        {"marker": "^", "color": COLOURS["other"], "markersize": 3.2, "alpha": 0.55},
+    )
+    for ratio, alpha, label, mark in zip(log_kl_ratios, alphas, labels, marks, strict=True):
+        ax.plot(ratio, alpha, linestyle="none", markeredgewidth=0, **mark)
+        ax.plot([], [], linestyle="none", label=label, **mark | {"markersize": 6, "alpha": 0.9})
+    ax.axhline(0.5, **LINES["guide"])
+    ax.axvline(0, **LINES["guide"])
+    for x, y, ha, va in ((0.02, 0.97, "left", "top"), (0.98, 0.03, "right", "bottom")):
+        ax.text(
+            x, y, "observation 2\nfails here", transform=ax.transAxes, ha=ha, va=va, fontsize=9.5
+        )
+    ax.set(
+        xlabel="log of KL(policy ‖ teacher) / KL(teacher ‖ policy)",
+        ylabel=r"$\alpha^*$",
+        xlim=(-reach, reach),
+        ylim=(0, 1),
+    )
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(labels), handletextpad=0.3)
+    return ax
+
+
+def png_link(fig: Figure, file_name: str) -> str:
+    """HTML that offers the figure as a PNG file of that name, carried inside the link itself.
+
+    The link works wherever the page is, from a disk too: no second file has to be kept with it.
+    """
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", bbox_inches="tight")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return (
+        f'<a class="figure-download" download="{file_name}" '
+        f'href="data:image/png;base64,{data}">Download {file_name}</a>'
+    )

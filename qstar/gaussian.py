@@ -263,6 +263,47 @@ def solve_kl_symmetry(policy: Gaussian, teacher: Gaussian) -> Balance[float, str
     )
 
 
+@dataclass(frozen=True, slots=True)
+class SolvedPair:
+    """A named pair of Gaussians with its solution: what a table row or a figure panel shows.
+
+    Attributes:
+        name: What the reader calls it.
+        policy: The parent with exponent alpha.
+        teacher: The parent with exponent 1 - alpha.
+        balance: alpha*, the Chernoff information and the divergences from q*, in nats.
+        q_star: The geometric mean at alpha*.
+        kl_policy_teacher: KL(policy || teacher), in nats.
+        kl_teacher_policy: KL(teacher || policy), in nats.
+    """
+
+    name: str
+    policy: Gaussian
+    teacher: Gaussian
+    balance: Balance[float, str, bool]
+    q_star: Gaussian
+    kl_policy_teacher: float
+    kl_teacher_policy: float
+
+
+def solve_pair(name: str, policy: Gaussian, teacher: Gaussian) -> SolvedPair:
+    """Solve a pair and keep everything that the book says about one.
+
+    Raises:
+        ValueError: The dimensions differ.
+    """
+    balance = solve_kl_symmetry(policy, teacher)
+    return SolvedPair(
+        name=name,
+        policy=policy,
+        teacher=teacher,
+        balance=balance,
+        q_star=geometric_mean(policy, teacher, balance.alpha),
+        kl_policy_teacher=kl(policy, teacher),
+        kl_teacher_policy=kl(teacher, policy),
+    )
+
+
 def alpha_same_mean_isotropic(
     variance_policy: Float[ArrayLike, "*pairs"], variance_teacher: Float[ArrayLike, "*pairs"]
 ) -> Float[ndarray, "*pairs"]:
@@ -355,6 +396,10 @@ class _Axes:
     def log_variance(self) -> Float[ndarray, " dimension"]:
         return _log(self.excess, self.variance)
 
+    @cached_property
+    def log_less_excess(self) -> Float[ndarray, " dimension"]:
+        return _log_less_linear(self.excess, self.variance)
+
     def u(self, alpha: Float[ndarray, "*alphas"]) -> Float[ndarray, "*alphas dimension"]:
         """alpha + (1 - alpha) v: what q's precision is, over the policy's."""
         weight = alpha[..., None]
@@ -379,7 +424,7 @@ class _Axes:
         a, b, u = alpha[..., None], 1 - alpha[..., None], self.u(alpha)
         near = np.abs(self.excess) < 0.5
         small = np.where(near, self.excess, 0.0)
-        second_order = -b * small**2 / u - _log_less_linear(self.excess, self.variance)
+        second_order = -b * small**2 / u - self.log_less_excess
         spread = np.where(near, second_order, self.excess / u - self.log_variance)
         location = self.gap**2 * ((a / u) ** 2 - (b / u) * (b * self.variance / u))
         return 0.5 * (spread + location).sum(axis=-1)
