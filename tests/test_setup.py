@@ -1,0 +1,436 @@
+"""The set-up: one set of pins for everybody, one command line, one public address."""
+
+import ast
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+CONDA = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf8"))
+WORKFLOW = ROOT / ".github" / "workflows" / "book.yml"
+CITATION = ROOT / "CITATION.cff"
+FAKE = "https://github.com/Some-Owner/some.name"
+# What only a build of torch with GPU support brings, in versions of its own.
+OF_A_GPU_BUILD = ("cuda-", "nvidia-", "triton")
+
+
+def constraint_lines():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf8").splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
+
+PINS = {canonicalize_name(r.name): r for r in map(Requirement, constraint_lines())}
+
+
+def requirements(*extras):
+    """What pyproject.toml asks for with these extras, its references to itself resolved."""
+    lines = [*PYPROJECT["project"]["dependencies"]]
+    for extra in extras:
+        lines += EXTRAS[extra]
+    found = {Requirement(line) for line in lines}
+    ours = {requirement for requirement in found if requirement.name == "qstar"}
+    nested = {extra for requirement in ours for extra in requirement.extras}
+    return (found - ours) | (requirements(*nested) if nested else set())
+
+
+def needed(requirement, seen):
+    """The names of all packages that a requirement brings into this environment."""
+    name = canonicalize_name(requirement.name)
+    if name.startswith(OF_A_GPU_BUILD) or (name, *requirement.extras) in seen:
+        return set()
+    seen.add((name, *requirement.extras))
+    names = {name}
+    for line in importlib.metadata.requires(name) or []:
+        child = Requirement(line)
+        environments = [default_environment() | {"extra": e} for e in ("", *requirement.extras)]
+        if child.marker is None or any(map(child.marker.evaluate, environments)):
+            names |= needed(child, seen)
+    return names
+
+
+def run(*command, **options):
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def address_script():
+    spec = importlib.util.spec_from_file_location("address", ROOT / ".ci" / "address.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- One set of pins -------------------------------------------------------------------------
+
+
+def test_constraints_are_plain_pins():
+    plain = re.compile(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*")
+    odd = [line for line in constraint_lines() if not plain.fullmatch(line)]
+    assert odd == [], "no host, hash, local version such as +cpu, range or editable line"
+    assert not plain.fullmatch("torch==2.13.0+cpu")
+    assert not [name for name in PINS if name.startswith(OF_A_GPU_BUILD)]
+
+
+def test_each_package_is_pinned_once():
+    assert len(PINS) == len(constraint_lines())
+
+
+@pytest.mark.parametrize("requirement", sorted(requirements(*EXTRAS), key=str), ids=str)
+def test_every_requirement_is_pinned_within_its_range(requirement):
+    pin = PINS[canonicalize_name(requirement.name)]
+    (exactly,) = pin.specifier
+    assert Version(exactly.version) in requirement.specifier
+
+
+def test_the_extra_all_is_all_extras():
+    assert requirements("all") == requirements(*EXTRAS)
+
+
+def test_every_package_of_the_environment_is_pinned():
+    seen = set()
+    names = set().union(*(needed(requirement, seen) for requirement in requirements("all")))
+    assert names - PINS.keys() == set()
+    assert len(names) > 100
+
+
+def test_the_environment_holds_the_pinned_versions():
+    installed = {
+        canonicalize_name(d.metadata["Name"]): d.version for d in importlib.metadata.distributions()
+    }
+    expected = {name: next(iter(pin.specifier)).version for name, pin in PINS.items()}
+    different = {
+        name: (installed[name], version)
+        for name, version in expected.items()
+        if name in installed and Version(installed[name]).public != version
+    }
+    assert different == {}, "(installed, pinned); `make environment` installs the pins"
+
+
+def test_conda_installs_what_make_installs():
+    (pip,) = [entry["pip"] for entry in CONDA["dependencies"] if isinstance(entry, dict)]
+    script = (ROOT / ".ci" / "environment").read_text(encoding="utf8")
+    assert pip == ["-c constraints.txt", "-e .[all]"]
+    assert "PIP_CONSTRAINT=constraints.txt" in script
+    assert "--editable '.[all]'" in script
+
+
+def test_the_python_versions_agree():
+    oldest = PYPROJECT["project"]["requires-python"].removeprefix(">=")
+    (conda,) = [e for e in CONDA["dependencies"] if isinstance(e, str) and e.startswith("python")]
+    workflow = yaml.safe_load(WORKFLOW.read_text(encoding="utf8"))
+    steps = [step.get("with", {}) for step in workflow["jobs"]["book"]["steps"]]
+    assert conda == f"python ={oldest}"
+    assert [s["python-version"] for s in steps if "python-version" in s] == [oldest]
+    assert PYPROJECT["tool"]["mypy"]["python_version"] == oldest
+    assert PYPROJECT["tool"]["ruff"]["target-version"] == f"py{oldest.replace('.', '')}"
+    assert Version(".".join(map(str, sys.version_info[:2]))) in SpecifierSet(f">={oldest}")
+    assert f"Python ≥ {oldest}" in (ROOT / "README.md").read_text(encoding="utf8")
+
+
+def python_of(file):
+    """The Python that a file holds; of a notebook, its code cells without IPython's commands."""
+    text = file.read_text(encoding="utf8")
+    if file.suffix == ".py":
+        return text
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    lines = "\n".join("".join(cell["source"]) for cell in cells).splitlines()
+    return "\n".join(line for line in lines if not line.startswith(("%", "!")))
+
+
+def imported(file):
+    """The top-level names of other packages that a file imports, at any depth."""
+    ours = {"qstar"} | {path.stem for path in (ROOT / "tests").glob("*.py")}
+    names = set()
+    for node in ast.walk(ast.parse(python_of(file))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names - ours - sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("folder", ["qstar", "tests", "notebooks", "book/_ext", ".ci"])
+def test_every_import_is_declared(folder):
+    declared = {canonicalize_name(requirement.name) for requirement in requirements("all")}
+    providers = importlib.metadata.packages_distributions()
+    files = [f for f in (ROOT / folder).iterdir() if f.suffix in (".py", ".ipynb")]
+    undeclared = {
+        (file.name, name)
+        for file in files
+        for name in imported(file)
+        if not declared & set(map(canonicalize_name, providers.get(name, [])))
+    }
+    assert undeclared == set(), "add the package to an extra in pyproject.toml, and its pin"
+    assert files
+
+
+# --- The two commands ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of what `make environment` reads, and a PATH of only what the test puts there."""
+    (tmp_path / ".ci").mkdir()
+    for name in (".ci/environment", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    path = tmp_path / "bin"
+    path.mkdir()
+    for tool in ("bash", "cat", "cksum", "dirname", "env", "head", "pwd", "rm"):
+        (path / tool).symlink_to(shutil.which(tool))
+    return tmp_path
+
+
+def tool(checkout, name, script="exit 0"):
+    file = checkout / "bin" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"#!{shutil.which('bash')}\n{script}\n")
+    file.chmod(0o755)
+
+
+def make_environment(checkout, **variables):
+    environment = {"PATH": str(checkout / "bin"), **variables}
+    return run(shutil.which("bash"), str(checkout / ".ci" / "environment"), env=environment)
+
+
+# A Python that passes every check and notes what it is asked to make and install. It fails to
+# install, as one that was interrupted, while there is a file `interrupt`.
+PYTHON = """
+case "$*" in
+    *version.split*) echo 3.11.7 ;;
+    "-m venv --clear .venv")
+        mkdir -p .venv/bin && cp "$0" .venv/bin/python; echo venv >>log ;;
+    "-m pip"*) echo pip >>log; [ ! -e interrupt ] ;;
+esac
+"""
+
+
+def a_good_machine(checkout):
+    tool(checkout, "git")
+    tool(checkout, "python3", PYTHON)
+    for name in ("mkdir", "cp"):
+        (checkout / "bin" / name).symlink_to(shutil.which(name))
+
+
+def log(checkout):
+    text = (checkout / "log").read_text().split()
+    (checkout / "log").write_text("")
+    return text
+
+
+@pytest.mark.parametrize(
+    ("present", "variables", "missing"),
+    [
+        ({}, {}, "git"),
+        ({"git": "exit 0"}, {}, "Python >= 3.11"),
+        ({"git": "exit 0", "python3": "exit 1"}, {}, "Python >= 3.11"),
+        ({"git": "exit 0"}, {"PYTHON": "python3.9"}, "Python >= 3.11 as PYTHON=python3.9"),
+        ({"git": "exit 0", "python3": '[[ "$*" != *ensurepip* ]]'}, {}, "venv for python3"),
+    ],
+)
+def test_a_missing_prerequisite_is_named_in_one_line(checkout, present, variables, missing):
+    for name, script in present.items():
+        tool(checkout, name, script)
+    result = make_environment(checkout, **variables)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"Missing: {missing}. ")
+    assert result.stderr.count("\n") == 1
+    assert not (checkout / ".venv").exists()
+
+
+def test_an_environment_is_made_once(checkout):
+    a_good_machine(checkout)
+    assert make_environment(checkout).returncode == 0
+    assert log(checkout) == ["venv", "pip"]
+    again = make_environment(checkout)
+    assert (again.returncode, again.stdout) == (0, "")
+    assert log(checkout) == []
+
+
+def test_an_interrupted_environment_is_made_anew(checkout):
+    a_good_machine(checkout)
+    (checkout / "interrupt").touch()
+    assert make_environment(checkout).returncode != 0
+    assert not (checkout / ".venv" / ".made").exists()
+    (checkout / "interrupt").unlink()
+    log(checkout)
+    assert make_environment(checkout).returncode == 0
+    assert log(checkout) == ["venv", "pip"]
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
+def test_a_changed_requirement_refreshes_the_environment(checkout, name):
+    a_good_machine(checkout)
+    make_environment(checkout)
+    log(checkout)
+    with (checkout / name).open("a") as file:
+        file.write("# changed\n")
+    (checkout / "interrupt").touch()
+    assert make_environment(checkout).returncode != 0
+    assert log(checkout) == ["pip"]
+    (checkout / "interrupt").unlink()
+    make_environment(checkout)
+    assert log(checkout) == ["venv", "pip"], "an interrupted refresh is not trusted"
+
+
+def test_a_moved_environment_is_made_anew(checkout, tmp_path_factory):
+    a_good_machine(checkout)
+    make_environment(checkout)
+    log(checkout)
+    moved = tmp_path_factory.mktemp("elsewhere") / "clone"
+    checkout.rename(moved)
+    make_environment(moved)
+    assert log(moved) == ["venv", "pip"]
+
+
+def test_another_python_makes_the_environment_anew(checkout):
+    a_good_machine(checkout)
+    make_environment(checkout)
+    log(checkout)
+    make_environment(checkout, PYTHON="python3")
+    assert log(checkout) == []
+    tool(checkout, "python3.12", PYTHON.replace("3.11.7", "3.12.1"))
+    make_environment(checkout, PYTHON="python3.12")
+    assert log(checkout) == ["venv", "pip"]
+
+
+def dry_run(target):
+    """The commands that make would run."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+    result = run("make", "--dry-run", target, cwd=ROOT, env=environment, check=True)
+    return result.stdout
+
+
+def test_the_commands_do_what_the_readme_says():
+    book, test = dry_run("book"), dry_run("test")
+    for step in (".ci/environment", "qstar.models fetch", "qstar.reproduce", ".ci/html.py"):
+        assert step in book
+    for step in (".ci/environment", "ruff check", "ruff format --check", "mypy", "pytest"):
+        assert step in test
+
+
+def test_ci_runs_the_two_commands_of_the_readme():
+    def commands(text):
+        return re.findall(r"^make \w+", text, re.M)
+
+    readme = (ROOT / "README.md").read_text(encoding="utf8")
+    script = ROOT / ".ci" / "run"
+    assert commands(readme) == ["make book", "make test"]
+    assert commands(script.read_text(encoding="utf8")) == ["make book", "make test"]
+    assert os.access(script, os.X_OK)
+    assert run("bash", "-n", str(script)).returncode == 0
+    workflow = yaml.safe_load(WORKFLOW.read_text(encoding="utf8"))
+    assert ".ci/run" in [step.get("run") for step in workflow["jobs"]["book"]["steps"]]
+
+
+def follows(schema, file):
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema]
+    return run(*check, str(file)).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "schema", "needs"),
+    [
+        (WORKFLOW, "vendor.github-workflows", "runs-on"),
+        (WORKFLOW, "custom.github-workflows-require-timeout", "timeout-minutes"),
+        (CITATION, "vendor.citation-file-format", "cff-version"),
+    ],
+)
+def test_a_file_that_others_read_follows_its_schema(file, schema, needs, tmp_path):
+    assert follows(schema, file)
+    broken = tmp_path / file.name
+    broken.write_text(file.read_text(encoding="utf8").replace(f"{needs}:", "misspelt:"))
+    assert not follows(schema, broken), "the check cannot fail"
+
+
+def test_the_workflow_publishes_main_and_runs_weekly():
+    workflow = yaml.safe_load(WORKFLOW.read_text(encoding="utf8"))
+    on = workflow[True]  # YAML 1.1 reads the key `on` as a boolean
+    assert len(on["schedule"]) == 1
+    assert on["schedule"][0]["cron"].split()[2:] == ["*", "*", "1"]
+    publish = workflow["jobs"]["publish"]
+    assert publish["needs"] == "book"
+    assert "refs/heads/main" in publish["if"]
+    uploads = [
+        s["with"]["path"] for s in workflow["jobs"]["book"]["steps"] if "path" in s.get("with", {})
+    ]
+    assert uploads == ["book/_build/html"]
+
+
+# --- One public address ----------------------------------------------------------------------
+
+
+def test_readme_and_citation_hold_the_address_of_the_setting():
+    address = address_script()
+    for name, block in address.FILES.items():
+        text = (ROOT / name).read_text(encoding="utf8")
+        assert text == address.filled(text, block(address.repository())), "run `make address`"
+
+
+def test_without_an_address_nothing_links_to_one():
+    address = address_script()
+    assert {block("") for block in address.FILES.values()} == {""}
+    for name, block in address.FILES.items():
+        text = address.filled((ROOT / name).read_text(encoding="utf8"), block(""))
+        assert not re.search(r"github\.com|github\.io|mybinder|colab\.research", text), name
+
+
+def test_an_address_gives_every_link():
+    address = address_script()
+    readme, citation = (block(FAKE) for block in address.FILES.values())
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        path = f"Some-Owner/some.name/blob/main/notebooks/{notebook.name}"
+        assert f"(https://colab.research.google.com/github/{path})" in readme
+        binder = f"Some-Owner/some.name/main?labpath=notebooks%2F{notebook.name}"
+        assert f"(https://mybinder.org/v2/gh/{binder})" in readme
+    assert f"git clone {FAKE}" in readme
+    assert "<https://some-owner.github.io/some.name/>" in readme
+    assert yaml.safe_load(citation) == {
+        "repository-code": FAKE,
+        "url": "https://some-owner.github.io/some.name/",
+    }
+
+
+def test_a_citation_with_an_address_keeps_its_schema(tmp_path):
+    address = address_script()
+    text = address.filled(CITATION.read_text(encoding="utf8"), address.citation_block(FAKE))
+    (tmp_path / CITATION.name).write_text(text)
+    assert follows("vendor.citation-file-format", tmp_path / CITATION.name)
+
+
+def test_the_owners_own_pages_have_no_folder():
+    pages = address_script().pages("https://github.com/Owner/owner.github.io")
+    assert pages == "https://owner.github.io/"
+
+
+@pytest.mark.parametrize(
+    "wrong", ["owner/name", FAKE + "/", FAKE + ".git", "http://example.org/a/b"]
+)
+def test_a_wrong_address_is_refused(wrong, tmp_path, monkeypatch):
+    address = address_script()
+    monkeypatch.setattr(address, "ROOT", tmp_path)
+    (tmp_path / "pyproject.toml").write_text(f'[tool.qstar]\nrepository = "{wrong}"\n')
+    with pytest.raises(ValueError, match=re.escape(repr(wrong))):
+        address.repository()
+
+
+def test_the_versions_agree():
+    import qstar
+
+    citation = yaml.safe_load(CITATION.read_text(encoding="utf8"))
+    assert {citation["version"], qstar.__version__} == {PYPROJECT["project"]["version"]}
