@@ -17,13 +17,16 @@ ALLOWED = {  # module -> the sibling modules it may import; arrows go down only;
     "gaussian": {"result"},
     "batched": {"result"},
     "models": set(),
+    "speculative": set(),
+    "laws": set(),
+    "acceptance": {"geometric"},
     "decode": {"batched", "models", "result"},
     "figures": {"gaussian", "result"},
     "published": set(),
     "reproduce": set(),
     "benchmark": {"batched", "geometric", "result", "solve"},
 }
-NUMPY_ONLY = {"result", "geometric", "solve", "gaussian"}
+NUMPY_ONLY = {"result", "geometric", "solve", "gaussian", "acceptance"}
 FRAMEWORKS = {"torch", "transformers", "matplotlib"}
 
 
