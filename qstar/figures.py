@@ -252,7 +252,7 @@ def convergence(
         ylabel=r"error of $\alpha$",
         ylim=(floor / 4, 1),
     )
-    ax.legend(loc="upper right")
+    ax.legend(loc="center right")
     return ax
 
 
