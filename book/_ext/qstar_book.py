@@ -128,6 +128,12 @@ def _point_to_the_repository(app: Sphinx, config: Config) -> None:
     }
 
 
+def _without_tex(title: str) -> str:
+    """A title for the window and for links to it, where no mathematics is typeset."""
+    plain = title.replace(r"\alpha", "α").replace(r"\star", "*")
+    return re.sub(r"\\[()]|[\^{}$]", "", plain)
+
+
 def _mend_markup(
     app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None
 ) -> None:
@@ -144,9 +150,7 @@ def _mend_markup(
         flags=re.DOTALL,
     )
     context["body"] = body
-    # Mathematics cannot be typeset in the title of a window.
-    plain = context.get("title", "").replace(r"\alpha", "α").replace(r"\star", "*")
-    context["title"] = re.sub(r"\\\((.*?)\\\)", lambda tex: re.sub(r"[\^{}]", "", tex[1]), plain)
+    context["title"] = _without_tex(context.get("title", ""))
 
 
 def _link_to_the_sources(
@@ -188,6 +192,13 @@ def _copy_mathjax(app: Sphinx, exception: Exception | None) -> None:
             shutil.copy2(source / name, target / name)
 
 
+def _plain_titles_in_links(app: Sphinx, env: BuildEnvironment) -> None:
+    """Sphinx puts the title's TeX, without its delimiters, into the text of a link."""
+    labels = env.domains["std"].data["labels"]
+    for name, (docname, identifier, title) in labels.items():
+        labels[name] = (docname, identifier, _without_tex(title))
+
+
 def _renew_pages_that_quote(app: Sphinx, env: BuildEnvironment) -> Iterator[str]:
     """A page that shows another chapter's results is written again in every build."""
     for docname in env.found_docs:
@@ -198,7 +209,7 @@ def _renew_pages_that_quote(app: Sphinx, env: BuildEnvironment) -> Iterator[str]
 
 def _forget_a_build_with_warnings(app: Sphinx, exception: Exception | None) -> None:
     """Sphinx reads only changed pages: without this, `-W` passes when it is simply run again."""
-    if exception is not None or (app.warningiserror and app._warncount):
+    if exception is not None or app._warncount:
         (Path(app.doctreedir) / "environment.pickle").unlink(missing_ok=True)
 
 
@@ -220,11 +231,15 @@ def _signature_as_written(
     return f"({ast.unparse(function.args)})", returns
 
 
-def _source_as_field(
+def _docstring_for_people(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
-    """`Source: ...` is a paragraph to a person and a definition to docutils: make it a field."""
-    lines[:] = [re.sub(r"^Source: ", ":Source: ", line) for line in lines]
+    """What a person reads and docutils misreads: `Source: ...` is a field, | a bar, w_ a name."""
+    markup = re.compile(r"(`[^`]*`)|\||(?<=\w)_(?!\w)")  # outside code
+    lines[:] = [
+        markup.sub(lambda sign: sign[1] or "\\" + sign[0], re.sub("^Source: ", ":Source: ", line))
+        for line in lines
+    ]
 
 
 def _resolve_types(
@@ -250,11 +265,12 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.add_post_transform(_Verdicts)
     app.connect("config-inited", _drop_thebe)
     app.connect("config-inited", _point_to_the_repository)
+    app.connect("env-updated", _plain_titles_in_links)
     app.connect("env-updated", _renew_pages_that_quote)
     app.connect("html-page-context", _mend_markup)
     app.connect("html-page-context", _link_to_the_sources, priority=900)
     app.connect("autodoc-process-signature", _signature_as_written)
-    app.connect("autodoc-process-docstring", _source_as_field, priority=400)
+    app.connect("autodoc-process-docstring", _docstring_for_people, priority=400)
     app.connect("missing-reference", _resolve_types)
     app.connect("build-finished", _copy_mathjax)
     app.connect("build-finished", _forget_a_build_with_warnings)

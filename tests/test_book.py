@@ -1,0 +1,473 @@
+"""The built book in a real browser, page by page: in light, in dark, and on a phone.
+
+The pages are brought up to date first, by the commands of `make book`. Where no browser is
+installed these tests are skipped, and with CI=true they fail.
+"""
+
+import functools
+import http.server
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urldefrag, urlsplit
+
+import nbformat
+import pytest
+import yaml
+from axe_playwright_python.sync_playwright import Axe
+from filelock import FileLock
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[1]
+BOOK = ROOT / "book"
+HTML = BOOK / "_build" / "html"
+TOC = yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf8"))
+CHAPTERS = [
+    entry["file"]
+    for part in TOC["parts"]
+    for entry in part["chapters"]
+    if entry["file"].startswith("chapters/")
+]
+PAGES = [TOC["root"], *(e["file"] for part in TOC["parts"] for e in part["chapters"]), "search"]
+VERDICTS = {"confirmed", "corrected", "refuted", "qualified", "not measured"}
+VIEWS = {
+    "light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
+    "dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
+    "phone": {"viewport": {"width": 375, "height": 800}, "color_scheme": "light"},
+}
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+QUIET = (
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-gpu",
+    "--disable-sync",
+    "--no-first-run",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no request can leave
+)
+
+# What a reader would see, asked of the page itself. Code is shown as it is: `{ref}` in it is fine.
+INSPECT = r"""
+async () => {
+  await document.fonts.ready;
+  await window.MathJax?.startup?.promise;
+  const found = [];
+  const shown = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT, (node) =>
+    node.parentElement.closest("script, style, pre, code, noscript, mjx-container, textarea")
+      ? NodeFilter.FILTER_REJECT : NodeFilter.FILTER_ACCEPT);
+  const texts = [document.title];
+  while (shown.nextNode()) texts.push(shown.currentNode.data);
+  for (const text of texts) {
+    const said = text.trim();
+    if (/\\[()[\]]|\$\$|\\(begin|frac|alpha)/.test(said)) found.push(`unrendered maths: ${said}`);
+    if (/\{[a-z:]+\}`|Key not found|No key '/.test(said)) found.push(`unresolved role: ${said}`);
+  }
+  for (const error of document.querySelectorAll("mjx-merror, [data-mjx-error]"))
+    found.push(`maths error: ${error.getAttribute("data-mjx-error") ?? error.textContent}`);
+  for (const maths of document.querySelectorAll(".math"))
+    if (!maths.querySelector("mjx-container")) found.push(`unrendered maths: ${maths.textContent}`);
+  for (const pasted of document.querySelectorAll(".pasted-text"))
+    if (!pasted.textContent.trim()) found.push("unresolved role: an empty glued value");
+  for (const image of document.images) {
+    image.loading = "eager";
+    await image.decode().catch(() => {});
+    if (!image.naturalWidth) found.push(`missing image: ${image.getAttribute("src")}`);
+  }
+  for (const figure of document.querySelectorAll("figure"))
+    if (!figure.querySelector("img, svg, table, video")) found.push(`missing figure: ${figure.id}`);
+  const wide = Math.max(document.documentElement.scrollWidth, document.body.scrollWidth);
+  if (wide > window.innerWidth) found.push(`overflow: ${wide} px in ${window.innerWidth} px`);
+  return found;
+}
+"""
+
+
+def installed_browser() -> str | None:
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def require_browser(path: str | None) -> str:
+    """The browser's path; without one a skip that says how to get one, or a failure in CI."""
+    if path is None:
+        message = (
+            f"no browser found (looked for {', '.join(BROWSERS)}), so nobody looked at the pages: "
+            "install one, on Debian `apt-get install chromium`"
+        )
+        if os.environ.get("CI", "").lower() in ("true", "1"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return path
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    path = require_browser(installed_browser())
+    sandbox = [] if os.geteuid() else ["--no-sandbox"]  # root has none
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=[*QUIET, *sandbox])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="session")
+def contexts(browser: Browser) -> dict[str, BrowserContext]:
+    return {view: browser.new_context(**options) for view, options in VIEWS.items()}
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def built() -> Path:
+    """The folder of the pages, brought up to date once, whoever asks first."""
+    (BOOK / "_build").mkdir(exist_ok=True)
+    with FileLock(BOOK / "_build" / ".tests.lock"):
+        for command in ("-m qstar.models fetch", "-m qstar.reproduce", ".ci/html.py"):
+            done = run(sys.executable, *command.split())
+            if done.returncode:
+                pytest.fail(f"{command} failed:\n{done.stdout}\n{done.stderr}")
+    return HTML
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def serve(folder: Path) -> Iterator[str]:
+    handler = functools.partial(QuietHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def site(built: Path) -> Iterator[str]:
+    yield from serve(built)
+
+
+def look_at(context: BrowserContext, url: str) -> list[str]:
+    """Everything that is wrong with one page, as a reader, a network tab and axe-core see it."""
+    found: list[str] = []
+    page = context.new_page()
+
+    def when(event: str, problem: str, fails: Callable[[Any], str | bool | None]) -> None:
+        def hear(what: Any) -> None:
+            if text := fails(what):
+                found.append(f"{problem}: {text}")
+
+        page.on(event, hear)
+
+    when("console", "console", lambda said: said.type == "error" and said.text)
+    when("pageerror", "console", str)
+    when("request", "external request", lambda asked: is_external(asked.url, url) and asked.url)
+    when("requestfailed", "failed request", lambda asked: asked.url)
+    when("response", "HTTP error", lambda got: got.status >= 400 and f"{got.status} {got.url}")
+    page.goto(url, wait_until="load")
+    found += page.evaluate(INSPECT)
+    found += axe_violations(page)
+    page.close()
+    return found
+
+
+def is_external(address: str, home: str) -> bool:
+    there, here = urlsplit(address), urlsplit(home)
+    return there.scheme not in ("data", "blob") and there[:2] != here[:2]
+
+
+def axe_violations(page: Page) -> list[str]:
+    """axe-core's serious and critical findings, with the element and what to do."""
+    report = Axe().run(page, options={"preload": False, "resultTypes": ["violations"]})
+    return [
+        f"accessibility: {rule['id']}: {node['html'][:160]}: {node['failureSummary']}"
+        for rule in report.response["violations"]
+        if rule["impact"] in ("serious", "critical")
+        for node in rule["nodes"]
+    ]
+
+
+class Anchors(HTMLParser):
+    """The links and the identifiers of one page."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.identifiers: set[str] = set()
+        self.feed(file.read_text(encoding="utf8"))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        for name, value in attributes:
+            if value and (name == "id" or (name == "name" and tag == "a")):
+                self.identifiers.add(value)
+            if value and name in ("href", "src"):
+                self.links.append(value)
+
+
+def broken_links(folder: Path) -> list[str]:
+    """Links inside the folder that lead to no file, or to no such place in it."""
+    pages = {file: Anchors(file) for file in folder.rglob("*.html") if "_static" not in file.parts}
+    found = []
+    for file, page in pages.items():
+        for link in page.links:
+            address, fragment = urldefrag(link)
+            if urlsplit(address).scheme or address.startswith("//"):
+                continue
+            target = file.parent / unquote(urlsplit(address).path) if address else file
+            target = target.resolve()
+            if not target.exists():
+                found.append(f"{file.name}: {link}: no such file")
+            elif fragment and target in pages and fragment not in pages[target].identifiers:
+                found.append(f"{file.name}: {link}: no such place in it")
+    return found
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("name", PAGES)
+def test_page_is_sound(site: str, contexts: dict[str, BrowserContext], name: str, view: str):
+    assert look_at(contexts[view], f"{site}/{name}.html") == []
+
+
+def test_every_page_of_the_book_is_looked_at(built: Path):
+    pages = {str(file.relative_to(built).with_suffix("")) for file in built.rglob("*.html")}
+    pages = {page for page in pages if not page.startswith("_")}
+    assert pages - {"genindex", "py-modindex"} == set(PAGES)
+
+
+def test_every_internal_link_leads_somewhere(built: Path):
+    assert broken_links(built) == []
+
+
+BROKEN = """<!doctype html>
+<html lang="en"><head><title>A page</title></head><body><main><h1>A page</h1>
+<script>console.error("broken on purpose")</script>
+<script src="http://elsewhere.example/script.js"></script>
+<p>Raw: $$ x^2 $$</p><p>Raw: \\(x\\)</p><p><mjx-merror>Undefined control sequence</mjx-merror></p>
+<p>The value {glue:text}`ch9-nothing:.3f`</p><p>A glued value: <span class="pasted-text"></span></p>
+<img src="nowhere.png" alt="missing"><figure id="fig-empty"></figure><img src="nowhere.png">
+<div style="width: 3000px">wide</div><p style="color: #ddd; background: #fff">pale</p>
+<a href="nowhere.html">no page</a><a href="#nowhere">no place</a></main></body></html>"""
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "console: broken on purpose",
+        "external request: http://elsewhere.example/script.js",
+        "HTTP error: 404",
+        "unrendered maths: Raw: $$",
+        "unrendered maths: Raw: \\(x\\)",
+        "maths error: Undefined control sequence",
+        "unresolved role: The value",
+        "unresolved role: an empty glued value",
+        "missing image: nowhere.png",
+        "missing figure: fig-empty",
+        "overflow: 3",
+        "accessibility: image-alt",
+        "accessibility: color-contrast",
+    ],
+)
+def test_a_broken_page_is_caught(broken_page: list[str], problem: str):
+    """The negative control: the checker must be able to fail, in every way it claims."""
+    assert any(found.startswith(problem) for found in broken_page), broken_page
+
+
+@pytest.fixture(scope="session")
+def broken_page(
+    contexts: dict[str, BrowserContext], tmp_path_factory: pytest.TempPathFactory
+) -> list[str]:
+    folder = tmp_path_factory.mktemp("broken")
+    (folder / "index.html").write_text(BROKEN, encoding="utf8")
+    servers = serve(folder)
+    found = look_at(contexts["phone"], f"{next(servers)}/index.html")
+    next(servers, None)
+    return found
+
+
+def test_a_broken_link_is_caught(tmp_path: Path):
+    (tmp_path / "index.html").write_text(BROKEN, encoding="utf8")
+    links = {found.split(": ")[1] for found in broken_links(tmp_path)}
+    assert links == {"nowhere.html", "#nowhere", "nowhere.png"}
+
+
+def test_without_a_browser_the_tests_say_how_to_get_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="apt-get install chromium"):
+        require_browser(None)
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="apt-get install chromium"):
+        require_browser(None)
+
+
+def notebook_of(chapter: str) -> Path:
+    return ROOT / "notebooks" / f"{Path(chapter).name}.ipynb"
+
+
+def expected_figures(chapter: str) -> set[str]:
+    """The names of the figures that a notebook declares, in its cells' metadata or by `glue`."""
+    cells = nbformat.read(notebook_of(chapter), as_version=4).cells
+    declared = {cell.metadata.get("mystnb", {}).get("figure", {}).get("name") for cell in cells}
+    pasted = re.findall(r"\{glue:figure\}[^`]*?:name: (\S+)", "\n".join(c.source for c in cells))
+    return (declared | set(pasted)) - {None}
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_chapter_shows_each_of_its_figures(
+    site: str, contexts: dict[str, BrowserContext], chapter: str
+):
+    names = expected_figures(chapter)
+    assert names, f"{chapter} declares no figure"
+    page = contexts["light"].new_page()
+    page.goto(f"{site}/{chapter}.html", wait_until="load")
+    sizes = page.evaluate(
+        """async (names) => Promise.all(names.map(async (name) => {
+            const figure = `figure:is([id="${name}"], :has([id="${name}"]))`;
+            const image = document.querySelector(`${figure} img`);
+            if (image) { image.loading = "eager"; await image.decode().catch(() => {}); }
+            return [name, image?.naturalWidth ?? 0, image?.alt ?? ""];
+        }))""",
+        sorted(names),
+    )
+    page.close()
+    for name, width, description in sizes:
+        assert width > 200, f"{name} is not on the page, or its image did not load"
+        assert len(description) > 20, f"{name} has no description: {description!r}"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_chapter_is_downloaded_as_the_notebook_that_was_run(
+    site: str, contexts: dict[str, BrowserContext], chapter: str, tmp_path: Path
+):
+    page = contexts["light"].new_page()
+    page.goto(f"{site}/{chapter}.html", wait_until="load")
+    with page.expect_download() as download:
+        page.locator("a.btn-download-source-button").evaluate("link => link.click()")
+    file = tmp_path / download.value.suggested_filename
+    download.value.save_as(file)
+    page.close()
+    assert file.name == notebook_of(chapter).name
+    notebook = nbformat.read(file, as_version=4)
+    nbformat.validate(notebook)
+    assert file.read_bytes() == (BOOK / f"{chapter}.ipynb").read_bytes()
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code)
+    assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]
+
+
+@pytest.mark.parametrize("name", ["index", CHAPTERS[0]])
+def test_pages_open_from_the_disk_without_a_server(
+    built: Path, contexts: dict[str, BrowserContext], name: str
+):
+    assert look_at(contexts["light"], (built / f"{name}.html").as_uri()) == []
+
+
+def test_landing_page_shows_the_verdict_of_every_check(
+    site: str, contexts: dict[str, BrowserContext]
+):
+    page = contexts["light"].new_page()
+    page.goto(f"{site}/index.html", wait_until="load")
+    rows = page.locator("table.qs-claims tbody tr")
+    verdicts = rows.locator("td:nth-child(2) .verdict").all_inner_texts()
+    count, links = rows.count(), rows.locator("td:nth-child(3) a.internal").count()
+    page.close()
+    assert len(verdicts) == count > 10
+    assert set(verdicts) <= VERDICTS
+    assert links >= count
+
+
+def test_landing_page_lists_the_verdicts_that_the_chapters_reach():
+    sources = "\n".join(notebook_of(c).read_text(encoding="utf8") for c in CHAPTERS)
+    reached = set(re.findall(r"ch\d+-verdict-[a-z0-9-]+", sources))
+    index = (BOOK / "index.md").read_text(encoding="utf8")
+    assert set(re.findall(r"::(ch\d+-verdict-[a-z0-9-]+)", index)) == reached
+
+
+def test_every_public_module_is_on_the_api_page():
+    modules = {file.stem for file in (ROOT / "qstar").glob("[a-z]*.py")}
+    behind_the_package = {"geometric", "result", "solve"}  # their names are re-exported
+    api = (BOOK / "api.md").read_text(encoding="utf8")
+    documented = set(re.findall(r"automodule:: qstar\.(\w+)", api))
+    assert documented == modules - behind_the_package
+
+
+def test_every_public_name_is_on_the_api_page(built: Path):
+    import qstar
+
+    page = Anchors(built / "api.html").identifiers
+    assert {f"qstar.{name}" for name in qstar.__all__} <= page
+
+
+@pytest.fixture
+def small_book(tmp_path: Path) -> Path:
+    """A book of two pages with the real book's configuration; `[tool.qstar]` is to be written."""
+    book = tmp_path / "book"
+    for part in ("_ext", "_static"):
+        shutil.copytree(BOOK / part, book / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("_config.yml", "references.bib"):
+        shutil.copy(BOOK / part, book / part)
+    (book / "_toc.yml").write_text(
+        "format: jb-book\nroot: index\nchapters:\n- file: chapters/01_x\n"
+    )
+    (book / "index.md").write_text("# A book\n")
+    cells = [nbformat.v4.new_markdown_cell("# A chapter"), nbformat.v4.new_code_cell("1 + 1")]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    notebook.metadata["language_info"] = {"name": "python"}
+    (book / "chapters").mkdir()
+    nbformat.write(notebook, book / "chapters" / "01_x.ipynb")
+    (tmp_path / "pyproject.toml").write_text('[tool.qstar]\nrepository = ""\n')
+    return book
+
+
+def build(book: Path) -> subprocess.CompletedProcess[str]:
+    tool = Path(sys.executable).with_name("jupyter-book")
+    return run(tool, "build", book, "-W", "-n", "--keep-going", "-q", cwd=book.parent)
+
+
+def outward_links(book: Path) -> list[str]:
+    page = Anchors(book / "_build" / "html" / "chapters" / "01_x.html")
+    return [link for link in page.links if urlsplit(link).scheme in ("http", "https")]
+
+
+def test_without_an_address_no_button_leads_to_a_repository(small_book: Path):
+    done = build(small_book)
+    assert done.returncode == 0, done.stderr
+    forbidden = re.compile("github|colab|mybinder|gitlab")
+    assert [link for link in outward_links(small_book) if forbidden.search(link)] == []
+
+
+def test_with_an_address_every_button_leads_to_the_notebook(small_book: Path):
+    settings = '[tool.qstar]\nrepository = "https://github.com/someone/something"\n'
+    (small_book.parent / "pyproject.toml").write_text(settings)
+    done = build(small_book)
+    assert done.returncode == 0, done.stderr
+    links = outward_links(small_book)
+    repository, file = "github.com/someone/something", "notebooks/01_x.ipynb"
+    colab = "https://colab.research.google.com/github/someone/something"
+    binder = "https://mybinder.org/v2/gh/someone/something"
+    assert {
+        f"https://{repository}",
+        f"https://{repository}/edit/main/{file}",
+        f"https://{repository}/blob/main/{file}?plain=1",
+        f"{colab}/blob/main/{file}",
+        f"{binder}/main?urlpath=lab/tree/{file}",
+    } <= set(links)
+    assert [link for link in links if "book/chapters" in link] == []
+
+
+def test_a_warning_fails_the_build_again_when_it_is_run_again(small_book: Path):
+    (small_book / "index.md").write_text("# A book\n\n{ref}`nowhere`\n")
+    for _ in range(2):
+        done = build(small_book)
+        assert done.returncode != 0
+        assert "nowhere" in done.stderr
