@@ -69,8 +69,9 @@ def run(*command, **options):
     return subprocess.run(command, capture_output=True, text=True, **options)
 
 
-def address_script():
-    spec = importlib.util.spec_from_file_location("address", ROOT / ".ci" / "address.py")
+def load(name):
+    """A script of .ci/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / ".ci" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -372,18 +373,117 @@ def test_the_workflow_publishes_main_and_runs_weekly():
     assert uploads == ["book/_build/html"]
 
 
+@pytest.fixture
+def pages(tmp_path, monkeypatch):
+    """.ci/html.py on a book of one page, outside CI."""
+    for folder in ("book", "data", "qstar"):
+        (tmp_path / folder).mkdir()
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    config = "title: A book\nexecute: {execute_notebooks: 'off'}\n"
+    (tmp_path / "book" / "_config.yml").write_text(config)
+    (tmp_path / "book" / "_toc.yml").write_text("format: jb-book\nroot: index\n")
+    (tmp_path / "book" / "index.md").write_text("# The first text\n")
+    monkeypatch.delenv("CI", raising=False)
+    script = load("html")
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    monkeypatch.setattr(script, "BUILD", tmp_path / "book" / "_build")
+    monkeypatch.setattr(script, "HTML", tmp_path / "book" / "_build" / "html")
+    monkeypatch.setattr(script, "MADE_FROM", script.HTML / ".made-from")
+    return script
+
+
+def test_the_last_good_pages_outlive_a_build_with_a_warning(pages, capfd):
+    assert pages.main([]) == 0
+    index = pages.ROOT / "book" / "index.md"
+    index.write_text("# The second text\n\n[](#nowhere)\n")
+    assert pages.main([]) == 1
+    assert "'nowhere'" in capfd.readouterr().err
+    assert "The first text" in (pages.HTML / "index.html").read_text()
+    assert pages.main([]) == 1, "a warning does not go away by running again"
+
+
+def build_nothing(pages, monkeypatch):
+    """Let the pages be empty files, and count how often they are built."""
+    builds = []
+
+    def tool(command, **_):
+        html = Path(command[command.index("--path-output") + 1]) / "_build" / "html"
+        html.mkdir(parents=True)
+        (html / "index.html").touch()
+        builds.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(pages.subprocess, "run", tool)
+    return builds
+
+
+def test_pages_are_built_once_and_their_place_is_said(pages, monkeypatch, capsys):
+    builds = build_nothing(pages, monkeypatch)
+    assert (pages.main([]), pages.main([])) == (0, 0)
+    assert len(builds) == 1
+    place = f"The book: {pages.HTML / 'index.html'}"
+    assert capsys.readouterr().out.splitlines() == [place, "The pages are up to date.", place]
+
+
+def test_pages_are_built_afresh_on_demand_and_in_ci(pages, monkeypatch):
+    builds = build_nothing(pages, monkeypatch)
+    pages.main([])
+    pages.main(["--force"])
+    monkeypatch.setenv("CI", "true")
+    pages.main([])
+    assert len(builds) == 3
+
+
+def test_pages_are_built_anew_when_anything_they_need_changes(pages, monkeypatch):
+    builds = build_nothing(pages, monkeypatch)
+    pages.main([])
+    new = pages.ROOT / "book" / "new.md"
+    for count, change in enumerate(
+        (
+            lambda: (pages.ROOT / "qstar" / "new.py").write_text(""),
+            lambda: (pages.ROOT / "data" / "new.json").write_text("{}"),
+            lambda: new.write_text("# New\n"),
+            lambda: new.rename(new.with_name("renamed.md")),
+            lambda: new.with_name("renamed.md").unlink(),
+        ),
+        start=2,
+    ):
+        change()
+        pages.main([])
+        pages.main([])
+        assert len(builds) == count
+
+
+def test_the_readmes_snippet_prints_what_the_readme_says():
+    readme = (ROOT / "README.md").read_text(encoding="utf8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", readme, re.S)
+    said = re.findall(r"^# (.*)$", snippet, re.M)
+    printed = run(sys.executable, "-c", snippet, check=True).stdout.splitlines()
+    numbers = [[float(x) for x in re.findall(r"[\d.]+", line)] for line in (*said, *printed)]
+    assert numbers[0] == pytest.approx(numbers[1], rel=0, abs=1e-8)
+    assert len(numbers) == 2
+
+
+def test_the_readmes_links_lead_somewhere():
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        text = (ROOT / name).read_text(encoding="utf8")
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (ROOT / target).exists(), f"{name} links to {target}"
+
+
 # --- One public address ----------------------------------------------------------------------
 
 
 def test_readme_and_citation_hold_the_address_of_the_setting():
-    address = address_script()
+    address = load("address")
     for name, block in address.FILES.items():
         text = (ROOT / name).read_text(encoding="utf8")
         assert text == address.filled(text, block(address.repository())), "run `make address`"
 
 
 def test_without_an_address_nothing_links_to_one():
-    address = address_script()
+    address = load("address")
     assert {block("") for block in address.FILES.values()} == {""}
     for name, block in address.FILES.items():
         text = address.filled((ROOT / name).read_text(encoding="utf8"), block(""))
@@ -391,7 +491,7 @@ def test_without_an_address_nothing_links_to_one():
 
 
 def test_an_address_gives_every_link():
-    address = address_script()
+    address = load("address")
     readme, citation = (block(FAKE) for block in address.FILES.values())
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         path = f"Some-Owner/some.name/blob/main/notebooks/{notebook.name}"
@@ -407,14 +507,14 @@ def test_an_address_gives_every_link():
 
 
 def test_a_citation_with_an_address_keeps_its_schema(tmp_path):
-    address = address_script()
+    address = load("address")
     text = address.filled(CITATION.read_text(encoding="utf8"), address.citation_block(FAKE))
     (tmp_path / CITATION.name).write_text(text)
     assert follows("vendor.citation-file-format", tmp_path / CITATION.name)
 
 
 def test_the_owners_own_pages_have_no_folder():
-    pages = address_script().pages("https://github.com/Owner/owner.github.io")
+    pages = load("address").pages("https://github.com/Owner/owner.github.io")
     assert pages == "https://owner.github.io/"
 
 
@@ -422,7 +522,7 @@ def test_the_owners_own_pages_have_no_folder():
     "wrong", ["owner/name", FAKE + "/", FAKE + ".git", "http://example.org/a/b"]
 )
 def test_a_wrong_address_is_refused(wrong, tmp_path, monkeypatch):
-    address = address_script()
+    address = load("address")
     monkeypatch.setattr(address, "ROOT", tmp_path)
     (tmp_path / "pyproject.toml").write_text(f'[tool.qstar]\nrepository = "{wrong}"\n')
     with pytest.raises(ValueError, match=re.escape(repr(wrong))):
