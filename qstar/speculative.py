@@ -65,8 +65,9 @@ class Coins:
         law = log_law.double().exp()
         # Only tokens with mass can be hit, also where a parallel sum is not quite monotone.
         cumulative = law.cumsum(-1).masked_fill(law == 0, -torch.inf)
-        threshold = self._uniform(law[..., 0]) * cumulative.amax(-1)
-        return (cumulative > threshold[..., None]).to(torch.uint8).argmax(-1)
+        total = cumulative.amax(-1)
+        threshold = (self._uniform(total) * total).unsqueeze(-1)
+        return (cumulative > threshold).to(torch.uint8).argmax(-1)
 
     def _uniform(self, like: Tensor) -> Float[Tensor, "*any"]:
         """Uniform on [0, 1), drawn where the generator lives, in the shape of `like`."""
@@ -163,13 +164,15 @@ def draw_candidates(
     """
     chance = _chance(generator)
     candidates = []
+    left = log_draft
     for _ in range(num_candidates):
-        token = chance.draw(log_draft)
-        if not replacement:
-            exhausted = (log_draft == -torch.inf).all(-1)
-            token = token.masked_fill(exhausted, NO_TOKEN)
-            log_draft = _without(log_draft, token)
-        candidates.append(token)
+        if replacement:
+            candidates.append(chance.draw(log_draft))
+            continue
+        exhausted = (left == -torch.inf).all(-1)
+        token = chance.draw(torch.where(exhausted.unsqueeze(-1), log_draft, left))
+        candidates.append(token.masked_fill(exhausted, NO_TOKEN))
+        left = _without(left, candidates[-1])
     if not candidates:
         return torch.empty((*log_draft.shape[:-1], 0), dtype=torch.int64, device=log_draft.device)
     return torch.stack(candidates, dim=-1)
@@ -213,9 +216,9 @@ def accept_or_redraw(
     for token in candidates.unbind(-1):
         exists = token != NO_TOKEN
         log_accept = log_acceptance(_at(log_draft, token), _at(log_target, token))
-        kept = chance.keep(log_accept.masked_fill(~exists, -torch.inf))
+        kept = chance.keep(log_accept.masked_fill(exists.logical_not(), -torch.inf))
         pick = _consider(pick, token, kept & exists, exists)
-        rejected = (exists & ~kept)[..., None]
+        rejected = (exists & kept.logical_not()).unsqueeze(-1)
         log_target = torch.where(rejected, log_residual(log_draft, log_target), log_target)
         if not replacement:
             log_draft = _without(log_draft, token)
@@ -295,7 +298,7 @@ def source_loop(
     for token in candidates.unbind(-1):
         exists = token != NO_TOKEN
         log_accept = log_acceptance(_at(log_draft, token), _at(log_target, token))
-        kept = chance.keep(log_accept.masked_fill(~exists, -torch.inf))
+        kept = chance.keep(log_accept.masked_fill(exists.logical_not(), -torch.inf))
         pick = _consider(pick, token, kept & exists, exists)
     return _settle(pick, chance.draw(log_target))
 
@@ -322,10 +325,10 @@ def envelope(
     alpha = torch.as_tensor(alpha, dtype=log_policy.dtype, device=log_policy.device)
     alpha = alpha.expand(log_policy.shape[:-1])
     from_policy = chance.keep(alpha.log())
-    token = chance.draw(torch.where(from_policy[..., None], log_policy, log_teacher))
+    token = chance.draw(torch.where(from_policy.unsqueeze(-1), log_policy, log_teacher))
     log_accept = log_envelope_acceptance(_at(log_policy, token), _at(log_teacher, token), alpha)
     kept = chance.keep(log_accept)
-    return Pick(token.masked_fill(~kept, NO_TOKEN), kept, torch.ones_like(token))
+    return Pick(token.masked_fill(kept.logical_not(), NO_TOKEN), kept, torch.ones_like(token))
 
 
 def log_envelope_acceptance(
@@ -378,11 +381,11 @@ def verify(
     drafted = _check_round("verify", draft_tokens, log_draft, log_target, drafted, check)
     chance = _chance(generator)
     gamma = draft_tokens.shape[-1]
-    real = _positions(draft_tokens) < drafted[..., None]
+    real = _positions(draft_tokens) < drafted.unsqueeze(-1)
     log_accept = log_acceptance(
-        _at(log_draft, draft_tokens), _at(log_target[..., :gamma, :], draft_tokens)
+        _at(log_draft, draft_tokens), _at(log_target.narrow(-2, 0, gamma), draft_tokens)
     )
-    kept = chance.keep(log_accept.masked_fill(~real, -torch.inf))
+    kept = chance.keep(log_accept.masked_fill(real.logical_not(), -torch.inf))
     accepted = kept.long().cumprod(-1).sum(-1)  # the leading run of kept tokens
     tested = torch.minimum(accepted + 1, drafted)
     zero = log_target.new_zeros(accepted.shape)
@@ -423,13 +426,13 @@ def verify_block(
     chance = _chance(generator)
     gamma = draft_tokens.shape[-1]
     log_ratio = _log_ratio(
-        _at(log_draft, draft_tokens), _at(log_target[..., :gamma, :], draft_tokens)
+        _at(log_draft, draft_tokens), _at(log_target.narrow(-2, 0, gamma), draft_tokens)
     )
     log_weight = log_target.new_zeros(drafted.shape)
     log_weights = [log_weight]
     log_keep = []
     for position in range(1, gamma + 1):
-        log_weight = (log_weight + log_ratio[..., position - 1]).clamp(max=0)
+        log_weight = (log_weight + log_ratio.select(-1, position - 1)).clamp(max=0)
         log_weights.append(log_weight)
         log_keep.append(
             log_weight
@@ -438,16 +441,16 @@ def verify_block(
                 drafted == position,
                 log_weight,
                 _log_block_keep(
-                    log_draft[..., position, :], log_target[..., position, :], log_weight
+                    log_draft.select(-2, position), log_target.select(-2, position), log_weight
                 ),
             )
         )
     accepted = torch.zeros_like(drafted)
     if gamma > 0:
-        real = _positions(draft_tokens) < drafted[..., None]
-        kept = chance.keep(torch.stack(log_keep, -1).masked_fill(~real, -torch.inf))
+        real = _positions(draft_tokens) < drafted.unsqueeze(-1)
+        kept = chance.keep(torch.stack(log_keep, -1).masked_fill(real.logical_not(), -torch.inf))
         accepted = (kept * (_positions(draft_tokens) + 1)).amax(-1)  # the last one kept
-    log_scale = torch.stack(log_weights, -1).gather(-1, accepted[..., None]).squeeze(-1)
+    log_scale = torch.stack(log_weights, -1).gather(-1, accepted.unsqueeze(-1)).squeeze(-1)
     return _close_round(
         draft_tokens, log_draft, log_target, drafted, accepted, drafted, log_scale, chance
     )
@@ -462,7 +465,7 @@ def log_point_mass(
     own probability of it.
     """
     law = torch.full((*tokens.shape, vocab), -torch.inf, dtype=dtype, device=tokens.device)
-    return law.scatter(-1, tokens[..., None], 0.0)
+    return law.scatter(-1, tokens.unsqueeze(-1), 0.0)
 
 
 def _chance(generator: torch.Generator | Chance) -> Chance:
@@ -471,7 +474,7 @@ def _chance(generator: torch.Generator | Chance) -> Chance:
 
 def _at(log_law: Float[Tensor, "*any vocab"], token: Int[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """The log-probability of each token; `NO_TOKEN` reads entry 0, which the caller discards."""
-    return log_law.gather(-1, token.clamp(min=0)[..., None]).squeeze(-1)
+    return log_law.gather(-1, token.clamp(min=0).unsqueeze(-1)).squeeze(-1)
 
 
 def _positions(tokens: Int[Tensor, "*batch gamma"]) -> Int[Tensor, " gamma"]:
@@ -499,7 +502,7 @@ def _log_block_keep(
     log_weight: Float[Tensor, "*batch"],
 ) -> Float[Tensor, "*batch"]:
     """log h of `verify_block`; where 0/0 (the rest is surely kept) never asked for: -inf."""
-    log_total = _log_excess(log_draft, log_target + log_weight[..., None]).logsumexp(-1)
+    log_total = _log_excess(log_draft, log_target + log_weight.unsqueeze(-1)).logsumexp(-1)
     log_missing = (-log_weight.expm1()).log()
     log_keep = log_total - torch.logaddexp(log_total, log_missing)
     return log_keep.masked_fill(log_total == -torch.inf, -torch.inf)
@@ -510,7 +513,7 @@ def _without(
 ) -> Float[Tensor, "*batch vocab"]:
     """The draft given that it is not this token; all -inf when nothing is left."""
     columns = torch.arange(log_draft.shape[-1], device=log_draft.device)
-    left = log_draft.masked_fill(columns == token[..., None], -torch.inf)
+    left = log_draft.masked_fill(columns == token.unsqueeze(-1), -torch.inf)
     log_total = left.logsumexp(-1, keepdim=True)
     return torch.where(log_total > -torch.inf, left - log_total, left)
 
@@ -524,9 +527,9 @@ def _nothing_picked(candidates: Int[Tensor, "*batch num_candidates"]) -> Pick:
 def _consider(pick: Pick, token: Tensor, kept: Tensor, exists: Tensor) -> Pick:
     """The pick after one more candidate, which counts only where none was accepted before."""
     return Pick(
-        torch.where(pick.accepted | ~kept, pick.token, token),
+        torch.where(pick.accepted | kept.logical_not(), pick.token, token),
         pick.accepted | kept,
-        pick.tested + (exists & ~pick.accepted),
+        pick.tested + (exists & pick.accepted.logical_not()),
     )
 
 
@@ -547,21 +550,21 @@ def _close_round(
 ) -> Round:
     """Draw the next token at each row's own position, and line the round's tokens up."""
     gamma, vocab = draft_tokens.shape[-1], log_target.shape[-1]
-    row = accepted[..., None, None].expand(*accepted.shape, 1, vocab)
+    row = accepted.reshape(*accepted.shape, 1, 1).expand(*accepted.shape, 1, vocab)
     target_here = log_target.gather(-2, row).squeeze(-2)
     law = target_here
     if gamma > 0:
         draft_here = log_draft.gather(-2, row.clamp(max=gamma - 1)).squeeze(-2)
         # After a fully accepted draft there is none to subtract: the target itself.
-        draft_here = draft_here.masked_fill((accepted == drafted)[..., None], -torch.inf)
-        log_excess = _log_excess(draft_here, target_here + log_scale[..., None])
+        draft_here = draft_here.masked_fill((accepted == drafted).unsqueeze(-1), -torch.inf)
+        log_excess = _log_excess(draft_here, target_here + log_scale.unsqueeze(-1))
         log_total = log_excess.logsumexp(-1, keepdim=True)
         law = torch.where(log_total > -torch.inf, log_excess - log_total, target_here)
     next_token = chance.draw(law)
-    padded = torch.cat([draft_tokens, torch.full_like(next_token[..., None], NO_TOKEN)], -1)
-    beyond = _positions(padded) >= accepted[..., None]
+    padded = torch.cat([draft_tokens, torch.full_like(next_token.unsqueeze(-1), NO_TOKEN)], -1)
+    beyond = _positions(padded) >= accepted.unsqueeze(-1)
     tokens = padded.masked_fill(beyond, NO_TOKEN)
-    tokens = tokens.scatter(-1, accepted[..., None], next_token[..., None])
+    tokens = tokens.scatter(-1, accepted.unsqueeze(-1), next_token.unsqueeze(-1))
     return Round(tokens, accepted, tested, next_token)
 
 
@@ -578,7 +581,7 @@ def _check_single(
     if check if check is not None else candidates.device.type == "cpu":
         _check_values(log_draft, "log_draft")
         _check_values(log_target, "log_target")
-        rows = log_draft[..., None, :].expand(*candidates.shape, log_draft.shape[-1])
+        rows = log_draft.unsqueeze(-2).expand(*candidates.shape, log_draft.shape[-1])
         _check_mass(candidates, rows, candidates != NO_TOKEN)
 
 
@@ -613,9 +616,9 @@ def _check_round(
             raise ValueError(
                 f"drafted must lie between 0 and gamma = {gamma}: got {drafted.tolist()}."
             )
-        real = _positions(draft_tokens) < drafted[..., None]
+        real = _positions(draft_tokens) < drafted.unsqueeze(-1)
         _check_values(log_draft, "log_draft", real)
-        beyond = torch.arange(gamma + 1, device=drafted.device) <= drafted[..., None]
+        beyond = torch.arange(gamma + 1, device=drafted.device) <= drafted.unsqueeze(-1)
         _check_values(log_target, "log_target", beyond)
         _check_mass(draft_tokens, log_draft, real)
     return drafted
@@ -634,7 +637,8 @@ def _check_laws(rule: str, log_draft: Tensor, log_target: Tensor) -> None:
 def _check_values(log_law: Tensor, name: str, used: Tensor | None = None) -> None:
     """Every used row is a distribution."""
     total = log_law.double().logsumexp(-1).exp()
-    off = ~((total - 1).abs() <= NORMALISATION_TOLERANCE[log_law.dtype])  # nan included
+    close = (total - 1).abs() <= NORMALISATION_TOLERANCE[log_law.dtype]
+    off = close.logical_not()  # nan included
     if used is not None:
         off = off & used
     if off.any():
