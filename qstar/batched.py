@@ -381,17 +381,39 @@ def _solve(log_policy: Tensor, log_teacher: Tensor, plan: _Plan) -> _Fields:
         return _Fields(*(torch.cat(columns) for columns in zip(*blocks, strict=True)))
     work = torch.empty(6, vocab, dtype=plan.dtype)
     solved = [
-        _solve_row(policy, teacher, work, plan)
+        _solve_alone(policy, teacher, work, plan)
         for policy, teacher in zip(log_policy, log_teacher, strict=True)
     ]
-    hard = [row for row, found in enumerate(solved) if found is None]
-    fields = _from_rows(solved, plan.dtype)
-    for some in _chunks(len(hard), plan.chunk_rows):
-        part = torch.tensor(hard[some], dtype=torch.int64)
-        block = _solve_block(log_policy[part], log_teacher[part], plan)
-        for field, values in zip(fields, block, strict=True):
-            field[part] = values
+    fields = _from_rows([found if isinstance(found, _Row) else None for found in solved], plan)
+    for row, found in enumerate(solved):
+        if isinstance(found, _Fields):
+            for field, value in zip(fields, found, strict=True):
+                field[row] = value[0]
     return fields
+
+
+def _solve_alone(policy: Tensor, teacher: Tensor, work: Tensor, plan: _Plan) -> "_Row | _Fields":
+    """One row on the CPU, by the cheapest road that can take it."""
+    policy, teacher = policy.to(plan.dtype), teacher.to(plan.dtype)
+    found = _solve_row(policy, teacher, work, plan)
+    if found is None and not bool((policy - teacher).isfinite().all()):
+        policy, teacher = _condense(policy, teacher)
+        found = _solve_row(policy, teacher, work[:, : len(policy)], plan)
+    return found or _solve_block(policy[None], teacher[None], plan)
+
+
+def _condense(policy: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """The same problem on the shared outcomes alone, as after top-k.
+
+    What a parent holds outside the shared support counts only by its sum: one more outcome each.
+    """
+    shared = policy.isfinite() & teacher.isfinite()
+    nothing = policy.new_full((1,), -torch.inf)
+    outside = [torch.cat([rows[~shared], nothing]).logsumexp(0)[None] for rows in (policy, teacher)]
+    policy, teacher = policy[shared], teacher[shared]
+    if len(policy) and all(bool(mass == -torch.inf) for mass in outside):
+        return policy, teacher
+    return torch.cat([policy, outside[0], nothing]), torch.cat([teacher, nothing, outside[1]])
 
 
 class _Row(NamedTuple):
@@ -416,7 +438,6 @@ def _solve_row(
     and its exp2 does not. The path is not shifted by its largest term: it is never positive, and
     a row whose sum is so small that terms may have been lost is not plain.
     """
-    log_policy, log_teacher = log_policy.to(plan.dtype), log_teacher.to(plan.dtype)
     ratio, square, base, path, teacher, spare = work
     torch.mul(log_policy, LOG2_E, out=path)
     policy_total = path.exp2_().sum().item()
@@ -468,21 +489,21 @@ def _step(slope: float, curvature: float, third: float) -> float:
     return -2 * slope / (curvature + (math.sqrt(discriminant) if discriminant > 0 else curvature))
 
 
-def _from_rows(solved: list[_Row | None], dtype: torch.dtype) -> _Fields:
+def _from_rows(solved: list[_Row | None], plan: _Plan) -> _Fields:
     """The fields of a flat batch; rows without a result are left as 0."""
     rows = [found or _Row(0.0, 0.0, 0.0, 0.0, 0) for found in solved]
     table = torch.tensor([row[:4] for row in rows], dtype=torch.float64)
     alpha, chernoff, slope, curvature = table.unbind(-1)
     chernoff = chernoff.clamp(min=0)
     return _Fields(
-        alpha=alpha.to(dtype),
-        chernoff=chernoff.to(dtype),
-        kl_to_policy=(chernoff - (1 - alpha) * slope).clamp(min=0).to(dtype),
-        kl_to_teacher=(chernoff + alpha * slope).clamp(min=0).to(dtype),
+        alpha=alpha.to(plan.dtype),
+        chernoff=chernoff.to(plan.dtype),
+        kl_to_policy=(chernoff - (1 - alpha) * slope).clamp(min=0).to(plan.dtype),
+        kl_to_teacher=(chernoff + alpha * slope).clamp(min=0).to(plan.dtype),
         status=torch.full((len(rows),), INTERIOR, dtype=torch.int8),
         converged=torch.ones(len(rows), dtype=torch.bool),
-        slope=slope.to(dtype),
-        curvature=curvature.to(dtype),
+        slope=slope.to(plan.dtype),
+        curvature=curvature.to(plan.dtype),
         passes=torch.tensor([row.passes for row in rows], dtype=torch.int32),
     )
 
@@ -493,38 +514,57 @@ def _solve_block(
     """The complete algorithm on a few rows at once; every branch is a `where`."""
     policy, teacher = log_policy.to(plan.dtype), log_teacher.to(plan.dtype)
     eps = torch.finfo(plan.dtype).eps
-    valid = torch.ones(len(policy), dtype=torch.bool, device=policy.device)
+    invalid = torch.zeros(len(policy), dtype=torch.bool, device=policy.device)
     for rows, allowed in zip((policy, teacher), plan.normalisation, strict=True):
-        valid &= (rows.logsumexp(-1).exp() - 1).abs() <= allowed
+        invalid |= ~((rows.logsumexp(-1).exp() - 1).abs() <= allowed)
     path = _path(policy, teacher)
-    disjoint = (path.base == -torch.inf).all(-1)
-    equal = (path.ratio.abs() <= 2 * eps * (1 + path.size)).all(-1)
-    same_support = ((policy != -torch.inf) == (teacher != -torch.inf)).all(-1)
-    left, right = torch.zeros_like(equal), torch.zeros_like(equal)
-    if not plan.early_exit or not bool(same_support.all()):
-        zero = torch.zeros_like(path.unshared)
-        at_0, at_1 = path.moments(zero), path.moments(zero + 1)
-        left = ~same_support & (at_0.slope >= -2 * eps * (1 + at_0.size))
-        right = ~same_support & ~left & (at_1.slope <= 2 * eps * (1 + at_1.size))
-    status = torch.full_like(equal, INTERIOR, dtype=torch.int8)
-    for code, rows in (
-        (BOUNDARY_1, right),
-        (BOUNDARY_0, left),
-        (DEGENERATE_ALL, equal),
-        (DISJOINT, disjoint),
-        (INVALID, ~valid),
+    at_0, at_1 = (path.moments(torch.full_like(path.unshared, end)) for end in (0.0, 1.0))
+    partial = ((policy == -torch.inf) != (teacher == -torch.inf)).any(-1)
+    status = torch.full_like(partial, INTERIOR, dtype=torch.int8)
+    for code, rows in (  # of two that apply the later one counts
+        (BOUNDARY_1, partial & (at_1.slope <= 2 * eps * (1 + at_1.size))),
+        (BOUNDARY_0, partial & (at_0.slope >= -2 * eps * (1 + at_0.size))),
+        (DEGENERATE_ALL, (path.ratio.abs() <= 2 * eps * (1 + path.size)).all(-1)),
+        (DISJOINT, (path.base == -torch.inf).all(-1)),
+        (INVALID, invalid),
     ):
         status = status.masked_fill(rows, code)
-    return _newton(path, status, same_support, plan)
+    starts = [0.5, 0.0, 1.0, 0.5, torch.nan, torch.nan]  # by status
+    alpha = torch.tensor(starts, dtype=plan.dtype, device=status.device)[status.long()]
+    high = torch.where(partial, 1.0, _highest_alpha(path.ratio))
+    search = _Search(
+        alpha=alpha,
+        low=1 - high,
+        high=high,
+        left=at_0.tangent(0.0),
+        right=at_1.tangent(1.0),
+        last=torch.full_like(alpha, torch.inf),
+        done=status != INTERIOR,
+    )
+    alpha, slope, curvature, passes, done = _minimise(path, search, plan)
+    chernoff = torch.where(status == DISJOINT, torch.inf, -path.log_partition(alpha)).clamp(min=0)
+    to_policy, to_teacher = (
+        torch.where(status == DISJOINT, torch.inf, chernoff + share).clamp(min=0)
+        for share in ((alpha - 1) * slope, alpha * slope)
+    )
+    converged = done & (status <= DEGENERATE_ALL)
+    return _Fields(
+        alpha, chernoff, to_policy, to_teacher, status, converged, slope, curvature, passes
+    )
 
 
 class _Moments(NamedTuple):
-    """Derivatives of log Z at one alpha per row, and the scale of their rounding."""
+    """log Z and its derivatives at one alpha per row, and the scale of their rounding."""
 
+    log_z: Tensor
     slope: Tensor
     curvature: Tensor
     third: Tensor
     size: Tensor  # E_q[|log policy| + |log teacher|]
+
+    def tangent(self, alpha: Tensor | float) -> Tensor:
+        """The line that touches log Z here, as (value at alpha = 0, slope)."""
+        return torch.stack([self.log_z - alpha * self.slope, self.slope], dim=-1)
 
 
 class _Path(NamedTuple):
@@ -535,20 +575,19 @@ class _Path(NamedTuple):
     size: Float[Tensor, "rows vocab"]  # |log policy| + |log teacher|; 0 off the shared support
     unshared: Float[Tensor, " rows"]  # the teacher's mass off the shared support
 
-    def select(self, rows: Tensor) -> "_Path":
-        return _Path(*(values[rows] for values in self))
-
     def moments(self, alpha: Float[Tensor, " rows"]) -> _Moments:
         # Sums of products, not matrix products: those may run in TF32 or bfloat16.
         weight = torch.addcmul(self.base, self.ratio, alpha[:, None])
-        weight.sub_(weight.amax(-1, keepdim=True)).exp_()
-        weight.div_(weight.sum(-1, keepdim=True))
+        top = weight.amax(-1, keepdim=True)
+        z = weight.sub_(top).exp_().sum(-1, keepdim=True)
+        weight.div_(z)
         size = (weight * self.size).sum(-1)
         slope = (weight * self.ratio).sum(-1)
         deviation = self.ratio - slope[:, None]
         # One factor at a time: the square of a huge log-ratio overflows, times a weight of 0.
         curvature = weight.mul_(deviation).mul_(deviation).sum(-1)
-        return _Moments(slope, curvature, weight.mul_(deviation).sum(-1), size)
+        third = weight.mul_(deviation).sum(-1)
+        return _Moments((top + z.log()).squeeze(-1), slope, curvature, third, size)
 
     def log_partition(self, alpha: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
         log_path = torch.addcmul(self.base, self.ratio, alpha[:, None])
@@ -568,14 +607,16 @@ def _path(policy: Tensor, teacher: Tensor) -> _Path:
     ratio = torch.where(shared, policy - teacher, 0.0)
     log_total = teacher.logsumexp(-1, keepdim=True)
     teacher = teacher - log_total
-    policy_mass, teacher_mass = (policy - log_total).exp(), teacher.exp()
+    teacher_mass = teacher.exp()
     # log(sum policy / sum teacher) from the sum of their differences: exact to the size of the
     # log-ratio, where a difference of two sums would leave the rounding of a whole row.
     growth = torch.where(
-        shared & (ratio.abs() < 1), teacher_mass * ratio.expm1(), policy_mass - teacher_mass
+        shared & (ratio.abs() < 1),
+        teacher_mass * ratio.expm1(),
+        (policy - log_total).exp() - teacher_mass,
     ).sum(-1)
-    total = teacher_mass.sum(-1)
-    ratio = torch.where(shared, ratio - (growth / total).log1p()[:, None], 0.0)
+    shift = (growth / teacher_mass.sum(-1)).log1p()[:, None]
+    ratio = torch.where(shared, ratio - shift, 0.0)
     size = torch.where(shared, -(2 * teacher + ratio), 0.0)
     return _Path(
         base=torch.where(shared, teacher, -torch.inf),
@@ -585,72 +626,82 @@ def _path(policy: Tensor, teacher: Tensor) -> _Path:
     )
 
 
-def _newton(path: _Path, status: Tensor, same_support: Tensor, plan: _Plan) -> _Fields:
-    """The minimiser of log Z in each row, from the start that its status gives it."""
-    eps = torch.finfo(plan.dtype).eps
-    starts = [0.5, 0.0, 1.0, 0.5, torch.nan, torch.nan]  # by status
-    alpha = torch.tensor(starts, dtype=plan.dtype, device=status.device)[status.long()]
-    high = torch.where(same_support, _highest_alpha(path.ratio), 1.0)
-    state = _Search(alpha, 1 - high, high, torch.full_like(alpha, torch.inf), status != INTERIOR)
-    found_alpha, slope, curvature = (torch.full_like(alpha, torch.nan) for _ in range(3))
-    passes = torch.zeros_like(status, dtype=torch.int32)
-    done = torch.zeros_like(state.done)
-    live: Tensor | slice = slice(None)
-    part = path
-    for _ in range(plan.max_passes):
-        at = part.moments(state.alpha)
-        found_alpha[live], slope[live], curvature[live] = state.alpha, at.slope, at.curvature
-        passes[live] += (~state.done).int()
-        floor = 4 * eps * (at.curvature.sqrt() * (1 + at.size) + at.curvature)
-        met = at.slope.abs() <= torch.maximum(2 * plan.tolerance * at.curvature.sqrt(), floor)
-        state = state.step(at, state.done | met | (state.high - state.low <= 4 * eps))
-        done[live] = state.done
-        if not plan.early_exit:
-            continue
-        num_done = int(state.done.sum())
-        if num_done == len(state.done):
-            break
-        if 2 * num_done >= len(state.done):
-            keep = (~state.done).nonzero().squeeze(1)
-            live = keep if isinstance(live, slice) else live[keep]
-            part, state = part.select(keep), _Search(*(values[keep] for values in state))
-    chernoff = -path.log_partition(found_alpha)
-    chernoff = torch.where(status == DISJOINT, torch.inf, chernoff.clamp(min=0))
-    to_policy = (chernoff - (1 - found_alpha) * slope).clamp(min=0)
-    to_teacher = (chernoff + found_alpha * slope).clamp(min=0)
-    return _Fields(
-        found_alpha,
-        chernoff,
-        torch.where(status == DISJOINT, torch.inf, to_policy),
-        torch.where(status == DISJOINT, torch.inf, to_teacher),
-        status,
-        done & (status <= DEGENERATE_ALL),
-        slope,
-        curvature,
-        passes,
-    )
-
-
 class _Search(NamedTuple):
-    """Where the search for the root stands, per row."""
+    """Where the search for the minimum of log Z stands, per row."""
 
     alpha: Tensor
     low: Tensor
     high: Tensor
+    left: Float[Tensor, "rows 2"]  # the tangent nearest to the minimum from below
+    right: Float[Tensor, "rows 2"]  # and from above
     last: Tensor  # |slope| at the previous alpha
     done: Tensor
 
-    def step(self, at: _Moments, done: Tensor) -> "_Search":
-        """Shrink the bracket; then Halley's step, or the middle where that does not help."""
-        low = torch.where(at.slope < 0, self.alpha, self.low)
-        high = torch.where(at.slope > 0, self.alpha, self.high)
+    def step(self, at: _Moments, done: Tensor, *, halve: bool) -> "_Search":
+        """Shrink the bracket and move to the next alpha, unless done.
+
+        By Halley's step; where that leaves the bracket, or the slope has not halved, to where the
+        two tangents meet (for parents so far apart that log Z is a polygon this is its corner); or
+        else to the middle of the bracket.
+        """
+        falls, rises = at.slope < 0, at.slope > 0
+        tangent = at.tangent(self.alpha)
+        low, high = (
+            torch.where(side, self.alpha, end)
+            for side, end in ((falls, self.low), (rises, self.high))
+        )
+        left, right = (
+            torch.where(side[:, None], tangent, line)
+            for side, line in ((falls, self.left), (rises, self.right))
+        )
         discriminant = at.curvature.square() - 2 * at.third * at.slope
         root = torch.where(discriminant > 0, discriminant.abs().sqrt(), at.curvature)
         halley = self.alpha - 2 * at.slope / (at.curvature + root)
         size = at.slope.abs()
+        new = (low + high) / 2
+        if not halve:
+            corner = (left[:, 0] - right[:, 0]) / (right[:, 1] - left[:, 1])
+            new = torch.where((low < corner) & (corner < high), corner, new)
         helps = (low < halley) & (halley < high) & (size <= self.last / 2)
-        alpha = torch.where(helps, halley, (low + high) / 2)
-        return _Search(torch.where(done, self.alpha, alpha), low, high, size, done)
+        new = torch.where(helps, halley, new)
+        return _Search(torch.where(done, self.alpha, new), low, high, left, right, size, done)
+
+
+def _minimise(
+    path: _Path, search: _Search, plan: _Plan
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(alpha, slope, curvature, passes, done) per row, evaluated at the alpha returned."""
+    eps = torch.finfo(plan.dtype).eps
+    alpha, slope, curvature = (torch.full_like(search.alpha, torch.nan) for _ in range(3))
+    passes = torch.full_like(search.done, 2, dtype=torch.int32)  # the two ends
+    done = search.done.clone()
+    live: Tensor | slice = slice(None)
+    for count in range(1, plan.max_passes + 1):
+        at = path.moments(search.alpha)
+        alpha[live], slope[live], curvature[live] = search.alpha, at.slope, at.curvature
+        passes[live] += (~search.done).int()
+        deviation, size = at.curvature.sqrt(), at.slope.abs()
+        floor = 4 * eps * (deviation * (1 + at.size) + at.curvature)
+        width = search.high - search.low
+        stop = (
+            search.done
+            | (size <= torch.maximum(2 * plan.tolerance * deviation, floor))
+            | (size * width <= 4 * plan.tolerance**2)
+            | (width <= 4 * eps)
+        )
+        search = search.step(at, stop, halve=count % 3 == 0)
+        done[live] = stop
+        if not plan.early_exit:
+            continue
+        num_done = int(stop.sum())
+        if num_done == len(stop):
+            break
+        if 2 * num_done >= len(stop):
+            keep = (~stop).nonzero().squeeze(1)
+            live = keep if isinstance(live, slice) else live[keep]
+            path = _Path(*(values[keep] for values in path))
+            search = _Search(*(values[keep] for values in search))
+    return alpha, slope, curvature, passes, done
 
 
 def _highest_alpha(ratio: Float[Tensor, "rows vocab"]) -> Float[Tensor, " rows"]:
