@@ -310,6 +310,47 @@ def test_another_python_makes_the_environment_anew(checkout):
     assert log(checkout) == ["venv", "pip"]
 
 
+def run_ci(checkout, present, *, root):
+    """What .ci/run does on a machine with these programs: its exit status and commands in order."""
+    shutil.copy(ROOT / ".ci" / "run", checkout / ".ci" / "run")
+    noting = f'echo "${{0##*/}} $*" >>"{checkout}/log"'
+    for name in ("make", "apt-get", *present):
+        tool(checkout, name, noting if name in ("make", "apt-get") else "exit 0")
+    tool(checkout, "id", f"echo {0 if root else 1000}")
+    tool(checkout, "sudo", f'{noting}; while [[ $1 == -* ]]; do shift; done; "$@"')
+    bash = shutil.which("bash")
+    path = {"PATH": str(checkout / "bin")}
+    code = run(bash, str(checkout / ".ci" / "run"), env=path, stdin=subprocess.DEVNULL).returncode
+    return code, (checkout / "log").read_text().splitlines()
+
+
+def test_ci_installs_nothing_where_all_is_there(checkout):
+    everything = ("git", "python3", "google-chrome")
+    assert run_ci(checkout, everything, root=True) == (0, ["make book", "make test"])
+
+
+@pytest.mark.parametrize("root", [True, False])
+def test_ci_installs_a_missing_browser(checkout, root):
+    code, commands = run_ci(checkout, ("git", "python3"), root=root)
+    assert code == 0
+    asked = [command for command in commands if not command.startswith("sudo")]
+    assert asked == [
+        "apt-get update -q",
+        "apt-get install -q -y --no-install-recommends chromium fonts-liberation",
+        "make book",
+        "make test",
+    ]
+    assert len(commands) == len(asked) + (0 if root else 2)
+
+
+def test_ci_fails_when_the_book_does(checkout):
+    tool(checkout, "chromium")
+    assert run_ci(checkout, ("git", "python3"), root=True)[0] == 0
+    tool(checkout, "make", "exit 2")
+    bash, path = shutil.which("bash"), {"PATH": str(checkout / "bin")}
+    assert run(bash, str(checkout / ".ci" / "run"), env=path).returncode == 2
+
+
 def dry_run(target):
     """The commands that make would run."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
