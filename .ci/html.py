@@ -45,7 +45,7 @@ def build() -> bool:
     where = [str(ROOT / "book"), "--path-output", str(fresh)]
     run = subprocess.run([tool, "build", *where, *OPTIONS], cwd=ROOT)
     if run.returncode != 0:
-        print(f"The book has warnings; the pages with them are in {fresh / '_build' / 'html'}")
+        print(f"The book was not built. What there is of it: {fresh / '_build' / 'html'}")
         return False
     shutil.rmtree(HTML, ignore_errors=True)
     (fresh / "_build" / "html").rename(HTML)
