@@ -249,7 +249,7 @@ def _resolve_types(
 
     A name that claims to be ours and is not documented stays unresolved, and so a warning.
     """
-    target = node.get("reftarget", "")
+    target = re.sub("^(NDArray|Tensor)(?=Balance$)", "", node.get("reftarget", ""))
     if node.get("reftype") != "class" or target.startswith("qstar"):
         return None
     for name, entry in env.domains["py"].data["objects"].items():

@@ -4,6 +4,10 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const button of document.querySelectorAll("button.search-button, button.search-button__button")) {
     button.setAttribute("aria-label", "Search");
   }
+  // The logo and the table of contents are a landmark too.
+  const sidebar = document.querySelector(".bd-sidebar-primary");
+  sidebar?.setAttribute("role", "complementary");
+  sidebar?.setAttribute("aria-label", "The book");
   // Boxes that scroll sideways can be scrolled from the keyboard.
   for (const box of document.querySelectorAll(".bd-article table.table, .bd-article div.math, .bd-article .text_html, .bd-article pre")) {
     if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
