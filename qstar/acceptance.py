@@ -21,7 +21,7 @@ LARGE_CHERNOFF = 40.0
 
 
 def sharpest_acceptance_bound(chernoff: Float[ArrayLike, "*any"]) -> Float[ndarray, "*any"]:
-    r"""The smallest acceptance probability that a Chernoff information allows.
+    """The smallest acceptance probability that a Chernoff information allows.
 
     It holds for either parent as the draft. At alpha*, KL(q* || draft) = C for both, and among all
     pairs of laws at total variation V that divergence is at least L(V) = min_b kl(b + V, b),
@@ -29,8 +29,7 @@ def sharpest_acceptance_bound(chernoff: Float[ArrayLike, "*any"]) -> Float[ndarr
     `tightest_pair` attains it. From above there is only 1: given C, every acceptance in [bound, 1)
     occurs.
 
-    With t > 0 and the Langevin function $\Lambda = \coth t - 1/t$, the minimising coin is
-    $b = (1 - \Lambda)/2$, and $V = 2t\,b(1 - b)$.
+    With t > 0 the minimising coin is b = (1 - coth t + 1/t) / 2, and V = 2 t b (1 - b).
 
     Args:
         chernoff: In nats, not negative; inf gives 0, nan gives nan.
@@ -38,7 +37,8 @@ def sharpest_acceptance_bound(chernoff: Float[ArrayLike, "*any"]) -> Float[ndarr
     Raises:
         ValueError: A negative Chernoff information.
 
-    Source: Fedotov, Harremoes and Topsoe (2003), doi:10.1109/TIT.2003.811927, theorem 1.
+    Source: Fedotov, Harremoes and Topsoe (2003), "Refinements of Pinsker's inequality", IEEE
+        Transactions on Information Theory 49(6).
     """
     values = _check_chernoff(chernoff)
     inner = (values > TINY_CHERNOFF) & (values < LARGE_CHERNOFF)
@@ -186,11 +186,11 @@ def source_loop_law(
     log_target: Float[ArrayLike, "*batch vocab"],
     num_candidates: int,
 ) -> Float[ndarray, "*batch vocab"]:
-    r"""The law that the source's loop really draws from, with independent candidates.
+    """The law that the source's loop really draws from, with independent candidates.
 
-    $o_k = (1 - (1-\beta)^k)\, m + (1-\beta)^k\, \text{target}$, where $\beta$ is the acceptance
-    probability and $m = \min(\text{draft}, \text{target})/\beta$ the law of an accepted candidate:
-    each of k candidates is accepted with probability $\beta$, and what is left is the target's.
+    It is (1 - (1 - a)^k) m + (1 - a)^k target, where a is the acceptance probability and
+    m = min(draft, target) / a the law of an accepted candidate: each of k candidates is accepted
+    with probability a, and what is left is the target's.
     The bias grows with k, from none at k = 0 to TV(m, target).
 
     Returns:

@@ -403,16 +403,16 @@ def verify_block(
     drafted: Int[Tensor, "*batch"] | None = None,
     check: bool | None = None,
 ) -> Round:
-    r"""As `verify`, judging the block as a whole: exact too, and accepts at least as many.
+    """As `verify`, judging the block as a whole: exact too, and accepts at least as many.
 
-    Let $w_0 = 1$ and $w_i = \min(1, w_{i-1}\, \text{target}_i/\text{draft}_i)$ at the draft tokens.
-    A prefix of i tokens is a candidate to be kept with probability $h_i = S_i / (S_i + 1 - w_i)$,
-    where $S_i$ is the total of $(w_i\,\text{target} - \text{draft})_+$ at the position after it;
-    the whole block with $h_\gamma = w_\gamma$. The longest candidate wins; the next token comes
-    from $(w_i\,\text{target} - \text{draft})_+$, normalised, or from the target after the whole
-    block. Then P(at least i tokens kept | the first i) = $w_i$, by induction from the end, because
-    the mean of $w_{i+1}$ is $w_i - S_i$ and $S_i + 1 - w_i$ is the chance that no longer prefix is
-    kept. Token by token, that probability is the product of the min(1, ratio), never larger.
+    Let w_0 = 1 and w_i = min(1, w_(i-1) target / draft) at the i-th draft token. A prefix of i
+    tokens is a candidate to be kept with probability h_i = S_i / (S_i + 1 - w_i), where S_i is the
+    total of max(0, w_i target - draft) at the position after it; the whole block with w_gamma. The
+    longest candidate wins; the next token comes from max(0, w_i target - draft), normalised, or
+    from the target after the whole block. Then P(at least i tokens kept | the first i) = w_i, by
+    induction from the end, because the mean of w_(i+1) is w_i - S_i, and S_i + 1 - w_i is the
+    chance that no longer prefix is kept. Token by token, that probability is the product of the
+    min(1, ratio), which is never larger.
 
     Here a high ratio early in the block makes up for a low one later; with one draft token the two
     rules are the same. `tested` is all of the drafted tokens: `accepted / tested` is no estimate of
