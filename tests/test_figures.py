@@ -1,0 +1,206 @@
+"""Figures: each says with its marks what its record says, in the one style."""
+
+import base64
+import io
+import subprocess
+import sys
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from qstar import figures
+from qstar.gaussian import Gaussian, geometric_mean, kl_to_parents, log_partition, solve_pair
+
+CROSSED = solve_pair(
+    "crossed", Gaussian([-2, -1], np.diag([4, 1])), Gaussian([1, 2], np.diag([0.5, 3]))
+)
+ALPHAS = np.linspace(0, 1, 41)
+
+
+def new_figure():
+    """A figure without a window or a global state."""
+    return Figure(figsize=(figures.WIDTH, 4), layout="constrained")
+
+
+def new_axes():
+    return new_figure().subplots()
+
+
+def crossing(ax):
+    to_policy, to_teacher = kl_to_parents(CROSSED.policy, CROSSED.teacher, ALPHAS)
+    minus_log_z = -log_partition(CROSSED.policy, CROSSED.teacher, ALPHAS)
+    return figures.kl_crossing(
+        ALPHAS, to_policy, to_teacher, CROSSED.balance, ax=ax, minus_log_partition=minus_log_z
+    )
+
+
+def evolution(fig):
+    path = [geometric_mean(CROSSED.policy, CROSSED.teacher, at) for at in ALPHAS]
+    divergences = kl_to_parents(CROSSED.policy, CROSSED.teacher, ALPHAS)
+    return figures.path_evolution(CROSSED, ALPHAS, path, *divergences, fig=fig)
+
+
+def densities(fig):
+    pair = solve_pair("one axis", Gaussian(-1.0, 1.0), Gaussian(1.0, 2.0))
+    x = np.linspace(-5, 5, 101)
+    rows = np.exp([g.log_density(x[:, None]) for g in (pair.policy, pair.teacher, pair.q_star)])
+    return figures.densities([(pair, x, rows), (pair, x, rows)], fig=fig)
+
+
+def scale_law(ax):
+    pair = solve_pair("row", Gaussian([0, 0], np.eye(2)), Gaussian([0, 0], 4 * np.eye(2)))
+    ratios = np.logspace(-1, 1, 21)
+    return figures.scale_law(ratios, 1 / (1 + ratios), ratios / (1 + ratios), [pair], ax=ax)
+
+
+def covariance_rules(ax):
+    return figures.covariance_rules(CROSSED, Gaussian([0, 0], 2 * np.eye(2)), ax=ax)
+
+
+def kl_order(ax):
+    ratios = np.array([-1.0, 2.0]), np.array([0.5, -0.5])
+    return figures.kl_order(ratios, (ratios[0] / 9 + 0.5, ratios[1] / 9 + 0.5), ("a", "b"), ax=ax)
+
+
+ON_AXES = {f.__name__: f for f in (crossing, scale_law, covariance_rules, kl_order)}
+ON_FIGURE = {
+    "gaussian_cases": lambda fig: figures.gaussian_cases([CROSSED] * 4, fig=fig),
+    "evolution": evolution,
+    "densities": densities,
+}
+
+
+def lines(ax, colour):
+    """The lines of one colour, markers apart."""
+    return [
+        line
+        for line in ax.lines
+        if line.get_color() == colour and line.get_linestyle() not in ("None", "none")
+    ]
+
+
+def star(ax):
+    """Where the one star of an axes is."""
+    (found,) = [line for line in ax.lines if line.get_marker() == "*"]
+    return found.get_xdata()[0], found.get_ydata()[0]
+
+
+@pytest.mark.parametrize("draw", ON_AXES.values(), ids=ON_AXES)
+def test_a_figure_on_axes_returns_them_and_renders(draw):
+    with figures.style():
+        ax = new_axes()
+        assert draw(ax) is ax
+        ax.figure.savefig(io.BytesIO(), format="png")
+    assert ax.get_title() == ""
+    assert ax.get_xlabel()
+    assert ax.get_ylabel()
+
+
+@pytest.mark.parametrize("draw", ON_FIGURE.values(), ids=ON_FIGURE)
+def test_a_figure_of_panels_returns_it_and_renders(draw):
+    with figures.style():
+        fig = new_figure()
+        assert draw(fig) is fig
+        fig.savefig(io.BytesIO(), format="png")
+    assert all(ax.get_title() == "" for ax in fig.axes)
+
+
+def test_the_star_stands_where_the_divergences_cross():
+    ax = crossing(new_axes())
+    assert star(ax) == (CROSSED.balance.alpha, CROSSED.balance.chernoff)
+    (policy,), (teacher,) = (lines(ax, figures.COLOURS[role]) for role in ("policy", "teacher"))
+    for curve in (policy, teacher):
+        height = np.interp(CROSSED.balance.alpha, curve.get_xdata(), curve.get_ydata())
+        assert height == pytest.approx(CROSSED.balance.chernoff, rel=0.01)
+    texts = [text.get_text() for text in ax.texts]
+    assert any(f"{CROSSED.balance.alpha:.3f}" in text for text in texts)
+
+
+def test_contours_are_one_and_two_standard_deviations_from_the_mean():
+    fig = figures.gaussian_cases([CROSSED], fig=new_figure())
+    for law, role in ((CROSSED.policy, "policy"), (CROSSED.q_star, "q*")):
+        distances = set()
+        for line in lines(fig.axes[0], figures.COLOURS[role]):
+            step = np.array(line.get_data()).T - law.mean
+            squared = np.einsum("ni,ij,nj->n", step, np.linalg.inv(law.covariance), step)
+            assert np.ptp(np.sqrt(squared)) < 1e-9
+            distances.add(round(float(np.sqrt(squared).mean()), 9))
+        assert distances == {1.0, 2.0}
+
+
+def test_every_panel_has_the_same_scale_and_shows_the_whole_pair():
+    other = solve_pair("other", Gaussian([0, 9], np.eye(2)), Gaussian([2, 9], np.eye(2)))
+    fig = figures.gaussian_cases([CROSSED, other], fig=new_figure(), half_width=5.5)
+    for ax, case in zip(fig.axes, (CROSSED, other), strict=False):
+        (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+        assert right - left == pytest.approx(11)
+        assert high - low == pytest.approx(11)
+        assert ax.get_aspect() == 1
+        for law in (case.policy, case.teacher, case.q_star):
+            reach = 2 * np.sqrt(np.diag(law.covariance))
+            assert (law.mean - reach >= (left, low)).all()
+            assert (law.mean + reach <= (right, high)).all()
+
+
+def test_a_panel_says_its_case_and_alpha_star():
+    fig = figures.gaussian_cases([CROSSED], fig=new_figure())
+    assert CROSSED.name in [text.get_text() for text in fig.axes[0].texts]
+    assert f"{CROSSED.balance.alpha:.3f}" in fig.axes[0].get_xlabel()
+    assert star(fig.axes[0]) == tuple(CROSSED.q_star.mean)
+
+
+def test_the_path_is_drawn_from_teacher_to_policy_through_the_star():
+    fig = evolution(new_figure())
+    (path,) = lines(fig.axes[0], figures.COLOURS["ink"])
+    x, y = path.get_data()
+    np.testing.assert_allclose([x[0], y[0]], CROSSED.teacher.mean)
+    np.testing.assert_allclose([x[-1], y[-1]], CROSSED.policy.mean)
+    assert star(fig.axes[0]) == tuple(CROSSED.q_star.mean)
+    nearest = np.hypot(x - CROSSED.q_star.mean[0], y - CROSSED.q_star.mean[1]).min()
+    assert nearest < 0.1
+
+
+def test_the_three_parties_differ_without_colour():
+    """In grey or to a colour-blind reader: by dash, or else by weight."""
+    marks = [figures.LINES[role] for role in ("policy", "teacher", "q*")]
+    assert len({(str(mark["linestyle"]), mark["linewidth"]) for mark in marks}) == 3
+    policy, teacher, q_star = marks
+    assert policy["linestyle"] != teacher["linestyle"]
+    assert q_star["linewidth"] >= 1.5 * policy["linewidth"]
+
+
+@pytest.mark.parametrize("role", figures.INK)
+def test_coloured_text_has_enough_contrast_on_white(role):
+    """4.5 to 1, as WCAG 2.1 asks of text (success criterion 1.4.3)."""
+    channels = np.array(mpl.colors.to_rgb(figures.INK[role]))
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    assert 1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05) > 4.5
+
+
+def test_the_style_leaves_no_trace():
+    before = dict(mpl.rcParams)
+    with figures.style():
+        assert mpl.rcParams["figure.facecolor"] == "white"
+        assert mpl.rcParams["font.size"] == figures.STYLE["font.size"]
+    assert dict(mpl.rcParams) == before
+
+
+def test_a_download_link_carries_the_picture_under_its_name():
+    with figures.style():
+        fig = crossing(new_axes()).figure
+        link = figures.png_link(fig, "crossing.png")
+        assert link == figures.png_link(fig, "crossing.png")
+    assert 'download="crossing.png"' in link
+    data = link.split("base64,")[1].split('"')[0]
+    pixels = imread(io.BytesIO(base64.b64decode(data)))
+    assert pixels.shape[1] > 500
+    assert pixels[..., :3].std() > 0.01  # not a blank sheet
+
+
+def test_importing_figures_opens_no_global_figure_manager():
+    probe = "import sys, qstar.figures; print('matplotlib.pyplot' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
