@@ -237,7 +237,7 @@ def convergence(
         floor: The precision reached at the end; smaller errors are drawn on it.
         ax: Where to draw; the vertical axis is logarithmic.
     """
-    looks = {
+    looks: dict[str, dict[str, Any]] = {
         "bisection": {"color": COLOURS["quiet"], "marker": "s", "linestyle": ":"},
         "Newton": {"color": COLOURS["policy"], "marker": "o", "linestyle": "--"},
         "Halley": {"color": COLOURS["q*"], "marker": "D", "linestyle": "-"},
@@ -534,7 +534,7 @@ def scale_law(
         "ha": "right",
     }
     _halo(ax.annotate(r"exponent $\alpha^*$", (0, 0), (0.985, 0.09), color=INK["q*"], **label))
-    _halo(ax.annotate("share of the precision", (0, 0), (0.985, 0.76), color=INK["other"], **label))
+    _halo(ax.annotate("share of the precision", (0, 0), (0.985, 0.68), color=INK["other"], **label))
     for x, text, side in ((0.02, "policy wider", "left"), (0.98, "policy narrower", "right")):
         ax.text(
             x, 0.505, text, transform=ax.transAxes, ha=side, va="bottom", color=COLOURS["quiet"]
@@ -602,7 +602,7 @@ def kl_order(
     Args:
         log_kl_ratios: log(KL(policy || teacher) / KL(teacher || policy)) of each draw, by family.
         alphas: alpha* of each draw, by family.
-        labels: What each family is called; the first is drawn most quietly.
+        labels: What each family is called; the first is drawn on top.
         ax: Where to draw.
     """
     reach = max(float(np.abs(ratio).max()) for ratio in log_kl_ratios) * 1.03
@@ -611,8 +611,8 @@ def kl_order(
             [left, left + reach], bottom, bottom + 0.5, color="#F1F1F1", linewidth=0, zorder=0
         )
     marks: tuple[dict[str, Any], ...] = (
-        {"marker": "o", "color": COLOURS["quiet"], "markersize": 2.2, "alpha": 0.35},
-        {"marker": "^", "color": COLOURS["other"], "markersize": 3.2, "alpha": 0.55},
+        {"marker": "o", "color": COLOURS["ink"], "markersize": 2.4, "alpha": 0.5, "zorder": 3},
+        {"marker": "^", "color": COLOURS["other"], "markersize": 3.4, "alpha": 0.5},
     )
     for ratio, alpha, label, mark in zip(log_kl_ratios, alphas, labels, marks, strict=True):
         ax.plot(ratio, alpha, linestyle="none", markeredgewidth=0, **mark)
