@@ -1,0 +1,522 @@
+"""The runner: it skips only what is unchanged, and no failure or interruption costs a chapter.
+
+The notebooks are tiny and the kernels real; where no kernel is needed none is started.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from qstar import reproduce
+
+TAGS = {"parameters": {"tags": ["parameters"]}}
+PATIENCE_S = 60.0
+"""How long to wait for what must happen. Never waited in full by a runner that works."""
+
+
+def write_notebook(root, name, *sources, parameters="seed = 0\nname = 'a'"):
+    notebook = nbformat.v4.new_notebook()
+    notebook.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
+    notebook.cells = [
+        nbformat.v4.new_markdown_cell("# Title"),
+        nbformat.v4.new_code_cell(parameters, metadata=TAGS["parameters"]),
+        *map(nbformat.v4.new_code_cell, sources),
+    ]
+    path = root / "notebooks" / f"{name}.ipynb"
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(notebook, path)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A checkout with one notebook, some data and a pin."""
+    (tmp_path / "data" / "expected").mkdir(parents=True)
+    (tmp_path / "data" / "numbers.json").write_text("[1]")
+    (tmp_path / "constraints.txt").write_text("# pins\nnumpy==2.0\nnot-there==1.0\n")
+    write_notebook(tmp_path, "01_first", "print(seed)")
+    return tmp_path
+
+
+def old_chapter(root, name="01_first"):
+    """An executed copy of an earlier run, in the book."""
+    chapter = root / "book" / "chapters" / f"{name}.ipynb"
+    chapter.parent.mkdir(parents=True, exist_ok=True)
+    chapter.write_text("the earlier good copy")
+    return chapter
+
+
+def command(root, *arguments):
+    return [sys.executable, "-m", "qstar.reproduce", "--root", str(root), *arguments]
+
+
+def run(root, *arguments, **environment):
+    return subprocess.run(
+        command(root, *arguments),
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE_S,
+    )
+
+
+def printed(chapter):
+    """What the code cells of an executed notebook printed, together."""
+    cells = json.loads(chapter.read_text())["cells"]
+    return "".join(
+        "".join(output["text"])
+        for cell in cells
+        for output in cell.get("outputs", [])
+        if output["output_type"] == "stream"
+    )
+
+
+def wait_for(condition, what):
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"still waiting for {what}"
+        time.sleep(0.05)
+
+
+def is_alive(pid):
+    """Whether a process still runs; one that only waits to be collected does not."""
+    status = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    return status.stdout.strip()[:1] not in ("", "Z")
+
+
+# --- What is asked for: no kernel is started ------------------------------------------------------
+
+
+def test_parameters_are_read_with_their_defaults(root):
+    path = write_notebook(root, "02_more", parameters="seed: int = 3\nrows = [1, 2]  # two\n")
+    assert reproduce.known_parameters(path) == {"seed": "3", "rows": "[1, 2]"}
+    write_notebook(root, "03_none", parameters="")
+    assert reproduce.known_parameters(root / "notebooks" / "03_none.ipynb") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("seed=1", 1),
+        ("model=HuggingFaceTB/SmolLM2", "HuggingFaceTB/SmolLM2"),
+        ("prompt=a=b", "a=b"),
+        ("rows=[0.5, 2]", [0.5, 2]),
+        ("name='1'", "1"),
+        ("name=", ""),
+        ("flag=True", True),
+    ],
+)
+def test_a_setting_is_a_literal_or_a_text(text, value):
+    assert reproduce.read_setting(text) == (text.split("=")[0], value)
+
+
+@pytest.mark.parametrize("text", ["seed", "=1", "a b=1", "x={1, 2}", "x=1j", "x={1: 2}"])
+def test_a_setting_that_is_none_is_refused(text):
+    with pytest.raises(reproduce.RefusedError):
+        reproduce.read_setting(text)
+
+
+def test_an_unknown_parameter_is_refused_with_the_known_ones(root, capsys):
+    write_notebook(root, "02_other", parameters="rows = 1")
+    assert reproduce.main(["--root", str(root), "--set", "sede=1"]) == 2
+    said = capsys.readouterr().err
+    assert "01_first has no parameter sede; it has seed, name" in said
+    assert "02_other has no parameter sede; it has rows" in said
+    assert "--only" in said
+    assert not (root / "build").exists()
+
+
+def test_a_parameter_must_be_known_to_every_selected_notebook(root, capsys):
+    write_notebook(root, "02_other", parameters="rows = 1")
+    assert reproduce.main(["--root", str(root), "--set", "seed=1"]) == 2
+    assert "02_other has no parameter seed; it has rows" in capsys.readouterr().err
+    assert reproduce.main(["--root", str(root), "--only", "01", "--set", "seed=1", "--list"]) == 0
+
+
+@pytest.mark.parametrize("setting", ["seed=abc", "seed=1.5", "seed=True", "name=1"])
+def test_a_value_of_another_type_is_refused(root, capsys, setting):
+    assert reproduce.main(["--root", str(root), "--set", setting]) == 2
+    assert "of type" in capsys.readouterr().err
+
+
+def test_an_integer_serves_where_a_float_is_the_default(root):
+    path = write_notebook(root, "02_float", parameters="scale = 0.5\nnothing = None")
+    reproduce.check_parameters([path], {"scale": 2, "nothing": "else"})
+
+
+@pytest.mark.parametrize("name", ["2", "02", "02_second", "02_second.ipynb"])
+def test_a_notebook_is_found_by_number_name_or_file(root, name):
+    second = write_notebook(root, "02_second")
+    assert reproduce.select(root / "notebooks", [name]) == [second]
+    assert reproduce.select(root / "notebooks", [str(second)]) == [second]
+
+
+@pytest.mark.parametrize("name", ["7", "second", "02_sec", "/elsewhere/02_second.ipynb"])
+def test_a_name_that_fits_no_notebook_is_refused_with_those_there_are(root, name):
+    write_notebook(root, "02_second")
+    with pytest.raises(reproduce.RefusedError, match=r"there are: 01_first, 02_second"):
+        reproduce.select(root / "notebooks", [name])
+
+
+def test_listing_shows_parameters_and_state_and_runs_nothing(root, capsys):
+    assert reproduce.main(["--root", str(root), "--list"]) == 0
+    said = capsys.readouterr().out
+    assert "01_first: not run yet\n    seed = 0\n    name = 'a'\n" in said
+    assert not (root / "book").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--jobs", "0"], ["--limit", "0"], ["--limit", "nan"]])
+def test_a_senseless_limit_is_refused(root, arguments):
+    assert reproduce.main(["--root", str(root), *arguments]) == 2
+
+
+# --- What is up to date: no kernel is started -----------------------------------------------------
+
+
+def pretend_it_ran(root, package):
+    """Leave what a good run would have left."""
+    notebook = root / "notebooks" / "01_first.ipynb"
+    chapter = old_chapter(root)
+    record = chapter.parent / reproduce.RECORDS / "01_first.json"
+    record.parent.mkdir(exist_ok=True)
+    made = reproduce.made_from(notebook, {}, root, package=package)
+    output = reproduce._digest(chapter.read_bytes())
+    record.write_text(json.dumps({"made_from": made, "output": output}))
+    return notebook, chapter.parent
+
+
+@pytest.fixture
+def ran(root):
+    package = root / "package"
+    package.mkdir()
+    (package / "solve.py").write_text("x = 1")
+    notebook, out = pretend_it_ran(root, package)
+
+    def reasons(parameters=None):
+        made = reproduce.made_from(notebook, parameters or {}, root, package=package)
+        return reproduce.out_of_date(notebook, out, made)
+
+    return reasons
+
+
+def append(path, text=" "):
+    with path.open("a") as file:
+        file.write(text)
+
+
+def test_nothing_changed_is_up_to_date(root, ran):
+    assert ran() == []
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        ("notebooks/01_first.ipynb", "notebook changed"),
+        ("package/solve.py", "package changed"),
+        ("data/numbers.json", "data changed"),
+        ("book/chapters/01_first.ipynb", "the executed copy is not what the last run wrote"),
+        ("book/chapters/.runner/01_first.json", "no record of the last run"),
+    ],
+)
+def test_a_changed_file_makes_a_chapter_out_of_date(root, ran, file, reason):
+    append(root / file, "#")
+    assert ran() == [reason]
+
+
+@pytest.mark.parametrize("name", ["package/new.py", "package/deep/new.py", "data/results/new.csv"])
+def test_a_new_file_makes_a_chapter_out_of_date(root, ran, name):
+    (root / name).parent.mkdir(exist_ok=True)
+    (root / name).touch()
+    assert len(ran()) == 1
+
+
+def test_a_renamed_file_makes_a_chapter_out_of_date(root, ran):
+    (root / "data" / "numbers.json").rename(root / "data" / "renamed.json")
+    assert ran() == ["data changed"]
+
+
+def test_a_moved_pin_makes_a_chapter_out_of_date_and_a_comment_does_not(root, ran):
+    append(root / "constraints.txt", "# a comment\n")
+    assert ran() == []
+    append(root / "constraints.txt", "scipy==1.0\n")
+    assert ran() == ["pins changed"]
+
+
+def test_what_no_notebook_reads_changes_nothing(root, ran):
+    (root / "data" / "expected" / "01_first.json").write_text("{}")
+    (root / "package" / "__pycache__").mkdir()
+    (root / "package" / "__pycache__" / "solve.pyc").touch()
+    (root / "package" / ".solve.py.swp").touch()
+    assert ran() == []
+
+
+def test_parameters_versions_and_machine_make_a_chapter_out_of_date(root, ran, monkeypatch):
+    assert ran({"seed": 1}) == ["parameters changed"]
+    version = reproduce._version
+    monkeypatch.setattr(reproduce, "_version", lambda name: version(name) + "1")
+    assert ran() == ["pins changed"]
+    monkeypatch.setattr(reproduce, "_version", version)
+    monkeypatch.setattr(reproduce.platform, "python_version", lambda: "4.0.0")
+    assert ran() == ["pins changed"]
+    monkeypatch.undo()
+    monkeypatch.setattr(reproduce, "accelerators", lambda: "nvidia0")
+    assert ran() == ["machine changed"]
+
+
+def test_no_chapter_is_out_of_date(root, ran):
+    (root / "book" / "chapters" / "01_first.ipynb").unlink()
+    assert ran() == ["not run yet"]
+
+
+def test_a_notebook_that_ended_its_kernel_is_not_finished():
+    cell = {"cell_type": "code", "source": "exit()", "metadata": {}, "outputs": []}
+    executed = {"cells": [{**cell, "execution_count": None}], "metadata": {}}
+    with pytest.raises(ValueError, match="cell 1 was not executed"):
+        reproduce.finished(executed, {})
+
+
+def test_a_chapter_without_a_notebook_is_removed(root, capsys):
+    pretend_it_ran(root, reproduce.PACKAGE)
+    gone = old_chapter(root, "09_gone")
+    assert reproduce.main(["--root", str(root)]) == 0
+    captured = capsys.readouterr()
+    assert "1 up to date" in captured.out
+    assert "09_gone: removed" in captured.err
+    assert not gone.exists()
+
+
+def test_a_second_run_waits_or_gives_up(root, capsys):
+    _, out = pretend_it_ran(root, reproduce.PACKAGE)
+    handle = os.open(out, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    assert reproduce.main(["--root", str(root), "--no-wait"]) == 2
+    assert "another run is writing to" in capsys.readouterr().err
+    with subprocess.Popen(command(root), stderr=subprocess.PIPE, text=True) as waiting:
+        assert "waiting for its end" in waiting.stderr.readline()
+        os.close(handle)
+        assert waiting.wait(PATIENCE_S) == 0
+
+
+# --- A failure, shown -----------------------------------------------------------------------------
+
+TRACEBACK = [
+    "\x1b[31m-----\x1b[39m",
+    "\x1b[31mValueError\x1b[39m  Traceback (most recent call last)",
+    "\x1b[36mCell\x1b[39m \x1b[32mIn[3]\x1b[39m, line 30\n     29 b\n\x1b[32m---> 30\x1b[39m c",
+    "\x1b[36mFile \x1b[39m\x1b[32m/pkg/solve.py:12\x1b[39m, in \x1b[36m_check\x1b[39m(x)\n-> 12 y",
+    "\x1b[31mValueError\x1b[39m: row 0 sums to 3",
+]
+
+
+def test_a_failure_shows_the_cell_the_line_and_the_error_in_plain_text():
+    source = [f"line {number}" for number in range(1, 41)]
+    said = reproduce.describe({"cell": 7, "said": "", "traceback": TRACEBACK}, source)
+    assert said.startswith("failed in cell 7\n")
+    assert "-->  30 | line 30" in said
+    assert "raised in _check, /pkg/solve.py:12" in said
+    assert said.endswith("ValueError: row 0 sums to 3")
+    assert "\x1b" not in said
+    assert len(said.splitlines()) < 30
+
+
+def test_a_failure_without_a_traceback_shows_what_was_said():
+    said = reproduce.describe({"cell": 2, "said": "DeadKernelError: Kernel died"}, ["x = 1"])
+    assert said.splitlines() == [
+        "failed in cell 2",
+        "      1 | x = 1",
+        "    DeadKernelError: Kernel died",
+    ]
+
+
+# --- Real kernels ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_ran(tmp_path_factory):
+    """Two notebooks at once, a good one and one that fails, for a user with odd settings."""
+    root = tmp_path_factory.mktemp("checkout")
+    write_notebook(
+        root,
+        "01_good",
+        "import os, sys, matplotlib\nprint(sys.executable, os.path.basename(os.getcwd()))",
+        "import matplotlib.pyplot as plt\nplt.plot([1, 2]);",
+        "assert 'from_profile' not in globals() and plt.rcParams['lines.linewidth'] == 1.5",
+    )
+    write_notebook(root, "02_bad", "x = 1\nraise ValueError('row 0 sums to 3')", "y = 2")
+    old_chapter(root, "02_bad")
+    home = root / "home"
+    kernel = home / "jupyter" / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    spec = {"argv": ["/bin/false"], "display_name": "Another Python", "language": "python"}
+    (kernel / "kernel.json").write_text(json.dumps(spec))
+    startup = home / ".ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "00.py").write_text("from_profile = True")
+    (home / "matplotlibrc").write_text("lines.linewidth: 9")
+    result = run(
+        root,
+        HOME=str(home),
+        JUPYTER_PATH=str(home / "jupyter"),
+        JUPYTER_DATA_DIR=str(home / "jupyter"),
+        MATPLOTLIBRC=str(home),
+        MPLBACKEND="agg",
+    )
+    return root, result
+
+
+def test_a_failure_leaves_the_others_and_the_earlier_copy_alone(two_ran):
+    root, result = two_ran
+    chapters = root / "book" / "chapters"
+    assert result.returncode == 1, result.stderr
+    assert result.stdout.endswith("1 executed, 1 failed (02_bad)\n")
+    assert "01_good: done, 5 cells" in result.stderr
+    assert (chapters / "02_bad.ipynb").read_text() == "the earlier good copy"
+    assert not (chapters / ".runner" / "running").exists()
+    assert not (chapters / ".runner" / "02_bad.json").exists()
+
+
+def test_a_failure_shows_the_cell_and_keeps_the_failed_copy(two_ran):
+    root, result = two_ran
+    failed = root / "build" / "failed" / "02_bad.ipynb"
+    shown = [
+        "02_bad: failed in cell 3",
+        "      1 | x = 1",
+        "-->   2 | raise ValueError('row 0 sums to 3')",
+        "    ValueError: row 0 sums to 3",
+        f"    The copy with its outputs and the traceback: {failed}",
+        f"    The earlier good copy is kept: {root / 'book' / 'chapters' / '02_bad.ipynb'}",
+    ]
+    assert "\n".join(shown) in result.stderr
+    errors = [
+        output["ename"]
+        for cell in json.loads(failed.read_text())["cells"]
+        for output in cell.get("outputs", [])
+        if output["output_type"] == "error"
+    ]
+    assert errors == ["ValueError"]
+
+
+def test_a_chapter_ran_in_this_python_with_nobodys_settings(two_ran):
+    root, _ = two_ran
+    chapter = root / "book" / "chapters" / "01_good.ipynb"
+    assert printed(chapter) == f"{sys.executable} notebooks\n"
+    assert "image/png" in chapter.read_text(), "the inline backend draws"
+
+
+def test_a_chapter_holds_no_times_and_no_paths(two_ran):
+    root, _ = two_ran
+    chapter = root / "book" / "chapters" / "01_good.ipynb"
+    notebook = json.loads(chapter.read_text())
+    nbformat.validate(nbformat.read(chapter, as_version=nbformat.NO_CONVERT))
+    metadata = json.dumps([notebook["metadata"], *(c["metadata"] for c in notebook["cells"])])
+    for word in ("papermill", "_time", "duration", str(root)):
+        assert word not in metadata
+    record = notebook["metadata"]["qstar"]
+    assert record["parameters"] == {}
+    assert set(record) == {"accelerators", "packages", "parameters", "python"}
+
+
+def test_the_same_run_gives_the_same_bytes_and_an_unchanged_one_is_skipped(two_ran):
+    root, _ = two_ran
+    chapter = root / "book" / "chapters" / "01_good.ipynb"
+    before, written = chapter.read_bytes(), chapter.stat().st_mtime_ns
+    skipped = run(root, "--only", "01")
+    assert (skipped.returncode, skipped.stderr) == (0, "")
+    assert skipped.stdout.endswith("1 up to date\n")
+    assert chapter.stat().st_mtime_ns == written
+    forced = run(root, "--only", "01", "--force")
+    assert forced.stdout.endswith("1 executed\n")
+    assert chapter.stat().st_mtime_ns != written
+    assert chapter.read_bytes() == before
+
+
+def test_a_run_with_other_parameters_stays_out_of_the_book(root):
+    chapter = old_chapter(root)
+    result = run(root, "--set", "seed=5", "--set", "name=a b/{c}")
+    assert result.returncode == 0, result.stderr
+    assert chapter.read_text() == "the earlier good copy"
+    (copy,) = (root / "build" / "runs").glob("name=a_b_*seed=5-*/01_first.ipynb")
+    assert printed(copy) == "5\n"
+    assert json.loads(copy.read_text())["metadata"]["qstar"]["parameters"] == {
+        "name": "'a b/{c}'",
+        "seed": "5",
+    }
+
+
+# --- Interruptions: kernels that would run for minutes --------------------------------------------
+
+SLEEP = """\
+import os, pathlib, subprocess, time
+if not pathlib.Path("go").exists():
+    child = subprocess.Popen(["sleep", "300"])
+    pathlib.Path("pids").write_text(f"{os.getppid()} {os.getpid()} {child.pid}")
+    time.sleep(300)
+"""
+
+
+def start_sleeping(root):
+    """The runner, at a moment when a cell is being executed, and the processes under it."""
+    write_notebook(root, "01_first", SLEEP, "print('woken')")
+    pids = root / "notebooks" / "pids"
+    runner = subprocess.Popen(command(root), stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 3, "the cell to start")
+    return runner, [int(pid) for pid in pids.read_text().split()]
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_leaves_the_old_chapter_and_no_process(root, kind):
+    chapter = old_chapter(root)
+    runner, pids = start_sleeping(root)
+    runner.send_signal(kind)
+    _, said = runner.communicate(timeout=PATIENCE_S)
+    assert runner.returncode == (-kind if kind == signal.SIGKILL else 130)
+    assert chapter.read_text() == "the earlier good copy"
+    wait_for(lambda: not any(map(is_alive, pids)), "worker, kernel and its child to end")
+    if kind != signal.SIGKILL:
+        assert "interrupted" in said
+        assert not (chapter.parent / reproduce.RECORDS / "running").exists()
+        return
+    (root / "notebooks" / "go").touch()
+    again = run(root)
+    assert again.returncode == 0, again.stderr
+    assert printed(chapter) == "woken\n"
+    assert not (chapter.parent / reproduce.RECORDS / "running").exists()
+
+
+def test_a_notebook_over_its_limit_is_stopped(root):
+    chapter = old_chapter(root)
+    write_notebook(root, "01_first", SLEEP)
+    pids = root / "notebooks" / "pids"
+    for limit in ("4", "8", "16", "32"):  # the kernel must have started, however busy the machine
+        result = run(root, "--limit", limit)
+        assert result.returncode == 1
+        assert f"stopped after {limit} s, its limit (--limit)" in result.stderr
+        assert chapter.read_text() == "the earlier good copy"
+        if pids.exists():
+            break
+    family = pids.read_text().split()
+    wait_for(lambda: not any(map(is_alive, family)), "worker, kernel and its child to end")
+
+
+def test_plain_papermill_runs_a_notebook_of_the_book(tmp_path):
+    """As the README says: papermill, a parameter, no runner."""
+    papermill = shutil.which("papermill", path=Path(sys.executable).parent)
+    source = reproduce.PACKAGE.parent / "notebooks" / "01_kl_symmetry.ipynb"
+    out = tmp_path / "out.ipynb"
+    quick = [papermill, str(source), str(out), "-p", "trials", "100", "--no-progress-bar"]
+    result = subprocess.run(quick, capture_output=True, text=True, cwd=source.parent)
+    assert result.returncode == 0, result.stderr
+    assert "injected-parameters" in out.read_text()
