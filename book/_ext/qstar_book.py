@@ -236,10 +236,18 @@ def _docstring_for_people(
 ) -> None:
     """What a person reads and docutils misreads: `Source: ...` is a field, | a bar, w_ a name."""
     markup = re.compile(r"(`[^`]*`)|\||(?<=\w)_(?!\w)")  # outside code
-    lines[:] = [
-        markup.sub(lambda sign: sign[1] or "\\" + sign[0], re.sub("^Source: ", ":Source: ", line))
-        for line in lines
-    ]
+    in_source = in_literal = False
+    for number, line in enumerate(lines):
+        indented = line.startswith(" ")
+        in_source = bool(line) and (in_source or line.startswith("Source: "))
+        in_literal = in_literal and (not line or indented)
+        if in_literal:
+            continue
+        in_literal = line.endswith("::")
+        line = markup.sub(lambda sign: sign[1] or "\\" + sign[0], line)
+        if in_source:
+            line = f":{line}" if line.startswith("Source: ") else f"    {line.lstrip()}"
+        lines[number] = line
 
 
 def _resolve_types(
