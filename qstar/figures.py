@@ -797,8 +797,8 @@ def alpha_acceptance(
         markeredgewidth=0,
         color=COLOURS["quiet"],
         alpha=0.45,
-        label="random pairs",
     )
+    ax.plot([], [], "o", markersize=4, color=COLOURS["quiet"], alpha=0.7, label="random pairs")
     ax.plot(
         *built,
         linestyle="none",
@@ -854,8 +854,8 @@ def acceptance_bounds(
         marker="o",
         markersize=2.2,
         markeredgewidth=0,
-        color=COLOURS["policy"],
-        alpha=0.35,
+        color=COLOURS["quiet"],
+        alpha=0.4,
     )
     dashes: tuple[Any, ...] = ("-", (0, (4.5, 2.2)), (0, (1.2, 1.4)))
     for (name, values), dash in zip(bounds.items(), dashes, strict=True):
@@ -870,7 +870,7 @@ def acceptance_bounds(
         markeredgecolor=COLOURS["ink"],
         label="two coins that attain it",
     )
-    ax.plot([], [], "o", markersize=4, color=COLOURS["policy"], alpha=0.7, label="random pairs")
+    ax.plot([], [], "o", markersize=4, color=COLOURS["quiet"], alpha=0.7, label="random pairs")
     ax.set(
         xlabel="Chernoff information $C$ (nats)",
         ylabel="acceptance probability",
