@@ -11,7 +11,7 @@ help:
 	@echo 'make test     make .venv, then lint, format check, type check and all tests'
 	@echo 'make bench    measure the solvers'
 	@echo 'make address  write the public address of pyproject.toml into README and CITATION'
-	@echo 'make clean    remove what these made: .venv, the built book, the caches here'
+	@echo 'make clean    remove what these made here: .venv, the built book, the caches'
 
 book: environment
 	$(PY) -m qstar.models fetch
@@ -34,5 +34,5 @@ address: environment
 	$(PY) .ci/address.py
 
 clean:
-	rm -rf .venv book/_build book/chapters .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv build book/_build book/chapters .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find qstar tests .ci -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -513,6 +513,12 @@ def test_the_readmes_links_lead_somewhere():
             assert (ROOT / target).exists(), f"{name} links to {target}"
 
 
+def test_the_readme_names_every_notebook():
+    readme = (ROOT / "README.md").read_text(encoding="utf8")
+    notebooks = [f"notebooks/{file.name}" for file in (ROOT / "notebooks").glob("*.ipynb")]
+    assert [name for name in notebooks if f"]({name})" not in readme] == []
+
+
 # --- One public address ----------------------------------------------------------------------
 
 
