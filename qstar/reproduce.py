@@ -306,8 +306,9 @@ def finished(executed: dict[str, Any], parameters: Mapping[str, object]) -> dict
         if cell["cell_type"] == "code" and _text(cell["source"]).strip():
             if cell["execution_count"] is None:
                 raise ValueError(f"cell {number} was not executed, and no earlier one failed")
-            if any(output["output_type"] == "error" for output in cell["outputs"]):
-                raise ValueError(f"cell {number} failed")
+            for output in cell["outputs"]:
+                if output["output_type"] == "error":  # papermill takes exit() for a good end
+                    raise ValueError(f"cell {number} ended with {output['ename']}")
         cells.append(cell)
     metadata = {k: v for k, v in executed["metadata"].items() if k != "papermill"}
     metadata["qstar"] = {
@@ -384,8 +385,7 @@ class Display(Protocol):
     """Where progress is shown."""
 
     def begin(self, run: Run) -> None: ...
-    def advance(self, run: Run) -> None: ...
-    def wait(self, run: Run) -> None: ...
+    def show(self, run: Run) -> None: ...
     def end(self, run: Run, message: str) -> None: ...
     def close(self) -> None: ...
 
@@ -396,10 +396,7 @@ class Lines:
     def begin(self, run: Run) -> None:
         print(f"{run.name}: started", file=sys.stderr, flush=True)
 
-    def advance(self, run: Run) -> None:
-        pass
-
-    def wait(self, run: Run) -> None:
+    def show(self, run: Run) -> None:
         if run.seconds() - run.told_at >= HEARTBEAT_S:
             run.told_at = run.seconds()
             at = f"{run.name}: cell {run.cell} of {run.cells} after {run.told_at:.0f} s"
@@ -428,22 +425,15 @@ class Bars:
         )
 
     def begin(self, run: Run) -> None:
+        name, position = run.name[:24], self._free.pop()
         self._bars[run.name] = self._tqdm(
-            total=0,
-            desc=run.name[:24],
-            unit="cells",
-            position=self._free.pop(),
-            leave=False,
-            **self._options,
+            desc=name, unit="cells", position=position, leave=False, **self._options
         )
 
-    def advance(self, run: Run) -> None:
+    def show(self, run: Run) -> None:
         bar = self._bars[run.name]
-        bar.total, bar.n = run.cells, run.cell - 1
+        bar.total, bar.n = run.cells or None, max(0, run.cell - 1)
         bar.refresh()
-
-    def wait(self, run: Run) -> None:
-        self._bars[run.name].refresh()
         self._all.refresh()
 
     def end(self, run: Run, message: str) -> None:
@@ -451,7 +441,8 @@ class Bars:
         self._free.append(-bar.pos)
         bar.close()
         self._tqdm.write(f"{run.name}: {message}", file=sys.stderr)
-        self._all.update()
+        self._all.n += 1
+        self._all.refresh()
 
     def close(self) -> None:
         for bar in [*self._bars.values(), self._all]:
@@ -498,8 +489,7 @@ def run_all(
                     key.data for key, _ in selector.select(timeout=0.5) if not _listen(key.data)
                 ]
                 for run in running:
-                    display.advance(run)
-                    display.wait(run)
+                    display.show(run)
                 late = [run for run in running if run not in ended and run.seconds() > limit_s]
                 for run in [*ended, *late]:
                     selector.unregister(run.events)

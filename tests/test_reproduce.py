@@ -4,14 +4,17 @@ The notebooks are tiny and the kernels real; where no kernel is needed none is s
 """
 
 import fcntl
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -339,6 +342,23 @@ def test_a_failure_without_a_traceback_shows_what_was_said():
         "      1 | x = 1",
         "    DeadKernelError: Kernel died",
     ]
+
+
+def test_progress_shows_the_cells_of_each_notebook_and_the_notebooks_of_all(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    bars = reproduce.Bars(2, 2)
+    first, second = (SimpleNamespace(name=name, cell=0, cells=0) for name in ("01_a", "02_b"))
+    for run in (first, second):
+        bars.begin(run)
+        bars.show(run)
+    first.cell, first.cells = 4, 5
+    bars.show(first)
+    assert re.search(r"01_a +\S* +3/5 cells", screen.getvalue())
+    bars.end(first, "done")
+    assert "01_a: done\n" in screen.getvalue()
+    assert re.search(r"all +\S* +1/2 notebooks", screen.getvalue())
+    bars.close()
 
 
 # --- Real kernels ---------------------------------------------------------------------------------
