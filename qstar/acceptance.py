@@ -90,6 +90,49 @@ def tightest_pair(chernoff: float) -> tuple[Float[ndarray, " two"], Float[ndarra
     return log_policy, teacher_for(log_policy, log_target)[0]
 
 
+def pair_at(
+    chernoff: float, acceptance: float
+) -> tuple[Float[ndarray, " two"], Float[ndarray, " two"]]:
+    """Two coins with a given Chernoff information and a given acceptance of the policy.
+
+    There are such coins for every acceptance from `sharpest_acceptance_bound(chernoff)` up to 1,
+    without 1: at V = 1 - acceptance, kl(b + V, b) rises from its least value to infinity as b falls
+    to 0, and so takes the value `chernoff`.
+
+    Returns:
+        (log_policy, log_teacher), over two outcomes.
+
+    Raises:
+        ValueError: An acceptance below the bound, or so near 1 that chernoff / (1 - acceptance)
+            exceeds 300 (b falls like the exponential of it).
+    """
+    bound = float(sharpest_acceptance_bound(chernoff))
+    if not (bound < acceptance < 1 and chernoff / (1 - acceptance) <= 300):
+        raise ValueError(
+            f"at a Chernoff information of {chernoff} nats the acceptance must lie above "
+            f"{bound:.6g} and below 1 by at least chernoff / 300: got {acceptance}."
+        )
+    variation = 1 - acceptance
+
+    def excess(log_coin: float) -> float:
+        coin = np.exp(log_coin)
+        heads = (coin + variation) * (np.log(coin + variation) - log_coin)
+        tails = (1 - coin - variation) * np.log1p(-variation / (1 - coin))
+        return float(heads + tails - chernoff)
+
+    def extremal(t: float) -> tuple[float, float]:
+        coin = float(_sharp_coin(np.array(t)))
+        return coin, 2 * t * coin * (1 - coin)
+
+    # The divergence is least at the extremal coin of this variation, and rises from there to b = 0.
+    least = brentq(lambda t: extremal(t)[1] - variation, 1e-9, 1e9)
+    log_coin = brentq(excess, -700.0, float(np.log(extremal(least)[0])), xtol=1e-14)
+    coin = np.exp(log_coin)
+    log_policy = np.array([log_coin, np.log1p(-coin)])
+    log_target = np.array([np.log(coin + variation), np.log1p(-coin - variation)])
+    return log_policy, teacher_for(log_policy, log_target)[0]
+
+
 def teacher_for(
     log_policy: Float[ArrayLike, " vocab"], log_target: Float[ArrayLike, " vocab"]
 ) -> tuple[Float[ndarray, " vocab"], float]:

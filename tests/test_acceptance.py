@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize_scalar
+from scipy.optimize import linprog, minimize_scalar
 from scipy.special import log_softmax, rel_entr
 from scipy.stats import norm
 
@@ -15,6 +15,7 @@ from qstar import (
 )
 from qstar.acceptance import (
     bretagnolle_huber_acceptance_bound,
+    pair_at,
     pair_with,
     pinsker_acceptance_bound,
     sharpest_acceptance_bound,
@@ -85,6 +86,38 @@ def test_the_sharp_bound_has_its_limits_and_refuses_nonsense():
         tightest_pair(4)
 
 
+@pytest.mark.parametrize("chernoff", [0.01, 0.3, 2.0])
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.7, 0.95])
+def test_every_acceptance_above_the_bound_occurs_at_a_given_chernoff_information(chernoff, share):
+    bound = float(sharpest_acceptance_bound(chernoff))
+    acceptance = bound + share * (1 - bound)
+    log_policy, log_teacher = pair_at(chernoff, acceptance)
+    balance, log_q = solved(log_policy, log_teacher)
+    assert balance.status == "interior"
+    assert abs(balance.chernoff - chernoff) < 1e-9
+    assert abs(acceptance_probability(log_policy, log_q) - acceptance) < 1e-9
+    with pytest.raises(ValueError, match="the acceptance must lie above"):
+        pair_at(chernoff, bound - 1e-6)
+
+
+def test_no_exact_rule_accepts_a_draft_more_often_than_one_minus_the_total_variation():
+    """The best of all couplings of draft and output, by linear programming."""
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        log_draft, log_target = log_softmax(2 * rng.normal(size=(2, 4)), axis=-1)
+        rows = np.kron(np.eye(4), np.ones(4))  # what is drafted follows the draft
+        columns = np.kron(np.ones(4), np.eye(4))  # what comes out follows the target
+        best = linprog(
+            -np.eye(4).ravel(),
+            A_eq=np.vstack([rows, columns]),
+            b_eq=np.exp(np.concatenate([log_draft, log_target])),
+        )
+        assert best.success
+        accepted = float(acceptance_probability(log_draft, log_target))
+        assert abs(-best.fun - accepted) < 1e-8
+        assert np.exp(-(log_target - log_draft).max()) <= accepted + 1e-12  # von Neumann's 1/M
+
+
 @pytest.mark.parametrize("alpha", [0.05, 0.2, 0.3, 0.5, 0.50002, 0.7, 0.95])
 @pytest.mark.parametrize("acceptance", [0.01, 0.1, 0.5, 0.9, 0.99])
 def test_every_alpha_goes_with_every_acceptance(alpha, acceptance):
@@ -139,6 +172,10 @@ def test_drafting_for_q_star_is_never_worse_than_drafting_for_the_other_parent()
             gain = acceptance_probability(log_draft, log_q) - between
             assert (gain >= -1e-12).all()
             least = min(least, gain.min())
+            for alpha in (0.1, 0.3, 0.9):  # a fixed exponent too
+                log_fixed = log_geometric_mean(log_policy, log_teacher, alpha)
+                gain = acceptance_probability(log_draft, log_fixed) - between
+                assert (gain >= -1e-12).all()
         low = np.minimum(log_policy, log_teacher) + balance.chernoff[:, None]
         high = np.maximum(log_policy, log_teacher) + balance.chernoff[:, None]
         assert (low <= log_q + 1e-9).all()
