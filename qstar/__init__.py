@@ -36,7 +36,18 @@ __all__ = [
     "total_variation",
 ]
 
-_LAZY = {"batched", "benchmark", "decode", "experiments", "figures", "gaussian", "models"}
+_LAZY = {
+    "acceptance",
+    "batched",
+    "benchmark",
+    "decode",
+    "experiments",
+    "figures",
+    "gaussian",
+    "laws",
+    "models",
+    "speculative",
+}
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -65,11 +65,46 @@ def kl_order(ax):
     return figures.kl_order(ratios, (ratios[0] / 9 + 0.5, ratios[1] / 9 + 0.5), ("a", "b"), ax=ax)
 
 
-ON_AXES = {f.__name__: f for f in (crossing, scale_law, covariance_rules, kl_order)}
+def loop_bias(ax):
+    counts = np.arange(4)
+    bias = {"a": counts / 9, "b": counts / 18, "c": counts / 36}
+    return figures.loop_bias(counts, bias, {"a": {2: 0.1}, "c": {2: 0.0, 3: 0.02}}, ax=ax)
+
+
+def alpha_acceptance(ax):
+    pairs = np.array([0.2, 0.5]), np.array([0.9, 0.1])
+    return figures.alpha_acceptance(pairs, pairs, pairs, ax=ax)
+
+
+def acceptance_bounds(ax):
+    grid = np.geomspace(0.01, 5, 20)
+    bounds = {"sharp": np.exp(-grid), "b": 0.9 * np.exp(-grid), "c": 0.8 * np.exp(-grid)}
+    attained = np.array([0.1, 1.0]), np.exp([-0.1, -1.0])
+    return figures.acceptance_bounds(grid, 0 * grid + 0.9, grid, bounds, attained, ax=ax)
+
+
+def redraw_panels(fig):
+    panels = {"exact": ([0.2, 0.3], [0.2, 0.3]), "other": ([0.2, 0.3], [0.3, 0.2])}
+    return figures.redraw_panels(panels, np.array([0.4, 0.6]), fig=fig)
+
+
+ON_AXES = {
+    f.__name__: f
+    for f in (
+        crossing,
+        scale_law,
+        covariance_rules,
+        kl_order,
+        loop_bias,
+        alpha_acceptance,
+        acceptance_bounds,
+    )
+}
 ON_FIGURE = {
     "gaussian_cases": lambda fig: figures.gaussian_cases([CROSSED] * 4, fig=fig),
     "evolution": evolution,
     "densities": densities,
+    "redraw_panels": redraw_panels,
 }
 
 
@@ -204,3 +239,21 @@ def test_importing_figures_opens_no_global_figure_manager():
     probe = "import sys, qstar.figures; print('matplotlib.pyplot' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
+
+
+def test_redrawn_mass_stands_on_the_accepted_mass():
+    fig = redraw_panels(new_figure())
+    for ax, tops in zip(fig.axes, ([0.4, 0.6], [0.5, 0.5]), strict=True):
+        accepted, redrawn = ax.containers
+        assert [bar.get_y() for bar in redrawn] == [bar.get_height() for bar in accepted]
+        assert [bar.get_y() + bar.get_height() for bar in redrawn] == pytest.approx(tops)
+        targets = [line.get_ydata()[0] for line in lines(ax, figures.COLOURS["q*"])]
+        assert targets == [0.4, 0.6]
+
+
+def test_no_two_examples_of_the_loop_s_bias_share_a_marker():
+    ax = loop_bias(new_axes())
+    curves = [line for line in ax.lines if len(line.get_xdata()) == 4]
+    assert len({line.get_marker() for line in curves}) == 3
+    hollow = [line for line in ax.lines if line.get_markerfacecolor() == "white"]
+    assert [list(line.get_xdata()) for line in hollow if len(line.get_xdata())] == [[2], [2, 3]]
