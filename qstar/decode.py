@@ -25,8 +25,8 @@ from .result import STATUSES, Balance
 
 TensorBalance = Balance[Tensor, Tensor, Tensor]
 
-BLOCK = 32
-"""Positions that `measure` takes at a time, which bounds its memory to a few BLOCK x V arrays."""
+BLOCK_ENTRIES = 2**18
+"""Rows times vocabulary that `measure` takes at a time: it bounds the memory, and fits a cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def generate(
     greedy: bool = False,
     generator: torch.Generator | int | None = None,
     eos_token_id: int | Sequence[int] | str | None = "policy",
-    on_tokens: Callable[[Int[Tensor, "batch new"]], None] | None = None,
+    on_tokens: Callable[[Int[Tensor, "batch new"]], object] | None = None,
 ) -> Generation:
     """Draw tokens from q*, the KL-symmetric geometric mean of two language models.
 
@@ -183,17 +183,19 @@ def measure(
         )
     fixed = _check_alpha(alpha)
     *shape, vocab = log_policy.shape
+    rows = max(1, BLOCK_ENTRIES // vocab)
     pairs = zip(
-        log_policy.reshape(-1, vocab).split(BLOCK),
-        log_teacher.reshape(-1, vocab).split(BLOCK),
+        log_policy.reshape(-1, vocab).split(rows),
+        log_teacher.reshape(-1, vocab).split(rows),
         strict=True,
     )
-    traces = [_law(_widen(p), _widen(r), fixed)[1] for p, r in pairs]
+    flat = concatenate([_law(_widen(p), _widen(r), fixed)[1] for p, r in pairs])
+    return _map(lambda values: values[0].reshape(shape), flat)
 
-    def joined(values: list[Tensor]) -> Tensor:
-        return torch.cat(values).reshape(shape)
 
-    return _map(joined, *traces)
+def concatenate(traces: Sequence[Trace]) -> Trace:
+    """One trace of all their positions, which must be along a single axis."""
+    return _map(torch.cat, *traces)
 
 
 # --- The law at a position -----------------------------------------------------------------------

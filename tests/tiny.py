@@ -34,6 +34,8 @@ def gpt2(seed, *, vocab=7, sharpness=1.0, window=64, eos=None, dropout=0.0, dtyp
             n_embd=16,
             n_layer=2,
             n_head=2,
+            n_inner=16,
+            activation_function="relu",
             n_positions=window,
             initializer_range=0.5,
             bos_token_id=None,
