@@ -349,7 +349,7 @@ def _check(chapters: Path, expected: Path, names: Sequence[str] | None) -> int:
         print(f"{table(drifts)}\n{count} problem{'s' * (count != 1)}.")
         return 1
     files = sorted(chapters.glob("*.ipynb")) if names is None else names
-    print(f"{len(files)} chapters give the numbers that are published.")
+    print(f"{len(files)} chapters checked: they give the numbers that are published.")
     return 0
 
 

@@ -770,6 +770,8 @@ def _work() -> None:
     except Exception as error:
         tell(error={"said": f"{type(error).__name__}: {error}"})
         raise
+    sys.stdout.flush()
+    os._exit(0)  # not by returning: a closed pipe tells the runner to end this process
 
 
 # --- The command ---------------------------------------------------------------------------------
