@@ -12,7 +12,6 @@ at once, branches on no value, and is the only road on an accelerator.
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -34,7 +33,7 @@ NORMALISATION_TOLERANCE = {
 
 TOLERANCE = {
     torch.float64: 1e-12,
-    torch.float32: 5e-7,
+    torch.float32: 1e-6,
     torch.float16: 1e-4,
     torch.bfloat16: 1e-4,
 }
@@ -42,10 +41,10 @@ TOLERANCE = {
 
 MAX_PASSES = 64  # on a CPU, where rows stop by themselves
 FIXED_PASSES = 12  # on an accelerator, where they all run on
-CHUNK_ENTRIES = {"cpu": 2**18}  # entries (rows times vocabulary) treated at once
+CPU_CHUNK_ENTRIES = 2**18  # entries (rows times vocabulary) treated at once
 ACCELERATOR_CHUNK_ENTRIES = 2**25
 ROW_VOCAB = 4096  # from here on a CPU row pays for its own Python
-CLOSE = 0.02  # curvature below which `_solve_row` sums differences, at the price of an expm1
+CLOSE = 8e-3  # curvature below which `_solve_row` sums differences, at the price of an expm1
 EQUAL = 1e-9  # curvature below which it leaves the row to `_solve_block`
 LOG2_E = 1 / math.log(2)
 
@@ -64,23 +63,32 @@ def solve_kl_symmetry(
     """Find alpha* for each row: KL(q* || policy) = KL(q* || teacher).
 
     The same problem and the same result as `qstar.solve_kl_symmetry`, whose docstring says what
-    the statuses mean. A safeguarded Newton method of third order (Halley's) on F = log Z, from
+    the statuses mean. A safeguarded method of third order (Halley's) on F = log Z, started from
     alpha = 1/2. A row stops where
 
         |F'(alpha)| <= max(2 tolerance sqrt(F''), floor),
 
     which puts q_alpha within about `tolerance` of q* in total variation; the floor is what
-    rounding leaves of F', 4 eps (sqrt(F'') (1 + E_q[|log policy| + |log teacher|]) + F''). A row
-    whose bracket has shrunk to 4 eps stops too. Where the supports agree the bracket starts at
-    [1 - B(R), B(R)], R being the range of the log-ratio and B(R) = log((e^R - 1) / R) / R; where
-    they do not, the slopes at the two ends decide between a boundary and the bracket [0, 1].
+    rounding leaves of F', 2 eps (sqrt(F'') (1 + E_q[|log policy| + |log teacher|]) + F''): of q*
+    it leaves an error of about eps times the size of the log-probabilities. A row also stops where
+    its bracket [a, b] is too short to matter: (b - a) |F'| <= 4 tolerance^2, which bounds the
+    error surely, or b - a <= 4 eps; and, for rows of a large vocabulary on a CPU, after a step on
+    which two models of F of different order agree: the third-order one, and the quintic that also
+    knows F(0) = F(1) = 0. Their difference estimates the error of the first, the second is
+    returned, and `slope` and `curvature` are then read off it.
+
+    Where the supports agree the bracket starts at [1 - B(R), B(R)], R being the range of the
+    log-ratio and B(R) = log((e^R - 1) / R) / R; where they do not, the slopes at the two ends
+    decide between a boundary and the bracket [0, 1].
 
     On a CPU each row stops by itself. On an accelerator every call runs the same number of passes
     and reads nothing back, so it neither waits for the device nor breaks a captured graph; a row
     that is still short of its stopping rule then has `converged` False. Two rows that differ by
     no more than their own dtype's rounding count as equal (`degenerate_all`).
 
-    Memory: the workspace is at most 12 chunk_rows vocab words of the computing dtype.
+    Memory: the workspace is at most 12 words of the computing dtype for each of the
+    chunk_rows * vocab entries that are treated at once, 3 * vocab words for a large vocabulary on
+    a CPU.
 
     Gradients: `alpha`, `chernoff`, `kl_to_policy` and `kl_to_teacher` are differentiable once, by
     the implicit function theorem (d alpha = -dF' / F''), through the renormalisation of the rows
@@ -94,7 +102,7 @@ def solve_kl_symmetry(
             bfloat16 and float16 are computed in float32. Rows are renormalised.
         log_teacher: The same, over the same vocabulary, on the same device.
         tolerance: Error of q* in total variation at which to stop; by default 1e-12 in float64,
-            5e-7 in float32, 1e-4 for the half types, whose own rounding moves q* by far more.
+            1e-6 in float32, 1e-4 for the half types, whose own rounding moves q* by far more.
         validate: Whether to raise on rows that are no distributions. By default on for CPU tensors
             and off for others, where it would have to wait for the device: a bad row then gets the
             status `invalid`, and nan.
@@ -117,7 +125,7 @@ def solve_kl_symmetry(
         units of 1/R, falls from u to e^u - 1 - u) follow from |F'''| <= R F''.
     """
     _check_call(log_policy, log_teacher)
-    on_cpu = log_policy.device.type == "cpu"
+    on_cpu = log_policy.is_cpu
     *batch, vocab = log_policy.shape
     dtypes = (log_policy.dtype, log_teacher.dtype)
     plan = _Plan(
@@ -126,16 +134,22 @@ def solve_kl_symmetry(
         dtype=_computing_dtype(*dtypes),
         max_passes=max_passes or (MAX_PASSES if on_cpu else FIXED_PASSES),
         chunk_rows=chunk_rows
-        or max(1, CHUNK_ENTRIES.get(log_policy.device.type, ACCELERATOR_CHUNK_ENTRIES) // vocab),
+        or max(1, (CPU_CHUNK_ENTRIES if on_cpu else ACCELERATOR_CHUNK_ENTRIES) // vocab),
         early_exit=on_cpu,
     )
-    fields = _Solve.apply(log_policy.reshape(-1, vocab), log_teacher.reshape(-1, vocab), plan)
-    balance = Balance(*(field.reshape(batch) for field in fields))
+    rows = log_policy.reshape(-1, vocab), log_teacher.reshape(-1, vocab)
+    if torch.is_grad_enabled() and (log_policy.requires_grad or log_teacher.requires_grad):
+        fields = _Solve.apply(*rows, plan)
+    else:
+        fields = _solve(*rows, plan)
+    if len(batch) != 1:
+        fields = _Fields(*(field.reshape(batch) for field in fields))
+    balance = Balance(*fields)
     if validate is None:
         validate = on_cpu
-    if validate and bool((balance.status == INVALID).any()):
-        for rows, name in ((log_policy, "policy"), (log_teacher, "teacher")):
-            _raise_if_invalid(rows, name)
+    if validate and balance.status.numel() and balance.status.max().item() == INVALID:
+        _raise_if_invalid(log_policy, "policy")
+        _raise_if_invalid(log_teacher, "teacher")
     return balance
 
 
@@ -269,7 +283,7 @@ def _log_path(log_policy: Tensor, log_teacher: Tensor, alpha: Tensor) -> Tensor:
     shared = torch.isfinite(log_policy) & torch.isfinite(log_teacher)
     # Zero before the product, not after: 0 * -inf is nan, and so would be its gradient.
     policy, teacher = (torch.where(shared, rows, 0.0) for rows in (log_policy, log_teacher))
-    weight = alpha[..., None]
+    weight = alpha.unsqueeze(-1)
     return torch.where(shared, weight * policy + (1 - weight) * teacher, -torch.inf)
 
 
@@ -316,15 +330,10 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        log_policy, log_teacher, *fields = ctx.saved_tensors
-        to_policy, to_teacher = torch.empty_like(log_policy), torch.empty_like(log_teacher)
-        for rows in _chunks(len(log_policy), ctx.plan.chunk_rows):
-            to_policy[rows], to_teacher[rows] = _chain(
-                log_policy[rows].to(ctx.plan.dtype),
-                log_teacher[rows].to(ctx.plan.dtype),
-                *(field[rows] for field in fields),
-                *(grad[rows] for grad in grads[:4]),
-            )
+        size = ctx.plan.chunk_rows
+        parts = zip(*(x.split(size) for x in (*ctx.saved_tensors, *grads[:4])), strict=True)
+        chained = [_chain(*part, dtype=ctx.plan.dtype) for part in parts]
+        to_policy, to_teacher = (torch.cat(side) for side in zip(*chained, strict=True))
         return to_policy, to_teacher, None
 
 
@@ -339,6 +348,8 @@ def _chain(
     grad_chernoff: Tensor,
     grad_to_policy: Tensor,
     grad_to_teacher: Tensor,
+    *,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """From the gradient with respect to the results to that with respect to the rows.
 
@@ -352,34 +363,31 @@ def _chain(
         fixed, alpha * grad_to_teacher - (1 - alpha) * grad_to_policy, -grad_alpha / curvature
     )
     on_partition = -(grad_chernoff + grad_to_policy + grad_to_teacher)
-    log_policy, log_teacher = log_policy.log_softmax(-1), log_teacher.log_softmax(-1)
+    log_policy, log_teacher = (x.to(dtype).log_softmax(-1) for x in (log_policy, log_teacher))
     shared = torch.isfinite(log_policy) & torch.isfinite(log_teacher)
-    deviation = torch.where(shared, log_policy - log_teacher, 0.0) - slope[:, None]
-    weight, on_slope, on_partition = (x[:, None] for x in (alpha, on_slope, on_partition))
+    deviation = torch.where(shared, log_policy - log_teacher, 0.0) - slope.unsqueeze(-1)
+    weight, on_slope, on_partition = (x.unsqueeze(-1) for x in (alpha, on_slope, on_partition))
     q = _log_path(log_policy, log_teacher, alpha).softmax(-1)
     to_policy = q * (on_partition * weight + on_slope * (1 + weight * deviation))
     to_teacher = q * (on_partition * (1 - weight) - on_slope * (1 - (1 - weight) * deviation))
     # The rows were renormalised first: a shift of a whole row changes nothing.
     to_policy = to_policy - log_policy.exp() * to_policy.sum(-1, keepdim=True)
     to_teacher = to_teacher - log_teacher.exp() * to_teacher.sum(-1, keepdim=True)
-    exists = (status <= DEGENERATE_ALL)[:, None]
+    exists = (status <= DEGENERATE_ALL).unsqueeze(-1)
     return torch.where(exists, to_policy, 0.0), torch.where(exists, to_teacher, 0.0)
-
-
-def _chunks(length: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, length, size))
 
 
 def _solve(log_policy: Tensor, log_teacher: Tensor, plan: _Plan) -> _Fields:
     """The fields for a flat batch, each row by the road that suits it."""
     length, vocab = log_policy.shape
     if not plan.early_exit or vocab < ROW_VOCAB or length == 0:
-        blocks = [
-            _solve_block(log_policy[rows], log_teacher[rows], plan)
-            for rows in _chunks(max(length, 1), plan.chunk_rows)
-        ]
+        # Here and below no tensor is indexed: split and friends run on fake devices too.
+        parts = zip(*(x.split(plan.chunk_rows) for x in (log_policy, log_teacher)), strict=True)
+        blocks = [_solve_block(policy, teacher, plan) for policy, teacher in parts]
+        if len(blocks) == 1:
+            return blocks[0]
         return _Fields(*(torch.cat(columns) for columns in zip(*blocks, strict=True)))
-    work = torch.empty(6, vocab, dtype=plan.dtype)
+    work = torch.empty(3, vocab, dtype=plan.dtype)
     solved = [
         _solve_alone(policy, teacher, work, plan)
         for policy, teacher in zip(log_policy, log_teacher, strict=True)
@@ -398,7 +406,8 @@ def _solve_alone(policy: Tensor, teacher: Tensor, work: Tensor, plan: _Plan) -> 
     found = _solve_row(policy, teacher, work, plan)
     if found is None and not bool((policy - teacher).isfinite().all()):
         policy, teacher = _condense(policy, teacher)
-        found = _solve_row(policy, teacher, work[:, : len(policy)], plan)
+        if len(policy) <= work.shape[1]:
+            found = _solve_row(policy, teacher, work[:, : len(policy)], plan)
     return found or _solve_block(policy[None], teacher[None], plan)
 
 
@@ -417,19 +426,23 @@ def _condense(policy: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Row(NamedTuple):
-    """What `_solve_row` found."""
+    """What `_solve_row` found: an interior solution that met its stopping rule."""
 
-    alpha: float
-    chernoff: float
-    slope: float
-    curvature: float
+    values: tuple[float, ...]  # alpha, chernoff, kl_to_policy, kl_to_teacher, slope, curvature
     passes: int
+
+    @classmethod
+    def at(cls, alpha: float, log_z: float, slope: float, curvature: float, passes: int) -> "_Row":
+        chernoff = max(-log_z, 0.0)
+        to_policy = max(chernoff - (1 - alpha) * slope, 0.0)
+        to_teacher = max(chernoff + alpha * slope, 0.0)
+        return cls((alpha, chernoff, to_policy, to_teacher, slope, curvature), passes)
 
 
 def _solve_row(
     log_policy: Float[Tensor, " vocab"],
     log_teacher: Float[Tensor, " vocab"],
-    work: Float[Tensor, "6 vocab"],
+    work: Float[Tensor, "3 vocab"],
     plan: _Plan,
 ) -> _Row | None:
     """One plain row on the CPU; None for one that `_solve_block` must solve.
@@ -438,21 +451,20 @@ def _solve_row(
     and its exp2 does not. The path is not shifted by its largest term: it is never positive, and
     a row whose sum is so small that terms may have been lost is not plain.
     """
-    ratio, square, base, path, teacher, spare = work
+    ratio, base, path = work
     torch.mul(log_policy, LOG2_E, out=path)
     policy_total = path.exp2_().sum().item()
     torch.mul(log_teacher, LOG2_E, out=base)
-    teacher_total = torch.exp2(base, out=teacher).sum().item()
+    teacher_total = torch.exp2(base, out=path).sum().item()
     for total, allowed in zip((policy_total, teacher_total), plan.normalisation, strict=True):
         if not abs(total - 1) <= allowed:
             return None
     torch.sub(log_policy, log_teacher, out=ratio)
-    torch.mul(ratio, ratio, out=square)
 
     def log_growth(alpha: float) -> float:
         """log(sum teacher e^(alpha ratio) / sum teacher), also where it is next to nothing."""
-        growth = torch.dot(torch.mul(ratio, alpha, out=spare).expm1_(), teacher)
-        return math.log1p(growth.item() / teacher_total)
+        growth = (ratio * alpha).expm1_().mul_(torch.exp2(base)).sum().item()
+        return math.log1p(growth / teacher_total)
 
     # Renormalising shifts the log-ratio, and log Z, by constants: no sweep is needed.
     shift = math.log(policy_total) - math.log(teacher_total)
@@ -462,8 +474,8 @@ def _solve_row(
         z = path.exp2_().sum().item()
         if not z > 1e-12:  # terms below the smallest float may matter
             return None
-        mean = torch.dot(path, ratio).item() / z
-        curvature = torch.dot(path, square).item() / z - mean * mean
+        mean = path.mul_(ratio).sum().item() / z
+        curvature = path.mul_(ratio).sum().item() / z - mean * mean
         if not curvature > EQUAL:  # also nan, from an outcome that a parent excludes
             return None
         if passes == 1 and curvature < CLOSE:
@@ -471,15 +483,19 @@ def _solve_row(
         slope = mean - shift
         if not abs(slope) <= last / 2:
             return None
+        log_z = (log_growth(alpha) if close else math.log(z / teacher_total)) - alpha * shift
         if abs(slope) <= 2 * plan.tolerance * math.sqrt(curvature):
-            log_z = log_growth(alpha) if close else math.log(z / teacher_total)
-            return _Row(alpha, alpha * shift - log_z, slope, curvature, passes)
-        cube = torch.dot(path.mul_(ratio), square).item() / z
-        third = cube - 3 * mean * curvature - mean**3
-        alpha += _step(slope, curvature, third)
-        if not 0 < alpha < 1:
+            return _Row.at(alpha, log_z, slope, curvature, passes)
+        third = path.mul_(ratio).sum().item() / z - 3 * mean * curvature - mean**3
+        step = _step(slope, curvature, third)
+        series = _through_the_ends(alpha, log_z, slope, curvature, third)
+        better = step - _derivative(series, step, 1) / _derivative(series, step, 2)
+        if not 0 < alpha + better < 1:
             return None
-        last = abs(slope)
+        if abs(better - step) * math.sqrt(curvature) <= 2 * plan.tolerance:
+            log_z, left, curvature = (_derivative(series, better, order) for order in range(3))
+            return _Row.at(alpha + better, log_z, left, curvature, passes)
+        alpha, last = alpha + better, abs(slope)
     return None
 
 
@@ -489,22 +505,37 @@ def _step(slope: float, curvature: float, third: float) -> float:
     return -2 * slope / (curvature + (math.sqrt(discriminant) if discriminant > 0 else curvature))
 
 
+def _through_the_ends(
+    alpha: float, log_z: float, slope: float, curvature: float, third: float
+) -> tuple[float, ...]:
+    """Coefficients in x = alpha' - alpha of the quintic with these derivatives at alpha and with
+    the two values of log Z that need no computing: 0 at alpha' = 0 and at alpha' = 1.
+    """
+    series = (log_z, slope, curvature / 2, third / 6)
+    left, right = -alpha, 1 - alpha
+    over_left, over_right = (-_derivative(series, x, 0) / x**4 for x in (left, right))
+    return (*series, over_left * right - over_right * left, over_right - over_left)
+
+
+def _derivative(series: tuple[float, ...], x: float, order: int) -> float:
+    """A derivative at x of the polynomial with these coefficients, lowest first."""
+    value = 0.0
+    for power in range(len(series) - 1, order - 1, -1):
+        value = value * x + series[power] * math.perm(power, order)
+    return value
+
+
 def _from_rows(solved: list[_Row | None], plan: _Plan) -> _Fields:
     """The fields of a flat batch; rows without a result are left as 0."""
-    rows = [found or _Row(0.0, 0.0, 0.0, 0.0, 0) for found in solved]
-    table = torch.tensor([row[:4] for row in rows], dtype=torch.float64)
-    alpha, chernoff, slope, curvature = table.unbind(-1)
-    chernoff = chernoff.clamp(min=0)
+    rows = [found or _Row((0.0,) * 6, 0) for found in solved]
+    columns = list(zip(*(row.values for row in rows), strict=True))
+    table = torch.tensor(columns, dtype=torch.float64).to(plan.dtype)
+    alpha, chernoff, to_policy, to_teacher, slope, curvature = table.unbind()
+    passes = torch.tensor([row.passes for row in rows], dtype=torch.int32)
+    status = torch.zeros(len(rows), dtype=torch.int8)  # INTERIOR
+    converged = torch.ones(len(rows), dtype=torch.bool)
     return _Fields(
-        alpha=alpha.to(plan.dtype),
-        chernoff=chernoff.to(plan.dtype),
-        kl_to_policy=(chernoff - (1 - alpha) * slope).clamp(min=0).to(plan.dtype),
-        kl_to_teacher=(chernoff + alpha * slope).clamp(min=0).to(plan.dtype),
-        status=torch.full((len(rows),), INTERIOR, dtype=torch.int8),
-        converged=torch.ones(len(rows), dtype=torch.bool),
-        slope=slope.to(plan.dtype),
-        curvature=curvature.to(plan.dtype),
-        passes=torch.tensor([row.passes for row in rows], dtype=torch.int32),
+        alpha, chernoff, to_policy, to_teacher, status, converged, slope, curvature, passes
     )
 
 
@@ -514,9 +545,10 @@ def _solve_block(
     """The complete algorithm on a few rows at once; every branch is a `where`."""
     policy, teacher = log_policy.to(plan.dtype), log_teacher.to(plan.dtype)
     eps = torch.finfo(plan.dtype).eps
-    invalid = torch.zeros(len(policy), dtype=torch.bool, device=policy.device)
-    for rows, allowed in zip((policy, teacher), plan.normalisation, strict=True):
-        invalid |= ~((rows.logsumexp(-1).exp() - 1).abs() <= allowed)
+    valid = [
+        (rows.logsumexp(-1).exp() - 1).abs() <= allowed
+        for rows, allowed in zip((policy, teacher), plan.normalisation, strict=True)
+    ]
     path = _path(policy, teacher)
     at_0, at_1 = (path.moments(torch.full_like(path.unshared, end)) for end in (0.0, 1.0))
     partial = ((policy == -torch.inf) != (teacher == -torch.inf)).any(-1)
@@ -526,11 +558,11 @@ def _solve_block(
         (BOUNDARY_0, partial & (at_0.slope >= -2 * eps * (1 + at_0.size))),
         (DEGENERATE_ALL, (path.ratio.abs() <= 2 * eps * (1 + path.size)).all(-1)),
         (DISJOINT, (path.base == -torch.inf).all(-1)),
-        (INVALID, invalid),
+        (INVALID, (valid[0] & valid[1]).logical_not()),
     ):
         status = status.masked_fill(rows, code)
     starts = [0.5, 0.0, 1.0, 0.5, torch.nan, torch.nan]  # by status
-    alpha = torch.tensor(starts, dtype=plan.dtype, device=status.device)[status.long()]
+    alpha = torch.tensor(starts, dtype=plan.dtype, device=status.device).take(status.long())
     high = torch.where(partial, 1.0, _highest_alpha(path.ratio))
     search = _Search(
         alpha=alpha,
@@ -539,6 +571,7 @@ def _solve_block(
         left=at_0.tangent(0.0),
         right=at_1.tangent(1.0),
         last=torch.full_like(alpha, torch.inf),
+        passes=torch.full_like(status, 2, dtype=torch.int32),  # the two ends
         done=status != INTERIOR,
     )
     alpha, slope, curvature, passes, done = _minimise(path, search, plan)
@@ -577,26 +610,26 @@ class _Path(NamedTuple):
 
     def moments(self, alpha: Float[Tensor, " rows"]) -> _Moments:
         # Sums of products, not matrix products: those may run in TF32 or bfloat16.
-        weight = torch.addcmul(self.base, self.ratio, alpha[:, None])
+        weight = torch.addcmul(self.base, self.ratio, alpha.unsqueeze(-1))
         top = weight.amax(-1, keepdim=True)
         z = weight.sub_(top).exp_().sum(-1, keepdim=True)
         weight.div_(z)
         size = (weight * self.size).sum(-1)
         slope = (weight * self.ratio).sum(-1)
-        deviation = self.ratio - slope[:, None]
+        deviation = self.ratio - slope.unsqueeze(-1)
         # One factor at a time: the square of a huge log-ratio overflows, times a weight of 0.
         curvature = weight.mul_(deviation).mul_(deviation).sum(-1)
         third = weight.mul_(deviation).sum(-1)
         return _Moments((top + z.log()).squeeze(-1), slope, curvature, third, size)
 
     def log_partition(self, alpha: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
-        log_path = torch.addcmul(self.base, self.ratio, alpha[:, None])
+        log_path = torch.addcmul(self.base, self.ratio, alpha.unsqueeze(-1))
         log_z = log_path.logsumexp(-1)
         # Between close parents Z is 1 - a little: sum what each outcome lacks, not what it has.
         teacher = self.base.exp()
         growth = torch.where(
             self.ratio.abs() < 1,
-            teacher * (alpha[:, None] * self.ratio).expm1(),
+            teacher * (alpha.unsqueeze(-1) * self.ratio).expm1(),
             log_path.exp() - teacher,
         )
         return torch.where(log_z > -0.5, (growth.sum(-1) - self.unshared).log1p(), log_z)
@@ -615,7 +648,7 @@ def _path(policy: Tensor, teacher: Tensor) -> _Path:
         teacher_mass * ratio.expm1(),
         (policy - log_total).exp() - teacher_mass,
     ).sum(-1)
-    shift = (growth / teacher_mass.sum(-1)).log1p()[:, None]
+    shift = (growth / teacher_mass.sum(-1)).log1p().unsqueeze(-1)
     ratio = torch.where(shared, ratio - shift, 0.0)
     size = torch.where(shared, -(2 * teacher + ratio), 0.0)
     return _Path(
@@ -635,9 +668,10 @@ class _Search(NamedTuple):
     left: Float[Tensor, "rows 2"]  # the tangent nearest to the minimum from below
     right: Float[Tensor, "rows 2"]  # and from above
     last: Tensor  # |slope| at the previous alpha
+    passes: Tensor
     done: Tensor
 
-    def step(self, at: _Moments, done: Tensor, *, halve: bool) -> "_Search":
+    def step(self, at: _Moments, passes: Tensor, done: Tensor, *, halve: bool) -> "_Search":
         """Shrink the bracket and move to the next alpha, unless done.
 
         By Halley's step; where that leaves the bracket, or the slope has not halved, to where the
@@ -651,7 +685,7 @@ class _Search(NamedTuple):
             for side, end in ((falls, self.low), (rises, self.high))
         )
         left, right = (
-            torch.where(side[:, None], tangent, line)
+            torch.where(side.unsqueeze(-1), tangent, line)
             for side, line in ((falls, self.left), (rises, self.right))
         )
         discriminant = at.curvature.square() - 2 * at.third * at.slope
@@ -660,48 +694,48 @@ class _Search(NamedTuple):
         size = at.slope.abs()
         new = (low + high) / 2
         if not halve:
-            corner = (left[:, 0] - right[:, 0]) / (right[:, 1] - left[:, 1])
+            (left_value, left_slope), (right_value, right_slope) = left.unbind(-1), right.unbind(-1)
+            corner = (left_value - right_value) / (right_slope - left_slope)
             new = torch.where((low < corner) & (corner < high), corner, new)
         helps = (low < halley) & (halley < high) & (size <= self.last / 2)
         new = torch.where(helps, halley, new)
-        return _Search(torch.where(done, self.alpha, new), low, high, left, right, size, done)
+        alpha = torch.where(done, self.alpha, new)
+        return _Search(alpha, low, high, left, right, size, passes, done)
 
 
-def _minimise(
-    path: _Path, search: _Search, plan: _Plan
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _minimise(path: _Path, search: _Search, plan: _Plan) -> tuple[Tensor, ...]:
     """(alpha, slope, curvature, passes, done) per row, evaluated at the alpha returned."""
     eps = torch.finfo(plan.dtype).eps
-    alpha, slope, curvature = (torch.full_like(search.alpha, torch.nan) for _ in range(3))
-    passes = torch.full_like(search.done, 2, dtype=torch.int32)  # the two ends
-    done = search.done.clone()
-    live: Tensor | slice = slice(None)
+    found: tuple[Tensor, ...] = ()
+    live = None  # which rows are still in the work; None for all
     for count in range(1, plan.max_passes + 1):
         at = path.moments(search.alpha)
-        alpha[live], slope[live], curvature[live] = search.alpha, at.slope, at.curvature
-        passes[live] += (~search.done).int()
         deviation, size = at.curvature.sqrt(), at.slope.abs()
-        floor = 4 * eps * (deviation * (1 + at.size) + at.curvature)
+        floor = 2 * eps * (deviation * (1 + at.size) + at.curvature)
         width = search.high - search.low
-        stop = (
+        done = (
             search.done
             | (size <= torch.maximum(2 * plan.tolerance * deviation, floor))
             | (size * width <= 4 * plan.tolerance**2)
             | (width <= 4 * eps)
         )
-        search = search.step(at, stop, halve=count % 3 == 0)
-        done[live] = stop
-        if not plan.early_exit:
-            continue
-        num_done = int(stop.sum())
-        if num_done == len(stop):
-            break
-        if 2 * num_done >= len(stop):
-            keep = (~stop).nonzero().squeeze(1)
-            live = keep if isinstance(live, slice) else live[keep]
+        passes = search.passes + search.done.logical_not()
+        here = (search.alpha, at.slope, at.curvature, passes, done)
+        if live is None:
+            found = here
+        else:
+            found = tuple(x.index_copy(0, live, y) for x, y in zip(found, here, strict=True))
+        if plan.early_exit:  # only a CPU may look
+            num_done = int(done.sum())
+            if num_done == len(done):
+                break
+        search = search.step(at, passes, done, halve=count % 3 == 0)
+        if plan.early_exit and 2 * num_done >= len(done):
+            keep = (~done).nonzero().squeeze(1)
+            live = keep if live is None else live[keep]
             path = _Path(*(values[keep] for values in path))
             search = _Search(*(values[keep] for values in search))
-    return alpha, slope, curvature, passes, done
+    return found
 
 
 def _highest_alpha(ratio: Float[Tensor, "rows vocab"]) -> Float[Tensor, " rows"]:
