@@ -234,20 +234,32 @@ def _signature_as_written(
 def _docstring_for_people(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
-    """What a person reads and docutils misreads: `Source: ...` is a field, | a bar, w_ a name."""
+    """What a person reads and docutils misreads.
+
+    `Source: ...` is a field, | is a bar, w_ is a name, and what is indented after an empty line,
+    below a paragraph, is code or a formula.
+    """
     markup = re.compile(r"(`[^`]*`)|\||(?<=\w)_(?!\w)")  # outside code
+    written, lines[:] = list(lines), []
     in_source = in_literal = False
-    for number, line in enumerate(lines):
+    paragraph = ""  # the last line of one
+    for line, before in zip(written, ["", *written], strict=False):
         indented = line.startswith(" ")
         in_source = bool(line) and (in_source or line.startswith("Source: "))
         in_literal = in_literal and (not line or indented)
-        if in_literal:
-            continue
-        in_literal = line.endswith("::")
-        line = markup.sub(lambda sign: sign[1] or "\\" + sign[0], line)
+        if indented and not before and paragraph and not in_literal:
+            in_literal = True
+            if not paragraph.endswith("::"):
+                lines += ["::", ""]
+        if line and not indented:
+            paragraph = line
+        elif indented and before == paragraph:
+            paragraph = ""  # a section such as "Args:", and what is in it
+        if not in_literal:
+            line = markup.sub(lambda sign: sign[1] or "\\" + sign[0], line)
         if in_source:
             line = f":{line}" if line.startswith("Source: ") else f"    {line.lstrip()}"
-        lines[number] = line
+        lines.append(line)
 
 
 def _resolve_types(

@@ -4,6 +4,10 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const button of document.querySelectorAll("button.search-button, button.search-button__button")) {
     button.setAttribute("aria-label", "Search");
   }
+  for (const summary of document.querySelectorAll(".bd-sidebar-primary details > summary")) {
+    const parent = summary.closest("li").querySelector("a").textContent.trim();
+    summary.setAttribute("aria-label", `The pages of ${parent}`);
+  }
   // The logo and the table of contents are a landmark too.
   const sidebar = document.querySelector(".bd-sidebar-primary");
   sidebar?.setAttribute("role", "complementary");
