@@ -41,11 +41,17 @@ _LAZY = {
     "batched",
     "benchmark",
     "decode",
+    "densities",
+    "distributions",
     "experiments",
+    "experts",
+    "exponential",
+    "families",
     "figures",
     "gaussian",
     "laws",
     "models",
+    "montecarlo",
     "speculative",
 }
 

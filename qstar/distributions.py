@@ -27,7 +27,6 @@ from scipy.special import (
     log_expit,
     logit,
     logsumexp,
-    stdtrit,
     xlog1py,
     xlogy,
     zeta,
@@ -406,9 +405,7 @@ class Gamma(Distribution):
         shape = a * self.shape + b * teacher.shape
         shape_gap = self.shape - teacher.shape
         rate_gap = _relative_gap(_log_ratio(self.rate, teacher.rate), a, b)
-        return (
-            shape * (rate_gap - shape_gap / shape) ** 2 + shape_gap**2 * _trigamma_excess(shape)
-        )
+        return shape * (rate_gap - shape_gap / shape) ** 2 + shape_gap**2 * _trigamma_excess(shape)
 
     def _between(self, teacher: Self, a: float, b: float) -> "Gamma":
         return Gamma(a * self.shape + b * teacher.shape, a * self.rate + b * teacher.rate)
@@ -800,9 +797,7 @@ class VonMises(Distribution):
         along = axis @ gap
         across = axis[..., 0] * gap[1] - axis[..., 1] * gap[0]
         radial, tangential = _circle_variances(size)
-        return np.where(
-            size > 0, radial * along**2 + tangential * across**2, 0.5 * (gap**2).sum()
-        )
+        return np.where(size > 0, radial * along**2 + tangential * across**2, 0.5 * (gap**2).sum())
 
     def _between(self, teacher: Self, a: float, b: float) -> "VonMises":
         x, y = a * self._vector() + b * teacher._vector()
@@ -1240,9 +1235,7 @@ def _same(one: object, other: object) -> bool:
     if type(one) is not type(other):
         return NotImplemented
     pairs = ((getattr(one, f.name), getattr(other, f.name)) for f in fields(one))  # type: ignore[arg-type]
-    return all(
-        np.array_equal(x, y) if isinstance(x, ndarray) else bool(x == y) for x, y in pairs
-    )
+    return all(np.array_equal(x, y) if isinstance(x, ndarray) else bool(x == y) for x, y in pairs)
 
 
 def _finite(value: float, name: str) -> float:

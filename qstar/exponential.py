@@ -42,9 +42,7 @@ def same_family(policy: Distribution, teacher: Distribution) -> bool:
     return type(policy) is type(teacher) and kin is not None and kin == teacher._kin()
 
 
-def kl_to_parents(
-    policy: Distribution, teacher: Distribution, alpha: float
-) -> tuple[float, float]:
+def kl_to_parents(policy: Distribution, teacher: Distribution, alpha: float) -> tuple[float, float]:
     """KL(q_alpha || policy) and KL(q_alpha || teacher), in nats: the two areas.
 
     At alpha = 0 the first is KL(teacher || policy), at 1 the second is KL(policy || teacher).

@@ -20,6 +20,20 @@ ALLOWED = {  # module -> the sibling modules it may import; arrows go down only;
     "speculative": set(),
     "laws": set(),
     "acceptance": {"geometric"},
+    "distributions": set(),
+    "exponential": {"distributions", "result"},
+    "densities": {"distributions", "gaussian", "geometric", "result", "solve"},
+    "families": {
+        "densities",
+        "distributions",
+        "exponential",
+        "gaussian",
+        "geometric",
+        "result",
+        "solve",
+    },
+    "montecarlo": {"result"},
+    "experts": {"gaussian", "geometric"},
     "decode": {"batched", "models", "result"},
     "experiments": {"decode", "models"},
     "figures": {"gaussian", "result"},
@@ -27,7 +41,19 @@ ALLOWED = {  # module -> the sibling modules it may import; arrows go down only;
     "reproduce": set(),
     "benchmark": {"batched", "geometric", "result", "solve"},
 }
-NUMPY_ONLY = {"result", "geometric", "solve", "gaussian", "acceptance"}
+NUMPY_ONLY = {
+    "result",
+    "geometric",
+    "solve",
+    "gaussian",
+    "acceptance",
+    "distributions",
+    "exponential",
+    "densities",
+    "families",
+    "montecarlo",
+    "experts",
+}
 FRAMEWORKS = {"torch", "transformers", "matplotlib"}
 
 
