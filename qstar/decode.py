@@ -198,6 +198,11 @@ def concatenate(traces: Sequence[Trace]) -> Trace:
     return _map(torch.cat, *traces)
 
 
+def to_cpu(trace: Trace) -> Trace:
+    """The same trace, ready for NumPy."""
+    return _map(lambda values: values[0].cpu(), trace)
+
+
 # --- The law at a position -----------------------------------------------------------------------
 
 

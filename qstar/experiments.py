@@ -14,15 +14,15 @@ import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from tqdm import tqdm
 
 from . import models
-from .decode import Trace, concatenate, generate, measure
+from .decode import Trace, concatenate, generate, measure, to_cpu
 
 TEMPERATURES = (0.6, 0.3)
 """Of the sharper copies of the policy that `score` pairs it with."""
@@ -104,7 +104,7 @@ def draw(
     made_by = {
         "command": "python -m qstar.experiments draw",
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "transformers": version("transformers"),
         "device": f"{model.device.type}, {platform.machine()}, {model.dtype}",
     }
     return Corpus(name, seed, max_new_tokens, made_by, tuple(answers))
@@ -123,7 +123,7 @@ def score(
     - "temperatures 1 and T": the policy itself, its logits divided by T in `TEMPERATURES`.
 
     Returns:
-        The traces by kind, the answers one after another.
+        The traces by kind, the answers one after another, on the CPU.
     """
     kinds: dict[str, list[Trace]] = {"two system prompts": [], "two questions": []}
     kinds |= {f"temperatures 1 and {t:g}": [] for t in TEMPERATURES}
@@ -148,7 +148,7 @@ def score(
         for t in TEMPERATURES:
             sharper = torch.log_softmax(policy / t, dim=-1)
             kinds[f"temperatures 1 and {t:g}"].append(measure(policy, sharper))
-    return {kind: concatenate(traces) for kind, traces in kinds.items()}
+    return {kind: to_cpu(concatenate(traces)) for kind, traces in kinds.items()}
 
 
 # --- The record ----------------------------------------------------------------------------------

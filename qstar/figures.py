@@ -903,13 +903,13 @@ def decode_trace(trace: Any, *, fig: Figure, typical: tuple[float, float] = (0.3
     top.plot(at, trace.balance.alpha, **thin["q*"], **dots)
     top.set(ylabel=r"$\alpha^\star$", ylim=(0, 1), yticks=(0, *typical, 1))
     curves = {
-        r"KL(policy ‖ teacher)": (trace.policy_to_teacher, "policy"),
-        r"KL(teacher ‖ policy)": (trace.teacher_to_policy, "teacher"),
-        r"KL($q^\star$ ‖ either) $= C$": (trace.balance.chernoff, "q*"),
+        "policy ‖ teacher": (trace.policy_to_teacher, "policy"),
+        "teacher ‖ policy": (trace.teacher_to_policy, "teacher"),
+        r"$q^\star$ ‖ either ($C$)": (trace.balance.chernoff, "q*"),
     }
     for label, (values, party) in curves.items():
         middle.plot(at, values, **thin[party], **(dots if party == "q*" else {}), label=label)
-    middle.set(ylabel="divergence (nats)", yscale="log")
+    middle.set(ylabel="KL (nats)", yscale="log")
     middle.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, columnspacing=1.1)
     bottom.plot(at, trace.accept_policy, **thin["policy"], label="draft: policy")
     bottom.plot(at, trace.accept_teacher, **thin["teacher"], label="draft: teacher")
@@ -966,9 +966,10 @@ def solving_gain(
         pairs: Kind of pair -> (C, KL(q* || q_1/2)) at each of its positions, in nats.
         ax: Where to draw; guides mark a hundredth and a tenth of C.
     """
-    looks = (("q*", "o"), ("policy", "^"), ("teacher", "s"), ("other", "D"))
+    # Not the hues of the three parties: a kind of pair is none of them.
+    looks = ((COLOURS["ink"], "o"), ("#56B4E9", "^"), ("#E69F00", "s"), (COLOURS["other"], "D"))
     for (kind, (chernoff, gain)), (colour, marker) in zip(pairs.items(), looks, strict=False):
-        look: dict[str, Any] = {"marker": marker, "color": COLOURS[colour], "markersize": 3.6}
+        look: dict[str, Any] = {"marker": marker, "color": colour, "markersize": 3.6}
         look |= {"linestyle": "none", "markeredgewidth": 0, "alpha": 0.6}
         ax.plot(chernoff, gain, **look, label=kind)
     ax.set(
@@ -976,12 +977,13 @@ def solving_gain(
         ylabel=r"KL($q^\star$ ‖ $q_{1/2}$) (nats)",
         xscale="log",
         yscale="log",
-        ylim=(1e-8, 1),
+        ylim=(1e-9, 1),
     )
     ends = np.array(ax.get_xlim())
     for share, label in ((0.1, "10% of $C$"), (0.01, "1% of $C$")):
         ax.plot(ends, share * ends, **LINES["guide"], zorder=1)
-        _halo(ax.annotate(label, (ends[0], share * ends[0]), (3, 2), textcoords="offset points"))
+        at = (ends[1], share * ends[1])
+        _halo(ax.annotate(label, at, (-2, -12), textcoords="offset points", ha="right", va="top"))
     ax.set_xlim(*ends)
     legend = ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handletextpad=0.3)
     for handle in legend.legend_handles:

@@ -27,9 +27,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import tqdm
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
+from tqdm import TqdmWarning
+
+with warnings.catch_warnings():
+    # transformers draws its bars with tqdm.auto, which complains, once and on import, where a
+    # notebook has no widgets.
+    warnings.simplefilter("ignore", TqdmWarning)
+    import tqdm.auto
 
 RECORD = "qstar.json"
 """The file of a converted model that says where it came from and what its files hash to."""
@@ -316,7 +323,7 @@ def _dequantised(reader: Any, config: Any, progress: bool) -> Iterator[tuple[str
     from gguf.quants import dequantize
 
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    for tensor in tqdm(reader.tensors, "converting", unit="tensor", disable=not progress):
+    for tensor in tqdm.tqdm(reader.tensors, "converting", unit="tensor", disable=not progress):
         *block, name, kind = tensor.name.split(".")
         values = torch.tensor(dequantize(tensor.data, tensor.tensor_type), dtype=torch.float32)
         if name in heads:
