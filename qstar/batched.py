@@ -46,6 +46,7 @@ ACCELERATOR_CHUNK_ENTRIES = 2**25
 ROW_VOCAB = 4096  # from here on a CPU row pays for its own Python
 CLOSE = 8e-3  # curvature below which `_solve_row` sums differences, at the price of an expm1
 EQUAL = 1e-9  # curvature below which it leaves the row to `_solve_block`
+SAFETY = 0.1  # of what the tolerance allows, the most that `_solve_row`'s last step may rest on
 LOG2_E = 1 / math.log(2)
 
 INTERIOR, BOUNDARY_0, BOUNDARY_1, DEGENERATE_ALL, DISJOINT, INVALID = range(len(STATUSES))
@@ -73,9 +74,9 @@ def solve_kl_symmetry(
     it leaves an error of about eps times the size of the log-probabilities. A row also stops where
     its bracket [a, b] is too short to matter: (b - a) |F'| <= 4 tolerance^2, which bounds the
     error surely, or b - a <= 4 eps; and, for rows of a large vocabulary on a CPU, after a step on
-    which two models of F of different order agree: the third-order one, and the quintic that also
-    knows F(0) = F(1) = 0. Their difference estimates the error of the first, the second is
-    returned, and `slope` and `curvature` are then read off it.
+    which two models of F of different order agree: the cubic that Halley's method solves, and the
+    quintic that also knows F(0) = F(1) = 0. What the quintic adds must be a twentieth of what the
+    rule above allows; its minimum is then returned, and `slope` and `curvature` are read off it.
 
     Where the supports agree the bracket starts at [1 - B(R), B(R)], R being the range of the
     log-ratio and B(R) = log((e^R - 1) / R) / R; where they do not, the slopes at the two ends
@@ -86,7 +87,7 @@ def solve_kl_symmetry(
     that is still short of its stopping rule then has `converged` False. Two rows that differ by
     no more than their own dtype's rounding count as equal (`degenerate_all`).
 
-    Memory: the workspace is at most 12 words of the computing dtype for each of the
+    Memory: the workspace is at most 8 words of the computing dtype for each of the
     chunk_rows * vocab entries that are treated at once, 3 * vocab words for a large vocabulary on
     a CPU.
 
@@ -489,12 +490,16 @@ def _solve_row(
         third = path.mul_(ratio).sum().item() / z - 3 * mean * curvature - mean**3
         step = _step(slope, curvature, third)
         series = _through_the_ends(alpha, log_z, slope, curvature, third)
-        better = step - _derivative(series, step, 1) / _derivative(series, step, 2)
+        _, left, bend = _evaluate(series, step)
+        if not bend > 0:
+            return None
+        better = step - left / bend
         if not 0 < alpha + better < 1:
             return None
-        if abs(better - step) * math.sqrt(curvature) <= 2 * plan.tolerance:
-            log_z, left, curvature = (_derivative(series, better, order) for order in range(3))
-            return _Row.at(alpha + better, log_z, left, curvature, passes)
+        # What the quintic adds to the slope, term by term: their sum may vanish by chance.
+        added = abs(4 * series[4] * step**3) + abs(5 * series[5] * step**4)
+        if added <= SAFETY * plan.tolerance * math.sqrt(curvature):
+            return _Row.at(alpha + better, *_evaluate(series, better), passes)
         alpha, last = alpha + better, abs(slope)
     return None
 
@@ -513,16 +518,18 @@ def _through_the_ends(
     """
     series = (log_z, slope, curvature / 2, third / 6)
     left, right = -alpha, 1 - alpha
-    over_left, over_right = (-_derivative(series, x, 0) / x**4 for x in (left, right))
+    over_left, over_right = (-_evaluate(series, x)[0] / x**4 for x in (left, right))
     return (*series, over_left * right - over_right * left, over_right - over_left)
 
 
-def _derivative(series: tuple[float, ...], x: float, order: int) -> float:
-    """A derivative at x of the polynomial with these coefficients, lowest first."""
-    value = 0.0
-    for power in range(len(series) - 1, order - 1, -1):
-        value = value * x + series[power] * math.perm(power, order)
-    return value
+def _evaluate(series: tuple[float, ...], x: float) -> tuple[float, float, float]:
+    """A polynomial and its first two derivatives at x, from its coefficients, lowest first."""
+    value = first = half_second = 0.0
+    for coefficient in reversed(series):
+        half_second = half_second * x + first
+        first = first * x + value
+        value = value * x + coefficient
+    return value, first, 2 * half_second
 
 
 def _from_rows(solved: list[_Row | None], plan: _Plan) -> _Fields:

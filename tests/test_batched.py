@@ -408,6 +408,39 @@ def test_more_tolerance_takes_fewer_passes_and_keeps_its_word():
     assert 1e-6 < tv.max() < 2e-3
 
 
+def awkward_pairs(rows=20, vocab=batched.ROW_VOCAB, seed=0):
+    """Large vocabularies that tempt the row road to stop too early: outliers, heavy tails."""
+    rng = np.random.default_rng(seed)
+    first, second, common = rng.normal(size=(3, rows, vocab))
+    scale = 10 ** rng.uniform(-1.5, 1.6, size=(rows, 1))
+    heavy = rng.standard_t(2, size=(2, rows, vocab))
+    spikes = 3 * common + 0.1 * np.stack([first, second])
+    for side, row in np.ndindex(2, rows):
+        spikes[side, row, rng.integers(vocab, size=3)] += rng.uniform(-40, 40, size=3)
+    for pair in (
+        (scale * first, scale * second),
+        (3 * common + scale * first, 3 * common + scale * second),
+        (scale * common, scale * common / rng.uniform(1, 3, size=(rows, 1))),
+        3 * common + scale * heavy,
+        spikes,
+    ):
+        yield tuple(softmaxed(side) for side in pair)
+
+
+@pytest.mark.parametrize("tolerance", [1e-12, 1e-6])
+def test_a_row_never_stops_short_of_its_tolerance(tolerance):
+    worst, one_pass = 0.0, 0
+    for pair in awkward_pairs():
+        exact = qstar.solve_kl_symmetry(*(rows.numpy() for rows in pair))
+        balance = batched.solve_kl_symmetry(*pair, tolerance=tolerance)
+        tv = tv_between(*(rows.numpy() for rows in pair), balance.alpha.numpy(), exact.alpha)
+        worst, one_pass = max(worst, tv.max()), one_pass + int((balance.passes == 1).sum())
+        atol = 5 * tolerance + 1e-13
+        np.testing.assert_allclose(balance.chernoff, exact.chernoff, rtol=1e-4, atol=atol)
+    assert worst <= 2 * tolerance + 1e-13
+    assert one_pass > 5  # else nothing was tempted
+
+
 # --- the device: nothing may be read back -------------------------------------------------------
 
 
