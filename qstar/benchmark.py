@@ -1,0 +1,349 @@
+"""What solving alpha* costs: `python -m qstar.benchmark [--out data/results/solver_cpu.json]`.
+
+Six ways to do it are timed on the same rows, in the same process, in turn, round after round, so
+that whatever else the machine does falls on all of them; what is reported are ratios to the torch
+solver in float32, per row, as the median over the rounds with a 95% bootstrap interval of that
+median. Before anything is timed, each way must have found the reference's q*.
+
+The rows are synthetic, and made to be like a language model's: logits that fall as
+-s log(rank), s uniform in [1, 2.5], in shuffled order, with normal noise of sd 1 that the parents
+share and normal noise of sd 2 sqrt(C) that each has alone, the target C running from 0.001 to 1 in
+equal steps of its logarithm. The record says what C came out.
+
+The record (JSON) holds
+
+    command, date, seed, rounds, tolerance_tv, device, rows (how they were made, in words),
+    machine      {cpu, cores}
+    versions     {python, numpy, scipy, torch}
+    solvers      {name: what it is, in words}
+    cells        one for each (threads, vocab, batch):
+        threads, vocab, batch
+        chernoff     {min, median, max} over its rows, in nats
+        passes       {min, median, max} of the torch float32 solver
+        worst_tv     {solver: largest total variation between its q* and the reference's}
+        seconds      {solver: median seconds per row}: noise unless the machine was quiet
+        ratio        {solver: {median, low, high}}: seconds per row over torch_float32's
+    targets      one for each target and cell: {target, threads, vocab, batch, ratio, needed, met}
+
+A row in a batch of 1 is solved by a call of its own (eight different rows are, in each round); the
+brentq functions take the rows of a larger batch one after the other.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+from numpy import ndarray
+from scipy.optimize import brentq
+from scipy.special import log_softmax, logsumexp
+
+from . import batched
+from .geometric import log_geometric_mean
+from .solve import solve_kl_symmetry
+
+TOLERANCE = 1e-6  # of q* in total variation, for every solver that can be told one
+EPS = float(np.finfo(float).eps)
+SOLVERS = {
+    "torch_float32": "qstar.batched.solve_kl_symmetry, float32, default tolerance 1e-6, validation "
+    "on; returns alpha, C, both KL divergences and a status",
+    "torch_float64": "the same in float64, default tolerance 1e-12",
+    "user_brentq": "scipy.optimize.brentq, default tolerance, on the slope with "
+    "scipy.special.logsumexp, float64; returns alpha",
+    "lean_brentq": "brentq on a multiple of the slope that costs one exp, buffers reused, float64, "
+    "told the alpha tolerance that gives 1e-6 in total variation; returns alpha",
+    "lean_brentq_float32": "the same in float32",
+    "read": "one sum over each of the two rows, torch, float32: a lower bound",
+}
+TARGETS = {"user_brentq": 10.0, "lean_brentq": 3.0}
+
+
+def language_model_like_rows(*, rows: int, vocab: int, seed: int) -> tuple[ndarray, ndarray]:
+    """(log_policy, log_teacher), float64, shape (rows, vocab): see the module's docstring."""
+    rng = np.random.default_rng(seed)
+    spread = 2 * np.sqrt(np.geomspace(1e-3, 1.0, rows))[:, None]
+    rank = np.argsort(rng.random((rows, vocab)), axis=-1) + 1.0
+    common = -rng.uniform(1.0, 2.5, size=(rows, 1)) * np.log(rank) + rng.normal(size=rank.shape)
+    log_policy, log_teacher = (
+        log_softmax(common + spread * rng.normal(size=rank.shape), axis=-1) for _ in range(2)
+    )
+    return log_policy, log_teacher
+
+
+def user_brentq(log_policy: ndarray, log_teacher: ndarray) -> float:
+    """What one writes first: the slope as the mean log-ratio under a normalised q."""
+
+    def slope(alpha: float) -> float:
+        log_path = alpha * log_policy + (1 - alpha) * log_teacher
+        q = np.exp(log_path - logsumexp(log_path))
+        return float(np.sum(q * (log_policy - log_teacher)))
+
+    return float(brentq(slope, 0.0, 1.0))
+
+
+def lean_brentq(log_policy: ndarray, log_teacher: ndarray, xtol: float) -> float:
+    """What one writes last: only the sign of the slope matters, and one exp gives it."""
+    log_ratio = log_policy - log_teacher
+    path = np.empty_like(log_ratio)
+
+    def slope(alpha: float) -> float:
+        np.multiply(log_ratio, alpha, out=path)
+        np.add(path, log_teacher, out=path)
+        np.exp(path, out=path)
+        return float(path @ log_ratio)
+
+    return float(brentq(slope, 0.0, 1.0, xtol=xtol, rtol=4 * EPS))
+
+
+def measure_cell(*, vocab: int, batch: int, rounds: int, seed: int) -> dict[str, Any]:
+    """One cell of the record, on the threads that this process has."""
+    separate = min(8, batch) if batch > 1 else 8  # rows whose answers are checked
+    rows = language_model_like_rows(rows=max(batch, 8), vocab=vocab, seed=seed)
+    single = tuple(side.astype(np.float32) for side in rows)
+    in_float32, in_float64 = ([torch.from_numpy(x) for x in sides] for sides in (single, rows))
+    exact = batched.solve_kl_symmetry(*in_float64)
+    xtol = (2 * TOLERANCE / exact.curvature.sqrt()).tolist()
+    count = len(xtol)
+
+    def by_torch(policy: torch.Tensor, teacher: torch.Tensor) -> Callable[[], list[float]]:
+        def solve() -> list[float]:
+            if batch > 1:
+                return batched.solve_kl_symmetry(policy, teacher).alpha.tolist()
+            return [
+                batched.solve_kl_symmetry(*pair).alpha.item()
+                for pair in zip(policy, teacher, strict=True)
+            ]
+
+        return solve
+
+    def lean(sides: tuple[ndarray, ...]) -> Callable[[], list[float]]:
+        return lambda: [lean_brentq(*row) for row in zip(*sides, xtol, strict=True)]
+
+    def read() -> list[float]:
+        sums = [x.sum(-1) for pair in zip(*in_float32, strict=True) for x in pair]
+        return [float(x) for x in sums]
+
+    ways: dict[str, Callable[[], list[float]]] = {
+        "torch_float32": by_torch(*in_float32),
+        "torch_float64": by_torch(*in_float64),
+        "user_brentq": lambda: [user_brentq(*row) for row in zip(*rows, strict=True)],
+        "lean_brentq": lean(rows),
+        "lean_brentq_float32": lean(single),
+        "read": read,
+    }
+    worst_tv = {}
+    for name, way in ways.items():  # also the warm-up
+        alpha = np.array(way())
+        if name == "read":
+            continue
+        sides = single if "float32" in name else rows
+        worst_tv[name] = _worst_tv(
+            tuple(x[:: count // separate] for x in sides), alpha[:: count // separate]
+        )
+        if not worst_tv[name] < 3 * TOLERANCE:
+            raise RuntimeError(
+                f"{name} must find the reference's q* before it is timed: it is off by "
+                f"{worst_tv[name]:.1e} in total variation at vocabulary {vocab}."
+            )
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    names = list(ways)
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            start = time.perf_counter()
+            ways[name]()
+            seconds[name].append((time.perf_counter() - start) / count)
+    fast = np.array(seconds["torch_float32"])
+    passes = batched.solve_kl_symmetry(*in_float32).passes.numpy()
+    return {
+        "threads": torch.get_num_threads(),
+        "vocab": vocab,
+        "batch": batch,
+        "chernoff": _spread(exact.chernoff.numpy()),
+        "passes": _spread(passes),
+        "worst_tv": worst_tv,
+        "seconds": {name: float(np.median(values)) for name, values in seconds.items()},
+        "ratio": {
+            name: _median_with_interval(np.array(values) / fast, seed=seed)
+            for name, values in seconds.items()
+            if name != "torch_float32"
+        },
+    }
+
+
+def _worst_tv(rows: tuple[ndarray, ...], alpha: ndarray) -> float:
+    """The largest TV between q at these alphas and the reference's q*, both in float64."""
+    log_policy, log_teacher = (log_softmax(x.astype(np.float64), axis=-1) for x in rows)
+    expected = solve_kl_symmetry(log_policy, log_teacher).alpha
+    first, second = (
+        np.exp(log_geometric_mean(log_policy, log_teacher, a)) for a in (alpha, expected)
+    )
+    return float(0.5 * np.abs(first - second).sum(axis=-1).max())
+
+
+def _spread(values: ndarray) -> dict[str, float]:
+    return {
+        "min": float(values.min()),
+        "median": float(np.median(values)),
+        "max": float(values.max()),
+    }
+
+
+def _median_with_interval(values: ndarray, *, seed: int) -> dict[str, float]:
+    rng = np.random.default_rng(seed)
+    resampled = np.median(rng.choice(values, size=(2_000, len(values))), axis=-1)
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return {"median": float(np.median(values)), "low": float(low), "high": float(high)}
+
+
+def judge(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Which targets are met: a ratio counts by its median."""
+    return [
+        {
+            "target": f"at least {needed:g} times faster than {name}",
+            **{key: cell[key] for key in ("threads", "vocab", "batch")},
+            "ratio": cell["ratio"][name]["median"],
+            "needed": needed,
+            "met": cell["ratio"][name]["median"] >= needed,
+        }
+        for name, needed in TARGETS.items()
+        for cell in cells
+    ]
+
+
+def measure(
+    *, threads: list[int], vocabs: list[int], batches: list[int], rounds: int, seed: int
+) -> dict[str, Any]:
+    """The whole record. Each number of threads gets a process of its own, for BLAS's sake."""
+    cells = []
+    for count in threads:
+        environment = dict(os.environ)
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            environment[name] = str(count)
+        for vocab in vocabs:
+            for batch in batches:
+                task = {
+                    "vocab": vocab,
+                    "batch": batch,
+                    "rounds": max(3, rounds // 4) if batch > 1 else rounds,
+                    "seed": seed,
+                }
+                run = subprocess.run(
+                    [sys.executable, "-m", "qstar.benchmark", "--cell", json.dumps(task)],
+                    env=environment,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    check=True,
+                )
+                cells.append(json.loads(run.stdout))
+    return {
+        "command": "python -m qstar.benchmark " + " ".join(sys.argv[1:]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": seed,
+        "rounds": rounds,
+        "tolerance_tv": TOLERANCE,
+        "device": "cpu",
+        "rows": "synthetic, language-model-like: see the docstring of qstar.benchmark",
+        "machine": {"cpu": _cpu(), "cores": os.cpu_count()},
+        "versions": {
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+            "torch": torch.__version__,
+        },
+        "solvers": SOLVERS,
+        "cells": cells,
+        "targets": judge(cells),
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def table(record: dict[str, Any]) -> str:
+    """The record as text: a table of ratios, then the targets."""
+    machine, versions = record["machine"], record["versions"]
+    lines = [
+        f"{machine['cpu']}, {machine['cores']} cores; "
+        + ", ".join(f"{name} {version}" for name, version in versions.items()),
+        f"rows: {record['rows']}",
+        "seconds per row over those of torch_float32, median [95% interval]:",
+        f"{'threads':>7} {'vocab':>7} {'batch':>5} {'passes':>6} {'ms/row':>7}  "
+        + "  ".join(f"{name:>20}" for name in SOLVERS if name != "torch_float32"),
+    ]
+    for cell in record["cells"]:
+        ratios = "  ".join(
+            "{:>20}".format(f"{r['median']:.2f} [{r['low']:.2f}, {r['high']:.2f}]")
+            for r in cell["ratio"].values()
+        )
+        lines.append(
+            f"{cell['threads']:>7} {cell['vocab']:>7} {cell['batch']:>5} "
+            f"{cell['passes']['median']:>6.1f} {1e3 * cell['seconds']['torch_float32']:>7.3f}  "
+            + ratios
+        )
+    for target in record["targets"]:
+        lines.append(
+            f"{'met   ' if target['met'] else 'MISSED'} {target['target']}: "
+            f"{target['ratio']:.2f} (threads {target['threads']}, vocabulary {target['vocab']}, "
+            f"batch {target['batch']})"
+        )
+    return "\n".join(lines)
+
+
+def write(record: dict[str, Any], path: Path) -> None:
+    """The record as JSON, complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as part:
+        json.dump(record, part, indent=1)
+        part.write("\n")
+    os.chmod(part.name, 0o644)
+    os.replace(part.name, path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m qstar.benchmark",
+        description="Time the solvers of alpha* on synthetic language-model-like rows.",
+    )
+    parser.add_argument("--out", type=Path, help="write the record here, as JSON")
+    parser.add_argument("--quick", action="store_true", help="small and few: a smoke test")
+    parser.add_argument("--rounds", type=int, default=40, help="repetitions (batches: a quarter)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cell", help=argparse.SUPPRESS)  # one cell, in its own process
+    options = parser.parse_args(arguments)
+    if options.cell:
+        print(json.dumps(measure_cell(**json.loads(options.cell))))
+        return
+    cores = os.cpu_count() or 1
+    record = measure(
+        threads=[1] if options.quick else sorted({1, cores}),
+        vocabs=[5_000] if options.quick else [49_152, 151_936],
+        batches=[1, 3] if options.quick else [1, 64],
+        rounds=3 if options.quick else options.rounds,
+        seed=options.seed,
+    )
+    print(table(record))
+    if options.out:
+        write(record, options.out)
+        print(f"written to {options.out}")
+
+
+if __name__ == "__main__":
+    main()
