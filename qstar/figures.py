@@ -1007,3 +1007,49 @@ def texts(parts: Mapping[str, tuple[str, str]]) -> str:
         for border in ("dashed" if party == "teacher" else "solid",)
     ]
     return f'<div style="display:flex;flex-wrap:wrap;gap:0 1.2em">{"".join(cells)}</div>'
+
+
+def solver_cost(record: Mapping[str, Any], *, threads: int, ax: Axes) -> Axes:
+    """Time per row of several ways to solve for alpha*, as ratios to the torch float32 solver.
+
+    Args:
+        record: What `python -m qstar.benchmark` writes.
+        threads: Which of its thread counts to draw.
+        ax: Where to draw; the horizontal axis is logarithmic.
+    """
+    names = {
+        "read": "only read the two rows",
+        "torch_float32": "qstar.batched, float32",
+        "torch_float64": "qstar.batched, float64",
+        "lean_brentq_float32": "lean brentq, float32",
+        "lean_brentq": "lean brentq, float64",
+        "user_brentq": "brentq + logsumexp",
+    }
+    cells = [cell for cell in record["cells"] if cell["threads"] == threads]
+    looks = zip("osD^v<>", ["policy", "teacher", "q*", "other"] * 2, strict=False)
+    for index, (cell, (marker, colour)) in enumerate(zip(cells, looks, strict=False)):
+        ratio = cell["ratio"] | {"torch_float32": {"median": 1.0, "low": 1.0, "high": 1.0}}
+        ratios = [ratio[name] for name in names]
+        at = np.arange(len(names)) + 0.16 * (index - (len(cells) - 1) / 2)
+        middle = np.array([one["median"] for one in ratios])
+        ends = np.array([[one["low"], one["high"]] for one in ratios]).T
+        ax.errorbar(
+            middle,
+            at,
+            xerr=np.abs(ends - middle),
+            fmt=marker,
+            color=COLOURS[colour],
+            markersize=5,
+            linewidth=1.2,
+            label=f"{cell['vocab']:,} tokens, batch {cell['batch']}",
+        )
+    ax.axvline(1, **LINES["guide"])
+    ax.set(
+        xscale="log",
+        xlabel="time per row, as a multiple of qstar.batched in float32",
+        yticks=range(len(names)),
+        yticklabels=names.values(),
+        ylim=(len(names) - 0.5, -0.5),
+    )
+    ax.legend(loc="upper right", fontsize=9)
+    return ax
