@@ -1,0 +1,473 @@
+r"""alpha* in any dimension from draws of both parents, with error bars, and exact draws from q*.
+
+Draws x come from a mixture m = beta policy + (1 - beta) teacher and are weighted by
+w = policy^alpha teacher^(1 - alpha) / m, so that E w = Z(alpha) for every alpha: one sample serves
+the whole path. The arithmetic mean is at least the geometric one, so w <= 1 at alpha = beta, hence
+E w^2 <= E w and the effective share of the sample is
+
+    (E w)^2 / E w^2 >= Z(alpha) >= exp(-C)            (at alpha = beta),
+
+whatever the dimension; at other alpha it is at least exp(-C) / max(alpha / beta,
+(1 - alpha) / (1 - beta)). A pilot sample puts beta near alpha*. The same inequality makes
+rejection exact: draw from the mixture with beta = alpha, keep x with probability w; what is kept
+follows q_alpha, and a share Z(alpha) of the proposals is kept.
+
+Both parents have mass one, so c = (policy - teacher) / m has mean zero: a control variate, which
+leaves close parents with errors in proportion to C, not to sqrt(C).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+from numpy.random import Generator
+from numpy.typing import ArrayLike
+from scipy.optimize import brentq
+from scipy.special import logsumexp
+
+ENOUGH = 100
+"""Effective draws below which a result does not say `converged`: its error bars mean little."""
+
+
+class Parent(Protocol):
+    """A law that can be evaluated and drawn from: every law of `qstar.families` and every
+    `qstar.gaussian.Gaussian` is one, and `Sampled` makes one of two functions."""
+
+    def log_density(self, x: ndarray) -> ndarray:
+        """The log of the normalised density at each draw, in nats; -inf off the support."""
+        ...
+
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
+        """Independent draws, one an entry of the first axis."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A parent given by two functions.
+
+    Attributes:
+        function: Draws to normalised log-densities, in nats.
+        sampler: (count, generator) to draws.
+    """
+
+    function: Callable[[ndarray], ndarray]
+    sampler: Callable[[int, Generator], ndarray]
+
+    def log_density(self, x: ndarray) -> ndarray:
+        """See `Parent`."""
+        return self.function(x)
+
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
+        """See `Parent`."""
+        return self.sampler(count, generator)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """Draws from a mixture of two parents, and all that the path needs to know of them.
+
+    Attributes:
+        log_policy: The policy's log-density at each draw; the first `num_policy` draws are its.
+        log_teacher: The teacher's.
+        num_policy: How many draws came from the policy.
+        control: How much of the control variate is used, from 0 (far parents) to 1 (close ones).
+    """
+
+    log_policy: Float[ndarray, " draws"]
+    log_teacher: Float[ndarray, " draws"]
+    num_policy: int
+    control: float
+
+    @property
+    def weight(self) -> float:
+        """The share of the policy in the proposal."""
+        return self.num_policy / len(self.log_policy)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Numbers with their standard errors.
+
+    Attributes:
+        value: The estimates.
+        error: One standard error each, in the same unit.
+    """
+
+    value: Float[ndarray, "*alphas"]
+    error: Float[ndarray, "*alphas"]
+
+
+@dataclass(frozen=True, slots=True)
+class MonteCarloBalance:
+    """alpha* and its divergences, estimated from a sample. Every `_error` is one standard error.
+
+    Attributes:
+        alpha: The exponent on the policy that balances the sample, in [0, 1]; nan where disjoint.
+        alpha_error: Large where the parents nearly agree, and q* does not depend on alpha.
+        chernoff: -log Z at `alpha`, in nats.
+        chernoff_error: In nats.
+        kl_to_policy: KL(q* || policy), in nats.
+        kl_to_policy_error: In nats.
+        kl_to_teacher: KL(q* || teacher), in nats.
+        kl_to_teacher_error: In nats.
+        status: One of `qstar.STATUSES`, as the sample shows it: `disjoint` says that no draw was
+            possible to both parents, a boundary that some were not and that the slope kept its
+            sign.
+        converged: Whether `effective_floor` is at least `ENOUGH` and the root was found.
+        slope: The slope of log Z at `alpha`, in nats: zero in the interior.
+        curvature: The second derivative of log Z, in nats squared.
+        num_samples: How many draws the estimate rests on (the pilot's not counted).
+        effective_samples: (sum w)^2 / sum w^2 at `alpha`.
+        effective_floor: What theory guarantees of its expected counterpart, from the estimated C.
+        proposal_weight: beta, the share of the policy in the proposal.
+    """
+
+    alpha: float
+    alpha_error: float
+    chernoff: float
+    chernoff_error: float
+    kl_to_policy: float
+    kl_to_policy_error: float
+    kl_to_teacher: float
+    kl_to_teacher_error: float
+    status: str
+    converged: bool
+    slope: float
+    curvature: float
+    num_samples: int
+    effective_samples: float
+    effective_floor: float
+    proposal_weight: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draws:
+    """Exact draws from q_alpha by rejection.
+
+    Attributes:
+        points: The draws, one an entry of the first axis.
+        num_proposals: How many proposals were judged for them.
+        num_accepted: How many of these were kept; those beyond the count asked for are dropped.
+    """
+
+    points: ndarray
+    num_proposals: int
+    num_accepted: int
+
+    @property
+    def partition(self) -> Estimate:
+        """Z(alpha), estimated by the share of proposals that were kept."""
+        share = self.num_accepted / self.num_proposals
+        error = np.sqrt(share * (1 - share) / self.num_proposals)
+        return Estimate(np.asarray(share), np.asarray(error))
+
+
+def solve_kl_symmetry(
+    policy: Parent,
+    teacher: Parent,
+    *,
+    num_samples: int,
+    generator: Generator,
+    num_pilot: int | None = None,
+) -> MonteCarloBalance:
+    """Estimate alpha* and the Chernoff information from draws, with standard errors.
+
+    A pilot from the even mixture finds a rough alpha*, which becomes the weight of the proposal
+    (kept within [0.05, 0.95]) of the sample that is solved.
+
+    Args:
+        policy: The parent with exponent alpha.
+        teacher: The parent with exponent 1 - alpha, over the same space.
+        num_samples: Draws for the estimate. The error of C is about
+            sqrt((exp(C) - 1) / num_samples), at most.
+        generator: The only source of randomness.
+        num_pilot: Draws for the pilot; a tenth of `num_samples` and at least 1000 by default.
+
+    Raises:
+        ValueError: Too few draws, or a log-density that is nan, +inf or of another shape, or that
+            is -inf at a parent's own draw.
+    """
+    pilot_size = max(1000, num_samples // 10) if num_pilot is None else num_pilot
+    pilot = solve_sample(draw_sample(policy, teacher, pilot_size, generator=generator))
+    guess = 0.5 if np.isnan(pilot.alpha) else pilot.alpha
+    weight = min(max(guess, 0.05), 0.95)
+    sample = draw_sample(policy, teacher, num_samples, weight=weight, generator=generator)
+    return solve_sample(sample)
+
+
+def draw_sample(
+    policy: Parent,
+    teacher: Parent,
+    num_samples: int,
+    *,
+    generator: Generator,
+    weight: float = 0.5,
+) -> Sample:
+    """Draw from weight policy + (1 - weight) teacher, in exact proportion (stratified).
+
+    Raises:
+        ValueError: See `solve_kl_symmetry`; or weight is not strictly between 0 and 1.
+    """
+    if num_samples < 10 or not 0 < weight < 1:
+        raise ValueError(
+            f"a sample takes at least 10 draws and a weight strictly between 0 and 1: got "
+            f"{num_samples} and {weight}."
+        )
+    ours = min(max(round(weight * num_samples), 2), num_samples - 2)
+    points = [
+        policy.sample(ours, generator=generator),
+        teacher.sample(num_samples - ours, generator=generator),
+    ]
+    rows = []
+    for own, (name, parent) in enumerate((("policy", policy), ("teacher", teacher))):
+        parts = [_log_density(parent, x, name) for x in points]
+        if np.isneginf(parts[own]).any():
+            raise ValueError(
+                f"the {name} must give a positive density to its own draws: it was -inf at one. "
+                f"Its sampler and its log-density are of different laws."
+            )
+        rows.append(np.concatenate(parts))
+    sample = Sample(rows[0], rows[1], ours, 0.0)
+    return replace(sample, control=_control(sample))
+
+
+def log_partition(sample: Sample, alpha: Float[ArrayLike, "*alphas"]) -> Estimate:
+    """log Z(alpha) of one sample at every alpha, in nats, with standard errors.
+
+    The draws are common to all alpha, and exp of the values is convex in alpha.
+
+    Raises:
+        ValueError: alpha leaves [0, 1].
+    """
+    at = np.asarray(alpha, dtype=float)
+    if not ((at >= 0) & (at <= 1)).all():
+        raise ValueError(f"alpha must lie in [0, 1]: got {at[~((at >= 0) & (at <= 1))][0]}.")
+    found = [_log_partition(sample, float(a)) for a in at.flat]
+    value, error = np.array(found).reshape(-1, 2).T
+    return Estimate(value.reshape(at.shape), error.reshape(at.shape))
+
+
+def solve_sample(sample: Sample) -> MonteCarloBalance:
+    """The balance of one sample; `solve_kl_symmetry` without the drawing."""
+    count = len(sample.log_policy)
+    shared = np.isfinite(sample.log_policy) & np.isfinite(sample.log_teacher)
+    if not shared.any():
+        nan, inf = float("nan"), float("inf")
+        return MonteCarloBalance(
+            *(nan, nan, inf, nan, inf, nan, inf, nan, "disjoint", False),
+            *(nan, nan, count, 0.0, 0.0, sample.weight),
+        )
+    status, alpha, solved = _root(sample, shared)
+    log_w, ratio = _log_weights(sample, alpha), _log_ratio(sample)
+    log_z, chernoff_error = _log_partition(sample, alpha)
+    w = np.exp(log_w - log_z)  # in units of Z
+    c = _control_variate(sample) * np.exp(-log_z)
+    slope_terms = w * ratio - sample.control * c
+    slope = 0.0 if status == "interior" else float(slope_terms.mean())
+    curvature = float((w * (ratio - slope) ** 2).mean())
+    path = w - sample.control * (alpha - sample.weight) * c
+    slope_influence = slope_terms - slope * path
+    if status == "interior":
+        alpha_error = _standard_error(sample, slope_influence) / curvature
+        errors = (chernoff_error, chernoff_error)
+    else:
+        alpha_error = 0.0 if status.startswith("boundary") else float("nan")
+        errors = (
+            _standard_error(sample, -path - (1 - alpha) * slope_influence),
+            _standard_error(sample, -path + alpha * slope_influence),
+        )
+    chernoff = max(-log_z, 0.0)
+    worst = max(alpha / sample.weight, (1 - alpha) / (1 - sample.weight))
+    floor = count * float(np.exp(-chernoff)) / worst
+    return MonteCarloBalance(
+        alpha=alpha,
+        alpha_error=float(alpha_error),
+        chernoff=chernoff,
+        chernoff_error=chernoff_error,
+        kl_to_policy=max(chernoff - (1 - alpha) * slope, 0.0),
+        kl_to_policy_error=float(errors[0]),
+        kl_to_teacher=max(chernoff + alpha * slope, 0.0),
+        kl_to_teacher_error=float(errors[1]),
+        status=status,
+        converged=bool(solved and floor >= ENOUGH),
+        slope=slope,
+        curvature=curvature,
+        num_samples=count,
+        effective_samples=effective_samples(sample, alpha),
+        effective_floor=floor,
+        proposal_weight=sample.weight,
+    )
+
+
+def effective_samples(sample: Sample, alpha: float) -> float:
+    """(sum w)^2 / sum w^2: how many draws from q_alpha the weighted sample is worth (Kish)."""
+    log_w = _log_weights(sample, alpha)
+    return float(np.exp(2 * logsumexp(log_w) - logsumexp(2 * log_w)))
+
+
+def sample_geometric_mean(
+    policy: Parent,
+    teacher: Parent,
+    alpha: float,
+    count: int,
+    *,
+    generator: Generator,
+    max_proposals: int = 10_000_000,
+) -> Draws:
+    """Draw exactly from q_alpha, needing neither Z nor a bound on the ratio of the parents.
+
+    Propose from alpha policy + (1 - alpha) teacher and keep x with probability
+    policy^alpha teacher^(1 - alpha) / (alpha policy + (1 - alpha) teacher) <= 1.
+
+    Args:
+        policy: The parent with exponent alpha.
+        teacher: The parent with exponent 1 - alpha.
+        alpha: In [0, 1]. At alpha* a share exp(-C) of the proposals is kept.
+        count: How many draws to return.
+        generator: The only source of randomness.
+        max_proposals: Where to give up.
+
+    Raises:
+        ArithmeticError: `max_proposals` were not enough: C is too large for rejection.
+        ValueError: alpha leaves [0, 1], or a log-density is nan or +inf.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie in [0, 1]: got {alpha}.")
+    kept: list[ndarray] = []
+    proposals = accepted = 0
+    size = max(2 * count, 64)
+    while accepted < count:
+        if proposals + size > max_proposals:
+            size = max_proposals - proposals
+        if size <= 0:
+            raise ArithmeticError(
+                f"{proposals} proposals gave {accepted} of {count} draws: the parents are too far "
+                f"apart for rejection (it keeps a share Z(alpha), at least exp(-C)). Raise "
+                f"max_proposals, or weight a sample instead (`draw_sample`)."
+            )
+        ours = int(generator.binomial(size, alpha))
+        x = np.concatenate(
+            [
+                policy.sample(ours, generator=generator),
+                teacher.sample(size - ours, generator=generator),
+            ]
+        )[generator.permutation(size)]
+        rows = Sample(
+            _log_density(policy, x, "policy"), _log_density(teacher, x, "teacher"), 0, 0.0
+        )
+        log_accept = _log_path(rows, alpha) - _log_mixture(rows, alpha)
+        kept.append(x[np.log1p(-generator.random(size)) < log_accept])
+        accepted += len(kept[-1])
+        proposals += size
+        rate = max(accepted, 1) / proposals
+        size = min(int(1.2 * (count - accepted) / rate) + 64, 1_000_000)
+    return Draws(np.concatenate(kept)[:count], proposals, accepted)
+
+
+# ---- Pieces --------------------------------------------------------------------------------------
+
+
+def _log_density(parent: Parent, x: ndarray, name: str) -> ndarray:
+    values = np.asarray(parent.log_density(x), dtype=float)
+    if values.shape != (len(x),):
+        raise ValueError(
+            f"the log-density of the {name} must be one number a draw: expected shape "
+            f"{(len(x),)}, got {values.shape}. Draws are entries of the first axis."
+        )
+    if np.isnan(values).any() or np.isposinf(values).any():
+        raise ValueError(
+            f"the log-density of the {name} must be finite or -inf: it is not at "
+            f"{x[np.isnan(values) | np.isposinf(values)][0]!r}. Mend the function."
+        )
+    return values
+
+
+def _log_path(sample: Sample, alpha: float) -> ndarray:
+    with np.errstate(invalid="ignore"):  # 0 * -inf at the ends: off the support
+        path = alpha * sample.log_policy + (1 - alpha) * sample.log_teacher
+    shared = np.isfinite(sample.log_policy) & np.isfinite(sample.log_teacher)
+    return np.where(shared, path, -np.inf)
+
+
+def _log_mixture(sample: Sample, weight: float) -> ndarray:
+    with np.errstate(divide="ignore"):
+        ours, theirs = np.log(weight), np.log1p(-weight)
+    return np.logaddexp(ours + sample.log_policy, theirs + sample.log_teacher)
+
+
+def _log_weights(sample: Sample, alpha: float) -> ndarray:
+    return _log_path(sample, alpha) - _log_mixture(sample, sample.weight)
+
+
+def _log_ratio(sample: Sample) -> ndarray:
+    """log policy - log teacher, 0 where it is not finite (where weights are zero)."""
+    with np.errstate(invalid="ignore"):
+        ratio = sample.log_policy - sample.log_teacher
+    return np.where(np.isfinite(ratio), ratio, 0.0)
+
+
+def _control_variate(sample: Sample) -> ndarray:
+    log_m = _log_mixture(sample, sample.weight)
+    return np.exp(sample.log_policy - log_m) - np.exp(sample.log_teacher - log_m)
+
+
+def _control(sample: Sample) -> float:
+    """The share of the control variate that leaves the slope of Z least noisy, within [0, 1]."""
+    shared = np.isfinite(sample.log_policy) & np.isfinite(sample.log_teacher)
+    if not shared.any():
+        return 0.0
+    alpha = _root(sample, shared)[1]
+    slope = np.exp(_log_weights(sample, alpha)) * _log_ratio(sample)
+    c = _control_variate(sample)
+    for part in (slice(None, sample.num_policy), slice(sample.num_policy, None)):
+        slope[part] -= slope[part].mean()
+        c[part] -= c[part].mean()
+    noise = float(c @ c)
+    return min(max(float(slope @ c) / noise, 0.0), 1.0) if noise > 0 else 0.0
+
+
+def _root(sample: Sample, shared: ndarray) -> tuple[str, float, bool]:
+    """(status, alpha, whether solved) from the slope of the sample's Z, which rises in alpha."""
+    ratio = _log_ratio(sample)
+    if (ratio[shared] == 0).all():
+        return "degenerate_all", 0.5, True
+    c_mean = float(_control_variate(sample).mean())
+
+    def slope(alpha: float) -> float:
+        log_w = _log_weights(sample, alpha)
+        top = log_w.max()
+        scaled = float((np.exp(log_w - top) * ratio).mean())
+        return scaled - sample.control * c_mean * float(np.exp(-top))
+
+    if slope(0.0) >= 0:
+        return "boundary_0", 0.0, not shared.all()
+    if slope(1.0) <= 0:
+        return "boundary_1", 1.0, not shared.all()
+    alpha, root = brentq(slope, 0.0, 1.0, xtol=1e-14, full_output=True, disp=False)
+    return "interior", float(alpha), bool(root.converged)
+
+
+def _log_partition(sample: Sample, alpha: float) -> tuple[float, float]:
+    """log of the estimated Z and its standard error."""
+    log_w = _log_weights(sample, alpha)
+    top = float(log_w.max())
+    if top == -np.inf:
+        return top, float("nan")
+    c = _control_variate(sample) * np.exp(-top)
+    terms = np.exp(log_w - top) - sample.control * (alpha - sample.weight) * c
+    mean = float(terms.mean())
+    if mean <= 0:  # the control overshot: fall back on the weights alone
+        terms = np.exp(log_w - top)
+        mean = float(terms.mean())
+    return top + float(np.log(mean)), _standard_error(sample, terms / mean)
+
+
+def _standard_error(sample: Sample, terms: ndarray) -> float:
+    """Of the mean of terms over a stratified sample."""
+    parts = terms[: sample.num_policy], terms[sample.num_policy :]
+    variance = sum(len(part) * part.var(ddof=1) for part in parts)
+    return float(np.sqrt(variance)) / len(terms)
