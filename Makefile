@@ -16,7 +16,7 @@ help:
 book: environment
 	$(PY) -m qstar.models fetch
 	$(PY) -m qstar.reproduce
-	$(PY) .ci/html.py
+	$(PY) .ci/pages.py
 
 test: environment
 	$(PY) -m ruff check

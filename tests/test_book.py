@@ -139,7 +139,7 @@ def built() -> Path:
     """The folder of the pages, brought up to date once, whoever asks first."""
     (BOOK / "_build").mkdir(exist_ok=True)
     with FileLock(BOOK / "_build" / ".tests.lock"):
-        for command in ("-m qstar.models fetch", "-m qstar.reproduce", ".ci/html.py"):
+        for command in ("-m qstar.models fetch", "-m qstar.reproduce", ".ci/pages.py"):
             done = run(sys.executable, *command.split())
             if done.returncode:
                 pytest.fail(f"{command} failed:\n{done.stdout}\n{done.stderr}")

@@ -360,7 +360,7 @@ def dry_run(target):
 
 def test_the_commands_do_what_the_readme_says():
     book, test = dry_run("book"), dry_run("test")
-    for step in (".ci/environment", "qstar.models fetch", "qstar.reproduce", ".ci/html.py"):
+    for step in (".ci/environment", "qstar.models fetch", "qstar.reproduce", ".ci/pages.py"):
         assert step in book
     for step in (".ci/environment", "ruff check", "ruff format --check", "mypy", "pytest"):
         assert step in test
@@ -416,7 +416,7 @@ def test_the_workflow_publishes_main_and_runs_weekly():
 
 @pytest.fixture
 def pages(tmp_path, monkeypatch):
-    """.ci/html.py on a book of one page, outside CI."""
+    """.ci/pages.py on a book of one page, outside CI."""
     for folder in ("book", "data", "qstar"):
         (tmp_path / folder).mkdir()
     for name in ("pyproject.toml", "constraints.txt"):
@@ -426,7 +426,7 @@ def pages(tmp_path, monkeypatch):
     (tmp_path / "book" / "_toc.yml").write_text("format: jb-book\nroot: index\n")
     (tmp_path / "book" / "index.md").write_text("# The first text\n")
     monkeypatch.delenv("CI", raising=False)
-    script = load("html")
+    script = load("pages")
     monkeypatch.setattr(script, "ROOT", tmp_path)
     monkeypatch.setattr(script, "BUILD", tmp_path / "book" / "_build")
     monkeypatch.setattr(script, "HTML", tmp_path / "book" / "_build" / "html")
@@ -527,6 +527,11 @@ def test_readme_and_citation_hold_the_address_of_the_setting():
     for name, block in address.FILES.items():
         text = (ROOT / name).read_text(encoding="utf8")
         assert text == address.filled(text, block(address.repository())), "run `make address`"
+
+
+def test_no_script_hides_a_module_of_python():
+    names = {file.stem for file in (ROOT / ".ci").glob("*.py")}
+    assert names & sys.stdlib_module_names == set()
 
 
 def test_without_an_address_nothing_links_to_one():
