@@ -44,7 +44,7 @@ def build() -> bool:
     tool = Path(sys.executable).with_name("jupyter-book")
     where = [str(ROOT / "book"), "--path-output", str(fresh)]
     # Its standard output only names a folder that is moved below; what is wrong goes to stderr.
-    command = [tool, "build", *where, *OPTIONS]
+    command = [str(tool), "build", *where, *OPTIONS]
     run = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     if run.returncode != 0:
         print(f"The book was not built. What there is of it: {fresh / '_build' / 'html'}")
