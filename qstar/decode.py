@@ -123,7 +123,7 @@ def generate(
             exceed a context window, a model answers nan, or the parents share no token at some
             position, so that q* does not exist there. The message says where.
 
-    Source: the analysis, problem 3; its loop is replaced by a draw that is exact.
+    Source: the analysis, problem 1; its loop is replaced by a draw that is exact.
     """
     steppers = Stepper(policy), Stepper(teacher)
     _check_count(max_new_tokens)
