@@ -282,15 +282,16 @@ class Rows:
         error: The estimated error of the integrals, relative, before the last halving: what
             remains after it is far smaller.
         converged: Whether every cell met `CELL_TOLERANCE` and both masses were one.
-        reach: Where each node lies along a tail or an end, in logarithms of the distance; zero in
-            between.
+        reach: Per node, the number of the tail or end of a support on which it lies (0: none), how
+            far along it in logarithms of the distance, and the log of its step there (nan in the
+            plane).
     """
 
     log_policy: Float[ndarray, " nodes"]
     log_teacher: Float[ndarray, " nodes"]
     error: float
     converged: bool
-    reach: Float[ndarray, " nodes"]
+    reach: Float[ndarray, "nodes 3"]
 
 
 def solve_kl_symmetry(policy: Distribution, teacher: Distribution) -> Balance[float, str, bool]:
@@ -310,7 +311,7 @@ def solve_kl_symmetry(policy: Distribution, teacher: Distribution) -> Balance[fl
         kl_to_policy=float(found.kl_to_policy),
         kl_to_teacher=float(found.kl_to_teacher),
         status=str(found.status),
-        converged=bool(found.converged) and nodes.converged and settled,
+        converged=bool(found.converged and nodes.converged and settled),
         slope=float(found.slope),
         curvature=float(found.curvature),
         passes=int(found.passes),
@@ -413,7 +414,11 @@ def rows(
             )
     close = max(abs(mass - 1) for mass in masses) <= CONVERGED_MASS
     return Rows(
-        found.log_policy, found.log_teacher, found.error, found.converged and close, found.reach
+        found.log_policy,
+        found.log_teacher,
+        found.error,
+        bool(found.converged and close),
+        found.reach,
     )
 
 
@@ -436,23 +441,36 @@ def _diverges(nodes: Rows, value: float) -> bool:
     """
     if not math.isfinite(value):
         return True
-    with np.errstate(invalid="ignore", over="ignore"):
-        terms = np.exp(nodes.log_policy) * np.abs(nodes.log_policy - nodes.log_teacher)
-    for side in (nodes.reach > 0, nodes.reach < 0):
-        along = np.abs(nodes.reach[side])
-        if len(along) == 0:
+    shared = np.isfinite(nodes.log_policy) & np.isfinite(nodes.log_teacher)
+    log_ratio = np.where(shared, nodes.log_policy, 0.0) - np.where(shared, nodes.log_teacher, 0.0)
+    terms = np.exp(nodes.log_policy) * np.abs(log_ratio)
+    for tail in np.unique(nodes.reach[:, 0]):
+        here = nodes.reach[:, 0] == tail
+        if tail == 0 or not terms[here].any():
             continue
-        # Terms carry the width of their node; blocks of equal length along the tail do not.
+        along, log_step = nodes.reach[here, 1], nodes.reach[here, 2]
         last = along.max()
-        outer = terms[side][along > 0.9 * last].sum()
-        before = terms[side][(along > 0.8 * last) & (along <= 0.9 * last)].sum()
-        if outer <= 1e-10 * value:
+        if np.isnan(log_step).any():  # in the plane: sums over the last two tenths of the tail
+            outer = terms[here][along > 0.9 * last].sum()
+            before = terms[here][(along > 0.8 * last) & (along <= 0.9 * last)].sum()
+            missing, flat = outer, outer > 0.7 * before
+        else:  # how the integrand decays over the outer half, and what an exponential leaves
+            height = terms[here] / np.exp(log_step)
+            at_last, at_half = (height[np.argmin(np.abs(along - at))] for at in (last, last / 2))
+            if at_last == 0:
+                continue
+            with np.errstate(divide="ignore"):
+                decay = float(np.log(at_half) - np.log(at_last))
+            flat = decay < 0.05
+            missing = at_last * last / 2 / max(decay, 0.05)
+        if missing <= 1e-10 * value:
             continue
-        if outer >= before * (1 - 1e-6):
+        if flat:
             return True
         raise ArithmeticError(
-            f"KL did not converge: the outermost tenth of a tail still holds {outer / value:.1e} "
-            f"of it. Compare the parents after a transformation that makes their tails lighter."
+            f"KL did not converge: a tail beyond the reach of float64 still holds about "
+            f"{missing / value:.1e} of it. Compare the parents after a transformation of x that "
+            f"makes their tails lighter."
         )
     return False
 
@@ -500,7 +518,8 @@ def _summation(policy: Distribution, teacher: Distribution, alphas: tuple[float,
             share = np.exp(path[[0, -1]] - top) * np.abs(x[[0, -1]] - centre)
             beyond += float((share * (low_open, high_open)).sum() / np.exp(path - top).sum())
     cut = np.where(x > centre, high_open, low_open)
-    reach = np.where(cut, np.sign(x - centre) * np.log1p(np.abs(x - centre)), 0.0)
+    along = np.log1p(np.abs(x - centre))
+    reach = np.stack([np.where(cut, 1.0 + (x > centre), 0.0), along, -along], axis=1)
     return _drop_sunk(log_policy, log_teacher, beyond, beyond < 1e-10, reach)
 
 
@@ -740,7 +759,8 @@ class _Rule:
         u = cells.start[:, None] + self.unit * cells.length[:, None]  # cells, nodes, axes
         log_weight = self.log_weight + np.log(cells.length).sum(axis=-1)[:, None]
         offsets, anchors = [], []
-        reach = np.zeros(u.shape[:2])
+        reach = np.zeros((*u.shape[:2], 3))
+        reach[..., 2] = np.nan
         for i, axis in enumerate(self.axes):
             piece = np.repeat(cells.piece[:, i, None], u.shape[1], axis=1)
             offset, log_jacobian = axis.at(piece, u[..., i])
@@ -748,7 +768,11 @@ class _Rule:
             offsets.append(offset)
             anchors.append(axis.anchor[piece])
             curved = axis.kind[piece] != _LINEAR
-            reach = np.where(curved, np.sign(axis.width[piece]) * u[..., i], reach)
+            number = 1.0 + piece + i * len(self.axes[0].kind)
+            reach[..., 0] = np.where(curved, number, reach[..., 0])
+            reach[..., 1] = np.where(curved, u[..., i], reach[..., 1])
+        if len(self.axes) == 1:
+            reach[..., 2] = self.log_weight + np.log(cells.length)
         rows = []
         for parent, inside in zip(self.parents, self.inside, strict=True):
             if len(self.axes) == 1:
@@ -828,9 +852,10 @@ def _refine(rule: _Rule, cells: _Cells, alphas: tuple[float, ...], divergence: b
         settled = np.logaddexp(settled, _logsumexp(fine[done], axis=0))
         cells = parts.rows(~per_part)
         whole = moments[~per_part]
-    log_policy, log_teacher, reach = (
-        np.concatenate([piece[i].ravel() for piece in kept]) for i in range(3)
+    log_policy, log_teacher = (
+        np.concatenate([piece[i].ravel() for piece in kept]) for i in range(2)
     )
+    reach = np.concatenate([piece[2].reshape(-1, 3) for piece in kept])
     return _drop_sunk(log_policy, log_teacher, error, converged, reach)
 
 
