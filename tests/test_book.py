@@ -90,6 +90,9 @@ async () => {
   }
   for (const figure of document.querySelectorAll("figure"))
     if (!figure.querySelector("img, svg, table, video")) found.push(`missing figure: ${figure.id}`);
+  const scripts = [...document.scripts].map((script) => script.src).filter(Boolean);
+  for (const script of scripts)
+    if (scripts.filter((other) => other === script).length > 1) found.push(`twice: ${script}`);
   const wide = Math.max(document.documentElement.scrollWidth, document.body.scrollWidth);
   if (wide > window.innerWidth) found.push(`overflow: ${wide} px in ${window.innerWidth} px`);
   return found;
@@ -262,6 +265,7 @@ BROKEN = """<!doctype html>
 <html lang="en"><head><title>A page</title></head><body><main><h1>A page</h1>
 <script>console.error("broken on purpose")</script>
 <script src="http://elsewhere.example/script.js"></script>
+<script src="data:text/javascript,1"></script><script src="data:text/javascript,1"></script>
 <p>Raw: $$ x^2 $$</p><p>Raw: \\(x\\)</p><p><mjx-merror>Undefined control sequence</mjx-merror></p>
 <p>The value {glue:text}`ch9-nothing:.3f`</p><p>A glued value: <span class="pasted-text"></span></p>
 <img src="nowhere.png" alt="missing"><figure id="fig-empty"></figure><img src="nowhere.png">
@@ -283,6 +287,7 @@ BROKEN = """<!doctype html>
         "missing image: nowhere.png",
         "missing figure: fig-empty",
         "overflow: 3",
+        "twice: data:text/javascript,1",
         "accessibility: image-alt",
         "accessibility: color-contrast",
     ],
