@@ -224,7 +224,7 @@ def _law(
     log_path = _log_path(log_policy, log_teacher, shared, alpha)
     log_partition = torch.logsumexp(log_path, dim=-1)
     half = _log_path(log_policy, log_teacher, shared, torch.full_like(alpha, 0.5))
-    log_q = log_path - log_partition[:, None]
+    log_q = log_path - log_partition.unsqueeze(-1)
     log_ratio = torch.where(shared, log_policy - log_teacher, torch.nan)
     trace = Trace(
         balance=balance,
@@ -247,7 +247,7 @@ def _log_path(
     shared: Tensor,
     alpha: Float[Tensor, " batch"],
 ) -> Float[Tensor, "batch vocab"]:
-    weight = alpha[:, None]
+    weight = alpha.unsqueeze(-1)
     log_path = weight * log_policy + (1 - weight) * log_teacher  # 0 * -inf is nan: not shared
     return torch.where(shared, log_path, -torch.inf)
 
@@ -264,10 +264,10 @@ def _inverse_cdf(
 ) -> Int[Tensor, " batch"]:
     """One token per row: the first whose cumulative probability exceeds the row's uniform."""
     cumulative = log_q.exp().cumsum(dim=-1)
-    total = cumulative[:, -1:]
-    at = uniform.to(cumulative)[:, None] * total
+    total = cumulative.narrow(-1, -1, 1)
+    at = uniform.to(cumulative).unsqueeze(-1) * total
     at = torch.minimum(at, torch.nextafter(total, torch.zeros_like(total)))  # below the total
-    return torch.searchsorted(cumulative, at, right=True)[:, 0]  # never a token of no mass
+    return torch.searchsorted(cumulative, at, right=True).squeeze(-1)  # never a token of no mass
 
 
 # --- Traces --------------------------------------------------------------------------------------

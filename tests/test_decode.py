@@ -7,10 +7,11 @@ import pytest
 import tiny
 import torch
 from scipy.stats import chi2, chisquare, ncx2
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import qstar
 from qstar import models
-from qstar.decode import generate, measure
+from qstar.decode import _inverse_cdf, generate, measure
 from qstar.result import STATUSES
 
 VOCAB = 7
@@ -394,3 +395,13 @@ def test_bad_arguments_say_what_was_expected(llamas, arguments, message):
 def test_measure_refuses_laws_of_different_shapes():
     with pytest.raises(ValueError, match=r"\(2, 3\) and \(2, 4\)"):
         measure(torch.zeros(2, 3), torch.zeros(2, 4))
+
+
+def test_a_position_costs_no_mixed_devices():
+    """Without a GPU: the tensor parts of a position, run on tensors that claim to be on one."""
+    with FakeTensorMode():
+        rows = [torch.randn(2, VOCAB, device="cuda").log_softmax(dim=-1) for _ in range(2)]
+        trace = measure(*rows)
+        drawn = _inverse_cdf(rows[0].double(), torch.rand(2, dtype=torch.float64))
+    assert trace.alpha.device.type == trace.accept_policy.device.type == drawn.device.type == "cuda"
+    assert (trace.alpha.shape, drawn.shape) == ((2,), (2,))
