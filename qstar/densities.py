@@ -43,7 +43,8 @@ CONVERGED_MASS = 1e-10
 CELL_TOLERANCE = (1e-13, 1e-10)
 """A cell of the line, of the plane, is settled when halving it changes no integral by more than
 this part of the whole. What is kept is the halved cell, whose error is far smaller still."""
-MAX_NODES = 2**20
+MAX_NODES = (2**17, 2**20)
+"""How many nodes a rule on the line, in the plane, may have before it gives up."""
 MAX_OUTCOMES = 2**20
 _SUNK = -1e100
 """A log-density below this is a zero by underflow, and is set to the value below; outside the
@@ -106,31 +107,6 @@ class Density(Distribution):
         if self.sampler is None:
             raise ValueError("this Density has no sampler: pass sampler=(count, generator) -> x.")
         return self.sampler(count, generator)
-
-
-@dataclass(frozen=True, slots=True)
-class GaussianLine(Distribution):
-    """A one-dimensional `qstar.gaussian.Gaussian` whose points are plain numbers.
-
-    Attributes:
-        mean: In the units of x.
-        deviation: The standard deviation.
-    """
-
-    mean: float
-    deviation: float
-
-    @property
-    def landmarks(self) -> tuple[tuple[float, float], ...]:
-        return ((self.mean, self.deviation),)
-
-    def log_density(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
-        unit = (np.asarray(x, dtype=float) - self.mean) / self.deviation
-        with np.errstate(over="ignore"):
-            return -0.5 * unit**2 - math.log(self.deviation) - 0.5 * math.log(2 * math.pi)
-
-    def sample(self, count: int, *, generator: Generator) -> Float[ndarray, " count"]:
-        return generator.normal(self.mean, self.deviation, count)
 
 
 @dataclass(frozen=True, slots=True, eq=False, init=False)
@@ -354,6 +330,8 @@ def _slope(nodes: Rows, alpha: float) -> float:
 def kl(p: Distribution, q: Distribution) -> float:
     """KL(p || q) by quadrature or summation; see `qstar.families`."""
     check_comparable(p, q)
+    if p.outcomes != SPACE and (p.support[0] < q.support[0] or p.support[1] > q.support[1]):
+        return math.inf  # however little of p is out there
     nodes = _converged(rows(p, q, (0.5,), divergence=True), "KL")
     value = float(geometric.kl(nodes.log_policy, nodes.log_teacher))
     return math.inf if _diverges(nodes, value) else value
@@ -844,7 +822,7 @@ def _refine(rule: _Rule, cells: _Cells, alphas: tuple[float, ...], divergence: b
         done = ((off <= allowed) & np.isfinite(off)).all(axis=1) & ~hidden.any(axis=1)
         done |= parts.length.reshape(len(cells), share, -1).max(axis=(1, 2)) < 1e-13
         count += int(done.sum()) * share * log_policy.shape[1]
-        if count + (~done).sum() * share * log_policy.shape[1] > MAX_NODES:
+        if count + (~done).sum() * share * log_policy.shape[1] > MAX_NODES[len(rule.axes) - 1]:
             done, converged = np.ones(len(cells), dtype=bool), False
         error += float(np.nan_to_num(off[done][:, :paths], nan=1.0, posinf=1.0).sum())
         per_part = np.repeat(done, share)

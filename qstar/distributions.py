@@ -10,6 +10,7 @@ distributions alike.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Self
 
@@ -31,6 +32,8 @@ from scipy.special import (
     xlogy,
     zeta,
 )
+
+from .gaussian import Gaussian
 
 LINE, INTEGERS, CIRCLE, SIMPLEX, LABELS, SPACE = (
     "real numbers",
@@ -891,6 +894,31 @@ class Logistic(Distribution):
 
 
 @dataclass(frozen=True, slots=True)
+class GaussianLine(Distribution):
+    """A one-dimensional `qstar.gaussian.Gaussian` whose points are plain numbers.
+
+    Attributes:
+        mean: In the units of x.
+        deviation: The standard deviation.
+    """
+
+    mean: float
+    deviation: float
+
+    @property
+    def landmarks(self) -> tuple[tuple[float, float], ...]:
+        return ((self.mean, self.deviation),)
+
+    def log_density(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
+        unit = (np.asarray(x, dtype=float) - self.mean) / self.deviation
+        with np.errstate(over="ignore"):
+            return -0.5 * unit**2 - math.log(self.deviation) - 0.5 * math.log(2 * math.pi)
+
+    def sample(self, count: int, *, generator: Generator) -> Float[ndarray, " count"]:
+        return generator.normal(self.mean, self.deviation, count)
+
+
+@dataclass(frozen=True, slots=True)
 class Uniform(Distribution):
     """A flat density from `low` to `high`.
 
@@ -937,7 +965,7 @@ class Affine(Distribution):
     moved by an integer, not stretched.
 
     Attributes:
-        base: The law of X.
+        base: The law of X; a one-dimensional `qstar.gaussian.Gaussian` too.
         location: What is added.
         scale: What X is multiplied by first, positive.
     """
@@ -948,6 +976,7 @@ class Affine(Distribution):
 
     def __post_init__(self) -> None:
         _set_location_scale(self)
+        _set(self, base=as_line(self.base))
         if self.base.outcomes not in (LINE, INTEGERS):
             raise ValueError(
                 f"base must be a law of numbers, to be moved along the line: got "
@@ -1002,23 +1031,27 @@ class Mixture(Distribution):
 
     Attributes:
         weights: Positive, summing to 1 (to 1e-6; then normalised).
-        components: As many laws, all of them of the same kind of outcome.
+        components: As many laws, all of them of the same kind of outcome; one-dimensional
+            Gaussians too.
     """
 
     weights: Float[ndarray, " components"]
     components: tuple[Distribution, ...]
 
     def __init__(
-        self, weights: Float[ArrayLike, " components"], components: "tuple[Distribution, ...]"
+        self,
+        weights: Float[ArrayLike, " components"],
+        components: Sequence[Distribution | Gaussian],
     ) -> None:
         values = mixture_weights(weights, len(components))
-        kinds = {component.outcomes for component in components}
+        laws = tuple(as_line(component) for component in components)
+        kinds = {law.outcomes for law in laws}
         if len(kinds) != 1 or not kinds <= {LINE, INTEGERS}:
             raise ValueError(
                 f"components must all be laws of real numbers or all of integers: got outcomes "
                 f"that are {sorted(kinds)}."
             )
-        _set(self, weights=_frozen(values), components=tuple(components))
+        _set(self, weights=_frozen(values), components=laws)
 
     @property
     def outcomes(self) -> str:  # type: ignore[override]
@@ -1059,6 +1092,23 @@ class Mixture(Distribution):
 
     def __hash__(self) -> int:
         return hash((self.weights.tobytes(), self.components))
+
+
+def as_line(law: Distribution | Gaussian) -> Distribution:
+    """A law whose points are plain numbers, where a one-dimensional Gaussian came.
+
+    Raises:
+        ValueError: It is a Gaussian of more dimensions, or no law at all.
+    """
+    if isinstance(law, Gaussian) and law.dimension == 1:
+        return GaussianLine(float(law.mean[0]), math.sqrt(law.covariance[0, 0]))
+    if not isinstance(law, Distribution):
+        raise ValueError(
+            f"expected a law of numbers, one of qstar.families or a one-dimensional Gaussian: got "
+            f"{law!r}. Read a SciPy distribution with qstar.families.as_law first; mixtures of "
+            f"Gaussians of more dimensions are qstar.families.GaussianMixture."
+        )
+    return law
 
 
 def mixture_weights(weights: ArrayLike, count: int) -> Float[ndarray, " components"]:

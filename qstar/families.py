@@ -29,7 +29,7 @@ from numpy import ndarray
 from numpy.typing import ArrayLike
 
 from . import densities, exponential, gaussian, geometric
-from .densities import Density, GaussianLine, GaussianMixture, GeometricMean
+from .densities import Density, GaussianMixture, GeometricMean
 from .distributions import (
     INTEGERS,
     SPACE,
@@ -55,6 +55,7 @@ from .distributions import (
     Uniform,
     VonMises,
     Weibull,
+    as_line,
 )
 from .gaussian import Gaussian
 from .result import Balance
@@ -339,12 +340,9 @@ class _Pair:
 def _as_density(law: Law) -> Distribution:
     """A Gaussian, or a mixture of them, as a law of numbers or of points in the plane."""
     if isinstance(law, Gaussian):
-        if law.dimension > 1:
-            return GaussianMixture([1.0], [law])
-        return GaussianLine(float(law.mean[0]), math.sqrt(law.covariance[0, 0]))
+        return GaussianMixture([1.0], [law]) if law.dimension > 1 else as_line(law)
     if isinstance(law, GaussianMixture) and law.dimension == 1:
-        lines = tuple(_as_density(component) for component in law.components)
-        return Mixture(law.weights, lines)
+        return Mixture(law.weights, law.components)
     return law
 
 
