@@ -12,6 +12,7 @@ at once, branches on no value, and is the only road on an accelerator.
 """
 
 import math
+import threading
 from typing import Any, NamedTuple
 
 import torch
@@ -88,8 +89,8 @@ def solve_kl_symmetry(
     no more than their own dtype's rounding count as equal (`degenerate_all`).
 
     Memory: the workspace is at most 8 words of the computing dtype for each of the
-    chunk_rows * vocab entries that are treated at once, 3 * vocab words for a large vocabulary on
-    a CPU.
+    chunk_rows * vocab entries that are treated at once; for a large vocabulary on a CPU, 5 * vocab
+    words, which each thread keeps for its next call.
 
     Gradients: `alpha`, `chernoff`, `kl_to_policy` and `kl_to_teacher` are differentiable once, by
     the implicit function theorem (d alpha = -dF' / F''), through the renormalisation of the rows
@@ -127,31 +128,20 @@ def solve_kl_symmetry(
     """
     _check_call(log_policy, log_teacher)
     on_cpu = log_policy.is_cpu
-    *batch, vocab = log_policy.shape
     dtypes = (log_policy.dtype, log_teacher.dtype)
+    entries = CPU_CHUNK_ENTRIES if on_cpu else ACCELERATOR_CHUNK_ENTRIES
     plan = _Plan(
         tolerance=max(TOLERANCE[d] for d in dtypes) if tolerance is None else tolerance,
         normalisation=(NORMALISATION_TOLERANCE[dtypes[0]], NORMALISATION_TOLERANCE[dtypes[1]]),
         dtype=_computing_dtype(*dtypes),
         max_passes=max_passes or (MAX_PASSES if on_cpu else FIXED_PASSES),
-        chunk_rows=chunk_rows
-        or max(1, (CPU_CHUNK_ENTRIES if on_cpu else ACCELERATOR_CHUNK_ENTRIES) // vocab),
+        chunk_rows=chunk_rows or max(1, entries // log_policy.shape[-1]),
         early_exit=on_cpu,
+        validate=on_cpu if validate is None else validate,
     )
-    rows = log_policy.reshape(-1, vocab), log_teacher.reshape(-1, vocab)
     if torch.is_grad_enabled() and (log_policy.requires_grad or log_teacher.requires_grad):
-        fields = _Solve.apply(*rows, plan)
-    else:
-        fields = _solve(*rows, plan)
-    if len(batch) != 1:
-        fields = _Fields(*(field.reshape(batch) for field in fields))
-    balance = Balance(*fields)
-    if validate is None:
-        validate = on_cpu
-    if validate and balance.status.numel() and balance.status.max().item() == INVALID:
-        _raise_if_invalid(log_policy, "policy")
-        _raise_if_invalid(log_teacher, "teacher")
-    return balance
+        return Balance(*_Solve.apply(log_policy, log_teacher, plan))
+    return Balance(*_solve(log_policy, log_teacher, plan))
 
 
 def log_partition(
@@ -297,10 +287,11 @@ class _Plan(NamedTuple):
     max_passes: int
     chunk_rows: int
     early_exit: bool  # rows may stop by themselves: their values may be read on the host
+    validate: bool
 
 
 class _Fields(NamedTuple):
-    """The fields of a `Balance`, in its order, for a flat batch."""
+    """The fields of a `Balance`, in its order."""
 
     alpha: Tensor
     chernoff: Tensor
@@ -331,11 +322,15 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        size = ctx.plan.chunk_rows
-        parts = zip(*(x.split(size) for x in (*ctx.saved_tensors, *grads[:4])), strict=True)
-        chained = [_chain(*part, dtype=ctx.plan.dtype) for part in parts]
+        size, vocab = ctx.plan.chunk_rows, ctx.saved_tensors[0].shape[-1]
+        rows = [x.reshape(-1, vocab).split(size) for x in ctx.saved_tensors[:2]]
+        per_row = [x.reshape(-1).split(size) for x in (*ctx.saved_tensors[2:], *grads[:4])]
+        chained = [
+            _chain(*part, dtype=ctx.plan.dtype) for part in zip(*rows, *per_row, strict=True)
+        ]
         to_policy, to_teacher = (torch.cat(side) for side in zip(*chained, strict=True))
-        return to_policy, to_teacher, None
+        shape = ctx.saved_tensors[0].shape
+        return to_policy.reshape(shape), to_teacher.reshape(shape), None
 
 
 def _chain(
@@ -379,36 +374,64 @@ def _chain(
 
 
 def _solve(log_policy: Tensor, log_teacher: Tensor, plan: _Plan) -> _Fields:
-    """The fields for a flat batch, each row by the road that suits it."""
-    length, vocab = log_policy.shape
-    if not plan.early_exit or vocab < ROW_VOCAB or length == 0:
+    """The fields, each row by the road that suits it."""
+    *batch, vocab = log_policy.shape
+    if plan.early_exit and vocab >= ROW_VOCAB and log_policy.numel():
+        fields, plain = _solve_one_by_one(log_policy, log_teacher, plan)
+    else:
         # Here and below no tensor is indexed: split and friends run on fake devices too.
-        parts = zip(*(x.split(plan.chunk_rows) for x in (log_policy, log_teacher)), strict=True)
-        blocks = [_solve_block(policy, teacher, plan) for policy, teacher in parts]
-        if len(blocks) == 1:
-            return blocks[0]
-        return _Fields(*(torch.cat(columns) for columns in zip(*blocks, strict=True)))
-    work = torch.empty(3, vocab, dtype=plan.dtype)
-    solved = [
-        _solve_alone(policy, teacher, work, plan)
-        for policy, teacher in zip(log_policy, log_teacher, strict=True)
-    ]
-    fields = _from_rows([found if isinstance(found, _Row) else None for found in solved], plan)
-    for row, found in enumerate(solved):
-        if isinstance(found, _Fields):
-            for field, value in zip(fields, found, strict=True):
-                field[row] = value[0]
+        sides = (x.reshape(-1, vocab).split(plan.chunk_rows) for x in (log_policy, log_teacher))
+        blocks = [_solve_block(p, r, plan) for p, r in zip(*sides, strict=True)]
+        columns = (torch.cat(column).reshape(batch) for column in zip(*blocks, strict=True))
+        fields, plain = _Fields(*columns), log_policy.numel() == 0
+    if plan.validate and not plain and fields.status.max().item() == INVALID:
+        _raise_if_invalid(log_policy, "policy")
+        _raise_if_invalid(log_teacher, "teacher")
     return fields
 
 
-def _solve_alone(policy: Tensor, teacher: Tensor, work: Tensor, plan: _Plan) -> "_Row | _Fields":
+def _solve_one_by_one(log_policy: Tensor, log_teacher: Tensor, plan: _Plan) -> tuple[_Fields, bool]:
+    """The fields from rows of a large vocabulary on the CPU, and whether all rows were plain."""
+    *batch, vocab = log_policy.shape
+    work = _workspace(vocab, plan.dtype)
+    sides = [x.reshape(-1, vocab).unbind() if batch else (x,) for x in (log_policy, log_teacher)]
+    solved = [_solve_alone(p, r, work, plan) for p, r in zip(*sides, strict=True)]
+    fields = _from_rows(solved, batch, plan)
+    hard = [(row, found) for row, found in enumerate(solved) if isinstance(found, _Fields)]
+    for row, found in hard:
+        for field, value in zip(fields, found, strict=True):
+            field.view(-1)[row] = value[0]
+    return fields, not hard
+
+
+_LOCAL = threading.local()
+
+
+def _workspace(vocab: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Buffers for one row, kept from call to call by each thread.
+
+    Between calls a decoder's other work lets the allocator give memory back to the system, and
+    touching fresh pages then costs as much as solving the row.
+    """
+    kept: tuple[Tensor, ...] | None = getattr(_LOCAL, "buffers", None)
+    if kept is None or len(kept[0]) != vocab or kept[0].dtype != dtype:
+        with torch.inference_mode(False):  # made there, it could not be written to elsewhere
+            kept = torch.empty(5, vocab, dtype=dtype, device="cpu").unbind()
+        if type(kept[0]) is Tensor:  # and not a fake one
+            _LOCAL.buffers = kept
+    return kept
+
+
+def _solve_alone(
+    policy: Tensor, teacher: Tensor, work: tuple[Tensor, ...], plan: _Plan
+) -> "_Row | _Fields":
     """One row on the CPU, by the cheapest road that can take it."""
     policy, teacher = policy.to(plan.dtype), teacher.to(plan.dtype)
     found = _solve_row(policy, teacher, work, plan)
     if found is None and not bool((policy - teacher).isfinite().all()):
         policy, teacher = _condense(policy, teacher)
-        if len(policy) <= work.shape[1]:
-            found = _solve_row(policy, teacher, work[:, : len(policy)], plan)
+        if len(policy) <= len(work[0]):
+            found = _solve_row(policy, teacher, tuple(x[: len(policy)] for x in work), plan)
     return found or _solve_block(policy[None], teacher[None], plan)
 
 
@@ -443,7 +466,7 @@ class _Row(NamedTuple):
 def _solve_row(
     log_policy: Float[Tensor, " vocab"],
     log_teacher: Float[Tensor, " vocab"],
-    work: Float[Tensor, "3 vocab"],
+    work: tuple[Tensor, ...],
     plan: _Plan,
 ) -> _Row | None:
     """One plain row on the CPU; None for one that `_solve_block` must solve.
@@ -452,7 +475,7 @@ def _solve_row(
     and its exp2 does not. The path is not shifted by its largest term: it is never positive, and
     a row whose sum is so small that terms may have been lost is not plain.
     """
-    ratio, base, path = work
+    ratio, base, path, *spare = work
     torch.mul(log_policy, LOG2_E, out=path)
     policy_total = path.exp2_().sum().item()
     torch.mul(log_teacher, LOG2_E, out=base)
@@ -464,8 +487,9 @@ def _solve_row(
 
     def log_growth(alpha: float) -> float:
         """log(sum teacher e^(alpha ratio) / sum teacher), also where it is next to nothing."""
-        growth = (ratio * alpha).expm1_().mul_(torch.exp2(base)).sum().item()
-        return math.log1p(growth / teacher_total)
+        growth = torch.mul(ratio, alpha, out=spare[0]).expm1_()
+        growth.mul_(torch.exp2(base, out=spare[1]))
+        return math.log1p(growth.sum().item() / teacher_total)
 
     # Renormalising shifts the log-ratio, and log Z, by constants: no sweep is needed.
     shift = math.log(policy_total) - math.log(teacher_total)
@@ -532,15 +556,15 @@ def _evaluate(series: tuple[float, ...], x: float) -> tuple[float, float, float]
     return value, first, 2 * half_second
 
 
-def _from_rows(solved: list[_Row | None], plan: _Plan) -> _Fields:
-    """The fields of a flat batch; rows without a result are left as 0."""
-    rows = [found or _Row((0.0,) * 6, 0) for found in solved]
+def _from_rows(solved: list["_Row | _Fields"], batch: list[int], plan: _Plan) -> _Fields:
+    """The fields of a batch of rows; those that `_solve_row` left are filled in later."""
+    rows = [found if isinstance(found, _Row) else _Row((0.0,) * 6, 0) for found in solved]
     columns = list(zip(*(row.values for row in rows), strict=True))
     table = torch.tensor(columns, dtype=torch.float64).to(plan.dtype)
-    alpha, chernoff, to_policy, to_teacher, slope, curvature = table.unbind()
-    passes = torch.tensor([row.passes for row in rows], dtype=torch.int32)
-    status = torch.zeros(len(rows), dtype=torch.int8)  # INTERIOR
-    converged = torch.ones(len(rows), dtype=torch.bool)
+    alpha, chernoff, to_policy, to_teacher, slope, curvature = table.view(6, *batch).unbind()
+    passes = torch.tensor([row.passes for row in rows], dtype=torch.int32).view(batch)
+    status = torch.zeros(batch, dtype=torch.int8)  # INTERIOR
+    converged = torch.ones(batch, dtype=torch.bool)
     return _Fields(
         alpha, chernoff, to_policy, to_teacher, status, converged, slope, curvature, passes
     )

@@ -21,12 +21,20 @@ The record (JSON) holds
         chernoff     {min, median, max} over its rows, in nats
         passes       {min, median, max} of the torch float32 solver
         worst_tv     {solver: largest total variation between its q* and the reference's}
-        seconds      {solver: median seconds per row}: noise unless the machine was quiet
+        clock        process_time (processor seconds; one thread) or perf_counter (wall)
+        load         the machine's load average afterwards: of two threads on two cores, wall times
+                     mean little unless it is about the number of threads
+        seconds      {solver: median seconds per row}
         ratio        {solver: {median, low, high}}: seconds per row over torch_float32's
+        ratio_cold   the same where the solvers alternate call by call, so that each finds the
+                     caches as another left them; batches of 1 (else the same as ratio)
     targets      one for each target and cell: {target, threads, vocab, batch, ratio, needed, met}
 
-A row in a batch of 1 is solved by a call of its own (eight different rows are, in each round); the
-brentq functions take the rows of a larger batch one after the other.
+A row in a batch of 1 is solved by a call of its own: eight different rows are, in each round, each
+solver solving all eight before the next one starts, and every row gives its ratios. The brentq
+functions take the rows of a larger batch one by one. One thread is timed in processor seconds,
+which on a quiet machine are those of the clock on the wall and on a busy one leave out the others;
+more threads can only be timed on the wall.
 """
 
 import argparse
@@ -66,6 +74,7 @@ SOLVERS = {
     "lean_brentq_float32": "the same in float32",
     "read": "one sum over each of the two rows, torch, float32: a lower bound",
 }
+Solve = Callable[[range], list[float]]  # alpha of these rows
 TARGETS = {"user_brentq": 10.0, "lean_brentq": 3.0}
 
 
@@ -116,35 +125,34 @@ def measure_cell(*, vocab: int, batch: int, rounds: int, seed: int) -> dict[str,
     xtol = (2 * TOLERANCE / exact.curvature.sqrt()).tolist()
     count = len(xtol)
 
-    def by_torch(policy: torch.Tensor, teacher: torch.Tensor) -> Callable[[], list[float]]:
-        def solve() -> list[float]:
-            if batch > 1:
-                return batched.solve_kl_symmetry(policy, teacher).alpha.tolist()
-            return [
-                batched.solve_kl_symmetry(*pair).alpha.item()
-                for pair in zip(policy, teacher, strict=True)
-            ]
+    def by_torch(policy: torch.Tensor, teacher: torch.Tensor) -> Solve:
+        def solve(rows: range) -> list[float]:
+            part = slice(rows.start, rows.stop) if batch > 1 else rows.start
+            return batched.solve_kl_symmetry(policy[part], teacher[part]).alpha.view(-1).tolist()
 
         return solve
 
-    def lean(sides: tuple[ndarray, ...]) -> Callable[[], list[float]]:
-        return lambda: [lean_brentq(*row) for row in zip(*sides, xtol, strict=True)]
+    def read(rows: range) -> list[float]:
+        return [float(side[row].sum()) for row in rows for side in in_float32]
 
-    def read() -> list[float]:
-        sums = [x.sum(-1) for pair in zip(*in_float32, strict=True) for x in pair]
-        return [float(x) for x in sums]
+    def one_by_one(solve: Callable[[int], float]) -> Solve:
+        return lambda rows: [solve(row) for row in rows]
 
-    ways: dict[str, Callable[[], list[float]]] = {
+    (policy, teacher), (policy32, teacher32) = rows, single
+    ways: dict[str, Solve] = {
         "torch_float32": by_torch(*in_float32),
         "torch_float64": by_torch(*in_float64),
-        "user_brentq": lambda: [user_brentq(*row) for row in zip(*rows, strict=True)],
-        "lean_brentq": lean(rows),
-        "lean_brentq_float32": lean(single),
+        "user_brentq": one_by_one(lambda i: user_brentq(policy[i], teacher[i])),
+        "lean_brentq": one_by_one(lambda i: lean_brentq(policy[i], teacher[i], xtol[i])),
+        "lean_brentq_float32": one_by_one(
+            lambda i: lean_brentq(policy32[i], teacher32[i], xtol[i])
+        ),
         "read": read,
     }
+    groups = [range(count)] if batch > 1 else [range(row, row + 1) for row in range(count)]
     worst_tv = {}
     for name, way in ways.items():  # also the warm-up
-        alpha = np.array(way())
+        alpha = np.concatenate([way(group) for group in groups])
         if name == "read":
             continue
         sides = single if "float32" in name else rows
@@ -156,14 +164,8 @@ def measure_cell(*, vocab: int, batch: int, rounds: int, seed: int) -> dict[str,
                 f"{name} must find the reference's q* before it is timed: it is off by "
                 f"{worst_tv[name]:.1e} in total variation at vocabulary {vocab}."
             )
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    names = list(ways)
-    for turn in range(rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.perf_counter()
-            ways[name]()
-            seconds[name].append((time.perf_counter() - start) / count)
-    fast = np.array(seconds["torch_float32"])
+    seconds = _take_turns(ways, groups, rounds=rounds)
+    cold = _take_turns(ways, groups, rounds=rounds, alternate=True) if batch == 1 else seconds
     passes = batched.solve_kl_symmetry(*in_float32).passes.numpy()
     return {
         "threads": torch.get_num_threads(),
@@ -172,12 +174,46 @@ def measure_cell(*, vocab: int, batch: int, rounds: int, seed: int) -> dict[str,
         "chernoff": _spread(exact.chernoff.numpy()),
         "passes": _spread(passes),
         "worst_tv": worst_tv,
+        "clock": _clock().__name__,
+        "load": os.getloadavg()[0],
         "seconds": {name: float(np.median(values)) for name, values in seconds.items()},
-        "ratio": {
-            name: _median_with_interval(np.array(values) / fast, seed=seed)
-            for name, values in seconds.items()
-            if name != "torch_float32"
-        },
+        "ratio": _ratios(seconds, seed=seed),
+        "ratio_cold": _ratios(cold, seed=seed),
+    }
+
+
+def _clock() -> Callable[[], float]:
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
+def _take_turns(
+    ways: dict[str, Solve], groups: list[range], *, rounds: int, alternate: bool = False
+) -> dict[str, ndarray]:
+    """Seconds per row, shape (rounds, groups), of each way; each round begins with another one.
+
+    In a round every way solves all groups before the next way does, or, to `alternate`, all ways
+    solve one group before the next group is touched.
+    """
+    clock, names = _clock(), list(ways)
+    seconds = {name: np.empty((rounds, len(groups))) for name in names}
+    for turn in range(rounds):
+        order = names[turn % len(names) :] + names[: turn % len(names)]
+        pairs = [(name, place) for name in order for place in range(len(groups))]
+        if alternate:
+            pairs.sort(key=lambda pair: pair[1])
+        for name, place in pairs:
+            start = clock()
+            ways[name](groups[place])
+            seconds[name][turn, place] = (clock() - start) / len(groups[place])
+    return seconds
+
+
+def _ratios(seconds: dict[str, ndarray], *, seed: int) -> dict[str, dict[str, float]]:
+    fast = seconds["torch_float32"]
+    return {
+        name: _median_with_interval(values / fast, seed=seed)
+        for name, values in seconds.items()
+        if name != "torch_float32"
     }
 
 
@@ -200,9 +236,10 @@ def _spread(values: ndarray) -> dict[str, float]:
 
 
 def _median_with_interval(values: ndarray, *, seed: int) -> dict[str, float]:
+    """The median of all values, shape (rounds, groups), and its 95% bootstrap over the rounds."""
     rng = np.random.default_rng(seed)
-    resampled = np.median(rng.choice(values, size=(2_000, len(values))), axis=-1)
-    low, high = np.quantile(resampled, [0.025, 0.975])
+    rounds = rng.integers(len(values), size=(2_000, len(values)))
+    low, high = np.quantile(np.median(values[rounds], axis=(1, 2)), [0.025, 0.975])
     return {"median": float(np.median(values)), "low": float(low), "high": float(high)}
 
 
@@ -297,6 +334,11 @@ def table(record: dict[str, Any]) -> str:
             f"{cell['passes']['median']:>6.1f} {1e3 * cell['seconds']['torch_float32']:>7.3f}  "
             + ratios
         )
+    lines.append("the same, solvers alternating call by call (cold caches), medians:")
+    for cell in record["cells"]:
+        if cell["batch"] == 1:
+            ratios = "  ".join(f"{r['median']:>20.2f}" for r in cell["ratio_cold"].values())
+            lines.append(f"{cell['threads']:>7} {cell['vocab']:>7} {1:>5} {'':>14}  {ratios}")
     for target in record["targets"]:
         lines.append(
             f"{'met   ' if target['met'] else 'MISSED'} {target['target']}: "

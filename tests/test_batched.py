@@ -130,7 +130,13 @@ def test_fixed_passes_give_the_same_answer(kind):
 def accelerator_plan(dtype, max_passes=batched.FIXED_PASSES):
     allowed = batched.NORMALISATION_TOLERANCE[dtype]
     return batched._Plan(
-        batched.TOLERANCE[dtype], (allowed,) * 2, dtype, max_passes, 2**20, early_exit=False
+        batched.TOLERANCE[dtype],
+        (allowed,) * 2,
+        dtype,
+        max_passes,
+        2**20,
+        early_exit=False,
+        validate=False,
     )
 
 
@@ -232,10 +238,10 @@ def test_language_model_like_rows_take_at_most_four_passes_in_the_median(dtype):
 def test_both_roads_agree_on_plain_rows():
     pair = random_pairs("language-model-like", vocab=batched.ROW_VOCAB)
     plan = accelerator_plan(torch.float64)._replace(early_exit=True)
-    work = torch.empty(3, batched.ROW_VOCAB, dtype=torch.float64)
+    work = batched._workspace(batched.ROW_VOCAB, torch.float64)
     alone = [batched._solve_row(*rows, work, plan) for rows in zip(*pair, strict=True)]
     assert None not in alone, "a plain row must not need the general road"
-    rows, block = batched._from_rows(alone, plan), batched._solve_block(*pair, plan)
+    rows, block = batched._from_rows(alone, [12], plan), batched._solve_block(*pair, plan)
     for name in ("alpha", "chernoff", "kl_to_policy", "kl_to_teacher", "slope", "curvature"):
         torch.testing.assert_close(getattr(rows, name), getattr(block, name), rtol=0, atol=1e-11)
 
@@ -310,6 +316,21 @@ def test_any_batch_shape_and_chunk_goes_in_and_out(vocab):
     torch.testing.assert_close(
         batched.solve_kl_symmetry(*apart).alpha, flat.alpha, rtol=0, atol=1e-12
     )
+
+
+def test_the_kept_workspace_ties_no_call_to_another():
+    pair = random_pairs("flat", vocab=batched.ROW_VOCAB + 7)
+    batched._LOCAL.__dict__.clear()
+    with torch.inference_mode():
+        first = batched.solve_kl_symmetry(*pair)
+    with FakeTensorMode(), pytest.raises(DataDependentOutputException):
+        batched.solve_kl_symmetry(*(torch.empty(9_000) for _ in range(2)))
+    second = batched.solve_kl_symmetry(*pair)  # another vocabulary, and another dtype, between
+    batched.solve_kl_symmetry(*(rows.float()[:, 7:].log_softmax(-1) for rows in pair))
+    with torch.no_grad():
+        third = batched.solve_kl_symmetry(*(rows.clone().requires_grad_() for rows in pair))
+    for other in (second, third):
+        torch.testing.assert_close(other.alpha, first.alpha.clone(), rtol=0, atol=0)
 
 
 def test_result_dtypes_are_as_documented():
