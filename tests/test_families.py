@@ -135,6 +135,21 @@ def test_bhattacharyya_at_a_fixed_alpha_has_the_reference_digits():
         assert value == pytest.approx(float(case["minus_log_Z"]), rel=1e-14)
 
 
+def test_a_markov_chain_as_one_categorical_has_the_reference_digits():
+    """All eight sequences of three tokens, as labels: the sequence-level geometric mean."""
+    case = CASES["seq_markov_T3"]
+    given = case["parameters"]
+
+    def sequences(side):
+        start = np.array(given[f"init_{side}"], dtype=float)
+        step = np.array(given[f"trans_{side}"], dtype=float)
+        return Categorical(np.einsum("i,ij,jk->ijk", start, step, step).ravel())
+
+    balance = solve_kl_symmetry(sequences("theta"), sequences("t"))
+    assert balance.alpha == pytest.approx(number(case["alpha_star"]), abs=1e-13)
+    assert balance.chernoff == pytest.approx(number(case["chernoff_information"]), rel=1e-13)
+
+
 # ---- Exponential families against mpmath -------------------------------------------------------
 
 
