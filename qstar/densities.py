@@ -12,6 +12,7 @@ that a parent names as its landmarks are resolved from the start. Every rule is 
 known: both parents must have mass one.
 """
 
+import bisect
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -503,7 +504,13 @@ def _summation(policy: Distribution, teacher: Distribution, alphas: tuple[float,
 
 def _log_density(parent: Distribution, x: ndarray) -> ndarray:
     with np.errstate(all="ignore"):
-        values = np.asarray(parent.log_density(x), dtype=float)
+        if parent.outcomes == SPACE:  # a mixture of many components needs room for each point
+            points = x.reshape(-1, 2)
+            parts = [points[i : i + 2**15] for i in range(0, len(points), 2**15)]
+            found = np.concatenate([np.asarray(parent.log_density(part)) for part in parts])
+            values = found.reshape(x.shape[:-1]).astype(float)
+        else:
+            values = np.asarray(parent.log_density(x), dtype=float)
     if np.isnan(values).any() or np.isposinf(values).any():
         where = x[np.isnan(values) | np.isposinf(values)][0]
         raise ValueError(
@@ -562,25 +569,24 @@ class _Axis:
         inner = sorted({end for end in ends if math.isfinite(end)})
         points = {place for place, _ in places} | set(inner)
         span = max(points) - min(points)
-        cuts = set(points)
+        wanted = {(0.0, end) for end in inner}  # (how closely to look there, where)
+        # On the line every named place is cut at, as it may be a kink or a jump.
+        exact = 1e-9 if first < 1 and len(places) <= 500 else 1.0
         for place, scale in places:
             step = first * scale
+            wanted.add((exact * step, place))
             while True:
-                cuts |= {place - step, place + step}
+                wanted |= {(step, place - step), (step, place + step)}
                 if step > span + 8 * scale:
                     break
                 step *= 4
-        cuts = {cut for cut in cuts if low <= cut <= high}
-        finite = sorted(cuts)
-        # Cuts closer than rounding are one; ends stay.
-        kept = [finite[0]]
-        for cut in finite[1:]:
-            if cut - kept[-1] > 1e-9 * min(scale for _, scale in places) or (
-                cut in inner and kept[-1] in inner
-            ):
-                kept.append(cut)
-            elif cut in inner:
-                kept[-1] = cut
+        # The finest first; a cut that an earlier one is near enough to is left out.
+        kept: list[float] = []
+        for step, cut in sorted(wanted):
+            at = bisect.bisect(kept, cut)
+            near = min((abs(cut - other) for other in kept[max(at - 1, 0) : at + 1]), default=1e300)
+            if low <= cut <= high and (step == 0 or near > 0.3 * step):
+                kept.insert(at, cut)
         pieces: list[tuple[int, float, float]] = []
         scale = max(scale for _, scale in places)
         if math.isinf(low):

@@ -1,11 +1,12 @@
 """Quadrature and summation: partial supports, heavy tails, the plane, and how they fail."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 from scipy.integrate import cubature
-from scipy.stats import multivariate_t, zipf
+from scipy.stats import gaussian_kde, multivariate_t, rv_histogram, zipf
 
 import qstar
 from qstar import densities, gaussian
@@ -229,6 +230,28 @@ def test_an_unnamed_kink_is_found_by_halving():
     one, other = (solve_kl_symmetry(law, Gaussian(0.0, 1.0)) for law in (tent, named))
     assert one.converged
     assert one.chernoff == pytest.approx(other.chernoff, rel=1e-10)
+
+
+def test_named_jumps_are_exact_and_unnamed_ones_are_resolved_or_flagged():
+    """A histogram of 20 bins: its edges named, it is a mixture of uniforms, exactly."""
+    counts, edges = np.histogram(np.random.default_rng(0).normal(size=500), bins=20)
+    frozen = rv_histogram((counts, edges))
+    bins = [Uniform(low, high) for low, high in itertools.pairwise(edges)]
+    keep = [i for i, count in enumerate(counts) if count]
+    mixture = Mixture(counts[keep] / counts.sum(), [bins[i] for i in keep])
+    places = [(edge, edges[1] - edges[0]) for edge in edges]
+    named = Density(frozen.logpdf, places, edges[0], edges[-1])
+    expected, found = (solve_kl_symmetry(law, Gaussian(0.0, 1.0)) for law in (mixture, named))
+    assert expected.converged
+    assert found.converged
+    assert found.chernoff == pytest.approx(expected.chernoff, rel=1e-11)
+    unnamed = solve_kl_symmetry(frozen, Gaussian(0.0, 1.0))
+    assert not unnamed.converged or unnamed.chernoff == pytest.approx(expected.chernoff, rel=1e-9)
+
+
+def test_a_kernel_estimate_of_many_points_is_integrated():
+    points = np.random.default_rng(0).normal(size=200)
+    assert solve_kl_symmetry(gaussian_kde(points), Gaussian(0.0, 1.0)).converged
 
 
 # ---- The plane ---------------------------------------------------------------------------------
