@@ -560,8 +560,8 @@ def _from_rows(solved: list["_Row | _Fields"], batch: list[int], plan: _Plan) ->
     """The fields of a batch of rows; those that `_solve_row` left are filled in later."""
     rows = [found if isinstance(found, _Row) else _Row((0.0,) * 6, 0) for found in solved]
     columns = list(zip(*(row.values for row in rows), strict=True))
-    table = torch.tensor(columns, dtype=torch.float64).to(plan.dtype)
-    alpha, chernoff, to_policy, to_teacher, slope, curvature = table.view(6, *batch).unbind()
+    table = torch.tensor(columns, dtype=plan.dtype).view(6, *batch)
+    alpha, chernoff, to_policy, to_teacher, slope, curvature = table.unbind()
     passes = torch.tensor([row.passes for row in rows], dtype=torch.int32).view(batch)
     status = torch.zeros(batch, dtype=torch.int8)  # INTERIOR
     converged = torch.ones(batch, dtype=torch.bool)

@@ -56,6 +56,8 @@ def test_every_target_is_judged_and_printed(quick):
     for target in record["targets"]:
         assert target["met"] == (target["ratio"] >= target["needed"])
         assert f"{target['target']}: {target['ratio']:.2f}" in text
+    busy = {**record["cells"][0], "clock": "perf_counter", "load": 7.0}
+    assert {target["met"] for target in benchmark.judge([busy])} == {None}
     assert record["machine"]["cpu"] in text
 
 
