@@ -7,8 +7,8 @@ median. Before anything is timed, each way must have found the reference's q*.
 
 The rows are synthetic, and made to be like a language model's: logits that fall as
 -s log(rank), s uniform in [1, 2.5], in shuffled order, with normal noise of sd 1 that the parents
-share and normal noise of sd 2 sqrt(C) that each has alone, the target C running from 0.001 to 1 in
-equal steps of its logarithm. The record says what C came out.
+share and normal noise of sd 2 sqrt(c) that each has alone, c running from 0.004 to 4 in equal steps
+of its logarithm. That gives Chernoff informations from about 0.001 to 1; the record says which.
 
 The record (JSON) holds
 
@@ -82,7 +82,7 @@ TARGETS = {"user_brentq": 10.0, "lean_brentq": 3.0}
 def language_model_like_rows(*, rows: int, vocab: int, seed: int) -> tuple[ndarray, ndarray]:
     """(log_policy, log_teacher), float64, shape (rows, vocab): see the module's docstring."""
     rng = np.random.default_rng(seed)
-    spread = 2 * np.sqrt(np.geomspace(1e-3, 1.0, rows))[:, None]
+    spread = 2 * np.sqrt(np.geomspace(4e-3, 4.0, rows))[:, None]
     rank = np.argsort(rng.random((rows, vocab)), axis=-1) + 1.0
     common = -rng.uniform(1.0, 2.5, size=(rows, 1)) * np.log(rank) + rng.normal(size=rank.shape)
     log_policy, log_teacher = (
