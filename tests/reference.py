@@ -1,8 +1,9 @@
-"""The high-precision reference cases of `data/reference_cases.json`, as arrays."""
+"""What is certain: the cases of `data/reference_cases.json`, and a solver with 60 digits."""
 
 import json
 from pathlib import Path
 
+import mpmath
 import numpy as np
 from scipy.special import log_softmax
 
@@ -47,3 +48,25 @@ def log_rows(name):
             log_softmax(5 * np.sin(k / 3 + 0.4) + np.cos(k)),
         )
     raise KeyError(f"no recipe for the parameters of reference case {name}")
+
+
+def exact_balance(log_policy, log_teacher):
+    """(alpha*, C, q*) by bisection with 60 digits, from two rows of equal support as given.
+
+    The rows are normalised again in mpmath, as the solvers do in their own precision.
+    """
+    with mpmath.workdps(60):
+        p, r = ([mpmath.exp(float(x)) for x in row] for row in (log_policy, log_teacher))
+        p, r = ([x / mpmath.fsum(row) for x in row] for row in (p, r))
+        ratio = [mpmath.log(a / b) for a, b in zip(p, r, strict=True)]
+
+        def path(alpha):
+            return [a**alpha * b ** (1 - alpha) for a, b in zip(p, r, strict=True)]
+
+        low, high = mpmath.mpf(0), mpmath.mpf(1)
+        for _ in range(150):
+            middle = (low + high) / 2
+            falling = mpmath.fdot(path(middle), ratio) < 0
+            low, high = (middle, high) if falling else (low, middle)
+        z = mpmath.fsum(path(low))
+        return float(low), float(-mpmath.log(z)), [float(x / z) for x in path(low)]

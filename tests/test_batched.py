@@ -1,10 +1,9 @@
 """alpha* in torch: against the NumPy reference, at the edges, on a fake accelerator."""
 
-import mpmath
 import numpy as np
 import pytest
 import torch
-from reference import CASES, cases, log_rows, number
+from reference import CASES, cases, exact_balance, log_rows, number
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import qstar
@@ -199,32 +198,13 @@ def test_few_adversarial_rows_are_left_after_the_fixed_passes():
     assert left <= total / 500
 
 
-def exact_q(log_policy, log_teacher):
-    """q* with 60 digits from the log-probabilities as given, normalised in mpmath."""
-    with mpmath.workdps(60):
-        p, r = ([mpmath.exp(float(x)) for x in row] for row in (log_policy, log_teacher))
-        p, r = ([x / mpmath.fsum(row) for x in row] for row in (p, r))
-        ratio = [mpmath.log(a / b) for a, b in zip(p, r, strict=True)]
-
-        def path(alpha):
-            return [a**alpha * b ** (1 - alpha) for a, b in zip(p, r, strict=True)]
-
-        low, high = mpmath.mpf(0), mpmath.mpf(1)
-        for _ in range(150):
-            middle = (low + high) / 2
-            falling = mpmath.fdot(path(middle), ratio) < 0
-            low, high = (middle, high) if falling else (low, middle)
-        z = mpmath.fsum(path(low))
-        return [float(x / z) for x in path(low)]
-
-
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e2, 1e4])
 def test_agrees_with_sixty_digits(scale):
     pair = adversarial_pairs(scale, 0.0, vocab=5, rows=3)
     balance = batched.solve_kl_symmetry(*pair)
     q = batched.log_geometric_mean(*pair, balance.alpha).exp()
     for row in range(3):
-        exact = exact_q(*(rows[row].tolist() for rows in pair))
+        exact = exact_balance(*(rows[row].tolist() for rows in pair))[2]
         assert 0.5 * np.abs(q[row].numpy() - exact).sum() <= 2e-12 + 1e-15 * scale
 
 
