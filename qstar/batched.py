@@ -607,6 +607,7 @@ def _solve_block(
     )
     alpha, slope, curvature, passes, done = _minimise(path, search, plan)
     chernoff = torch.where(status == DISJOINT, torch.inf, -path.log_partition(alpha)).clamp(min=0)
+    chernoff = chernoff + 0.0  # no -0.0
     to_policy, to_teacher = (
         torch.where(status == DISJOINT, torch.inf, chernoff + share).clamp(min=0)
         for share in ((alpha - 1) * slope, alpha * slope)

@@ -1,5 +1,7 @@
 """alpha* in torch: against the NumPy reference, at the edges, on a fake accelerator."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -602,3 +604,13 @@ def test_the_path_is_differentiable_in_alpha_on_partial_supports():
     batched.log_partition(*pair, alpha).sum().backward()
     expected = qstar.kl_gap(*(rows.numpy() for rows in pair), 0.3)
     np.testing.assert_allclose(alpha.grad, expected, rtol=0, atol=1e-12)
+
+
+def test_no_divergence_is_minus_zero():
+    """Equal parents are 0 nats apart, and a printed "-0." makes a reader doubt it."""
+    log_p = torch.tensor([0.2, 0.3, 0.5]).log()
+    for vocab_row in (log_p, torch.full((5_000,), -math.log(5_000))):
+        balance = batched.solve_kl_symmetry(vocab_row, vocab_row)
+        for field in (balance.chernoff, balance.kl_to_policy, balance.kl_to_teacher):
+            assert float(field) == 0
+            assert not torch.signbit(field)
