@@ -1,0 +1,56 @@
+"""Every figure of the book: one function each, from a record to an axes, and the one style sheet.
+
+A figure function computes nothing that a claim rests on, opens no file and shows nothing. It takes
+values and the axes (or, with several panels, the figure) to draw on, and returns it. There are no
+titles: the caption claims. The modules are told apart by subject; call a figure by its name in the
+package, `figures.kl_crossing`.
+"""
+
+from .gaussians import (
+    PATH_COLOURS,
+    covariance_rules,
+    densities,
+    gaussian_cases,
+    kl_order,
+    path_evolution,
+    scale_law,
+)
+from .models import alpha_by_kind, decode_trace, solving_gain
+from .page import png_link, texts
+from .path import kl_crossing, minimax
+from .sampling import acceptance_bounds, alpha_acceptance, loop_bias, redraw_panels
+from .solver import alpha_error, convergence, log_partition_panels, passes_histogram, solver_cost
+from .style import COLOURS, FILL, INK, LINES, STYLE, WIDTH, style
+
+__all__ = [
+    "COLOURS",
+    "FILL",
+    "INK",
+    "LINES",
+    "PATH_COLOURS",
+    "STYLE",
+    "WIDTH",
+    "acceptance_bounds",
+    "alpha_acceptance",
+    "alpha_by_kind",
+    "alpha_error",
+    "convergence",
+    "covariance_rules",
+    "decode_trace",
+    "densities",
+    "gaussian_cases",
+    "kl_crossing",
+    "kl_order",
+    "log_partition_panels",
+    "loop_bias",
+    "minimax",
+    "passes_histogram",
+    "path_evolution",
+    "png_link",
+    "redraw_panels",
+    "scale_law",
+    "solver_cost",
+    "solving_gain",
+    "style",
+    "texts",
+]

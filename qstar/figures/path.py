@@ -1,0 +1,108 @@
+"""The path from teacher to policy: two divergences that cross, and what no distribution can do."""
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from numpy import ndarray
+from numpy.typing import ArrayLike
+
+from ..result import Balance
+from .style import COLOURS, FILL, INK, LINES, halo, star
+
+
+def kl_crossing(
+    alphas: Float[ndarray, " points"],
+    kl_to_policy: Float[ndarray, " points"],
+    kl_to_teacher: Float[ndarray, " points"],
+    balance: Balance,
+    *,
+    ax: Axes,
+    minus_log_partition: Float[ArrayLike, " points"] | None = None,
+) -> Axes:
+    """The two KL divergences from q_alpha to its parents, crossing at alpha*, at height C.
+
+    Args:
+        alphas: The exponents on the policy, increasing.
+        kl_to_policy: KL(q_alpha || policy) at each, in nats.
+        kl_to_teacher: KL(q_alpha || teacher) at each, in nats.
+        balance: The solved pair: where to put the star, and what to write beside it.
+        ax: Where to draw.
+        minus_log_partition: -log Z at each alpha, in nats: drawn too if given. It peaks where the
+            curves cross.
+    """
+    alpha, chernoff = float(balance.alpha), float(balance.chernoff)
+    top = 1.06 * max(float(max(kl_to_policy)), float(max(kl_to_teacher)))
+    ax.plot(alphas, kl_to_policy, **LINES["policy"], label=r"KL($q_\alpha$ ‖ policy)")
+    ax.plot(alphas, kl_to_teacher, **LINES["teacher"], label=r"KL($q_\alpha$ ‖ teacher)")
+    if minus_log_partition is not None:
+        curve = LINES["q*"] | {"linewidth": 1.6, "linestyle": (0, (6, 1.5, 1, 1.5))}
+        ax.plot(alphas, minus_log_partition, **curve, label=r"$-\log Z(\alpha)$")
+    ax.plot([alpha, alpha, 0], [0, chernoff, chernoff], **LINES["guide"], zorder=1)
+    star(ax, alpha, chernoff)
+    halo(
+        ax.annotate(
+            rf"$\alpha^* = {alpha:.3f}$" + "\n" + rf"$C = {chernoff:.3f}$ nats",
+            (alpha, chernoff),
+            xytext=(0, 24),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            color=INK["q*"],
+            linespacing=1.35,
+        )
+    )
+    ax.legend(loc="upper center", handletextpad=0.6)
+    ax.set(
+        xlabel=r"$\alpha$  (0: teacher, 1: policy)",
+        ylabel="divergence (nats)",
+        xlim=(0, 1),
+        ylim=(0, top),
+    )
+    return ax
+
+
+def minimax(
+    strayed: Float[ndarray, " challengers"],
+    worse: Float[ndarray, " challengers"],
+    balance: Balance,
+    *,
+    ax: Axes,
+) -> Axes:
+    """The worse of the two divergences of many distributions, above the bound C + KL(q || q*).
+
+    Args:
+        strayed: KL(q || q*) of each distribution, in nats.
+        worse: max(KL(q || policy), KL(q || teacher)) of each, in nats.
+        balance: The solved pair, for C.
+        ax: Where to draw.
+    """
+    chernoff, reach = float(balance.chernoff), float(np.quantile(strayed, 0.98))
+    line = np.array([0, reach])
+    ax.fill_between(line, chernoff + line, color=COLOURS["q*"], alpha=FILL / 2, linewidth=0)
+    ax.plot(strayed, worse, "o", ms=3, mew=0, color=COLOURS["quiet"], alpha=0.5)
+    ax.plot(line, chernoff + line, **LINES["q*"])
+    star(ax, 0, chernoff)
+    ax.annotate(
+        rf"$q^*$, at $C = {chernoff:.3f}$",
+        (0, chernoff),
+        xytext=(14, -6),
+        textcoords="offset points",
+        va="center",
+        color=INK["q*"],
+    )
+    ax.text(
+        0.97 * reach,
+        0.45 * (chernoff + reach),
+        r"below $C+$KL($q$ ‖ $q^*$):" + "\nno distribution",
+        ha="right",
+        va="center",
+        color=INK["q*"],
+        linespacing=1.35,
+    )
+    ax.set(
+        xlabel=r"KL($q$ ‖ $q^*$) (nats)",
+        ylabel="worse of the two\ndivergences (nats)",
+        xlim=(0, reach),
+        ylim=(0, float(np.max(worse[strayed <= reach]))),
+    )
+    return ax
