@@ -40,6 +40,7 @@ _LAZY = {
     "acceptance",
     "batched",
     "benchmark",
+    "costs",
     "decode",
     "densities",
     "distributions",
