@@ -6,6 +6,14 @@ titles: the caption claims. The modules are told apart by subject; call a figure
 package, `figures.kl_crossing`.
 """
 
+from .beyond import (
+    effective_share,
+    enclosing_balls,
+    mirrored_variance,
+    modes_along_path,
+    one_scale_law,
+    tail_weight,
+)
 from .gaussians import (
     PATH_COLOURS,
     covariance_rules,
@@ -38,12 +46,17 @@ __all__ = [
     "covariance_rules",
     "decode_trace",
     "densities",
+    "effective_share",
+    "enclosing_balls",
     "gaussian_cases",
     "kl_crossing",
     "kl_order",
     "log_partition_panels",
     "loop_bias",
     "minimax",
+    "mirrored_variance",
+    "modes_along_path",
+    "one_scale_law",
     "passes_histogram",
     "path_evolution",
     "png_link",
@@ -52,5 +65,6 @@ __all__ = [
     "solver_cost",
     "solving_gain",
     "style",
+    "tail_weight",
     "texts",
 ]
