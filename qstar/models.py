@@ -20,7 +20,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -583,6 +583,11 @@ class Stepper:
         logits = out.logits[:, -positions:]
         wide = torch.promote_types(logits.dtype, torch.float32)
         return torch.log_softmax(logits, dim=-1, dtype=wide)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Let the batch go on from these of its rows, each as often as it is named."""
+        if self._cache is not None:
+            self._cache.batch_select_indices(torch.as_tensor(rows, device=self.model.device))
 
 
 def log_laws(
