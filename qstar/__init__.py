@@ -53,6 +53,7 @@ _LAZY = {
     "laws",
     "models",
     "montecarlo",
+    "packed",
     "speculative",
 }
 

@@ -26,6 +26,7 @@ ALLOWED = {  # module -> the sibling modules it may import; arrows go down only;
     "laws": set(),
     "acceptance": {"geometric"},
     "costs": set(),
+    "packed": set(),
     "distributions": {"gaussian"},
     "exponential": {"distributions", "result"},
     "densities": {"distributions", "gaussian", "geometric", "result", "solve"},
