@@ -38,6 +38,7 @@ __all__ = [
 
 _LAZY = {
     "acceptance",
+    "answers",
     "batched",
     "benchmark",
     "costs",
@@ -54,6 +55,7 @@ _LAZY = {
     "models",
     "montecarlo",
     "packed",
+    "sequences",
     "speculative",
 }
 

@@ -41,6 +41,8 @@ ALLOWED = {  # module -> the sibling modules it may import; arrows go down only;
     },
     "montecarlo": {"result"},
     "experts": {"gaussian", "geometric"},
+    "sequences": {"geometric", "result", "solve"},
+    "answers": {"benchmark", "experiments", "models", "montecarlo", "sequences"},
     "decode": {"batched", "models", "result"},
     "experiments": {"decode", "models"},
     "figures": {"gaussian", "result"},
@@ -61,6 +63,7 @@ NUMPY_ONLY = {
     "families",
     "montecarlo",
     "experts",
+    "sequences",
 }
 FRAMEWORKS = {"torch", "transformers", "matplotlib"}
 
