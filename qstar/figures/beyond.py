@@ -33,7 +33,7 @@ def one_scale_law(
     ax.axvline(1, **LINES["guide"])
     ax.plot(ratios, alphas, **LINES["q*"])
     for index, (name, (ratio, alpha)) in enumerate(families.items()):
-        side = 1 if index % 2 else -1
+        side = -1 if index % 2 else 1
         ax.plot(
             [ratio],
             [alpha],
@@ -100,8 +100,15 @@ def mirrored_variance(
         (alphas[-at], variances[at], r"$F''(1-\alpha)$"),
     ):
         halo(ax.annotate(text, (x, y), xytext=(0, 7), textcoords="offset points", ha="center"))
-    halo(ax.annotate(r"$\alpha^*$", (balance.alpha, 0), (0, 6), textcoords="offset points",
-                     ha="center", color=INK["q*"]))  # fmt: skip
+    halo(
+        ax.annotate(
+            r"$\alpha^*$",
+            (balance.alpha, float(np.interp(balance.alpha, alphas, variances))),
+            (10, 5),
+            textcoords="offset points",
+            color=INK["q*"],
+        )
+    )
     return ax
 
 
@@ -227,8 +234,10 @@ def effective_share(
             color=INK["q*"],
         )
     )
+    ax.set_yscale("log")
+    for which in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+        which(lambda y, _: f"{y:g}")
     ax.set(
-        yscale="log",
         xlabel="dimension",
         ylabel="effective draws / draws",
         ylim=(0.5 * float(guarantees.min()), 1.1),
@@ -274,7 +283,7 @@ def enclosing_balls(
                 ax.annotate(
                     f"{weight:.2f}" if weight > 0 else "0",
                     mean,
-                    xytext=tuple(15 * away),
+                    xytext=tuple(18 * away),
                     textcoords="offset points",
                     ha="center",
                     va="center",
@@ -282,7 +291,7 @@ def enclosing_balls(
             )
         star(ax, *centre)
         ax.set_aspect("equal")
-        reach = 1.3 * radius
+        reach = 1.55 * radius
         ax.set(
             xlim=(centre[0] - reach, centre[0] + reach),
             ylim=(centre[1] - reach, centre[1] + reach),
