@@ -19,10 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from tqdm import tqdm
 
 from . import models
-from .decode import Trace, concatenate, generate, measure, to_cpu
+from .comparison import Comparison, concatenate, measure, to_cpu
+from .decode import generate
 
 TEMPERATURES = (0.6, 0.3)
 """Of the sharper copies of the policy that `score` pairs it with."""
@@ -112,7 +115,7 @@ def draw(
 
 def score(
     model: Any, tokenizer: Any, corpus: Corpus, *, progress: bool = False
-) -> dict[str, Trace]:
+) -> dict[str, Comparison]:
     """What four kinds of parents make of the recorded answers, at all their positions.
 
     Nothing is sampled: the answers are read, each in one forward a parent. In every pair the
@@ -125,30 +128,47 @@ def score(
     Returns:
         The traces by kind, the answers one after another, on the CPU.
     """
-    kinds: dict[str, list[Trace]] = {"two system prompts": [], "two questions": []}
-    kinds |= {f"temperatures 1 and {t:g}": [] for t in TEMPERATURES}
+    kinds: dict[str, list[Comparison]] = {}
     answers = tqdm(corpus.continuations, "scoring", unit="answer", disable=not progress)
-    for i, answer in enumerate(answers):
-        prompt, tokens = answer.prompt, torch.tensor(answer.tokens)
-        other = next(
-            c.prompt.user
-            for c in (*corpus.continuations[i:], *corpus.continuations[:i])
-            if c.prompt.user != prompt.user
-        )
-        policy, teacher, elsewhere = (
-            models.log_laws(model, models.chat_ids(tokenizer, user, system=system), tokens)
-            for user, system in (
-                (prompt.user, prompt.policy_system),
-                (prompt.user, prompt.teacher_system),
-                (other, prompt.policy_system),
-            )
-        )
-        kinds["two system prompts"].append(measure(policy, teacher))
-        kinds["two questions"].append(measure(policy, elsewhere))
-        for t in TEMPERATURES:
-            sharper = torch.log_softmax(policy / t, dim=-1)
-            kinds[f"temperatures 1 and {t:g}"].append(measure(policy, sharper))
+    for i, _ in enumerate(answers):
+        for kind, pair in read_pairs(model, tokenizer, corpus, i).items():
+            kinds.setdefault(kind, []).append(measure(*pair))
     return {kind: to_cpu(concatenate(traces)) for kind, traces in kinds.items()}
+
+
+def read_pairs(
+    model: Any, tokenizer: Any, corpus: Corpus, index: int
+) -> dict[str, tuple[Float[Tensor, "positions vocab"], Float[Tensor, "positions vocab"]]]:
+    """(log policy, log teacher) at every position of one recorded answer, by kind of pair.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer, with a chat template.
+        corpus: The recorded answers.
+        index: Which of them.
+
+    Returns:
+        The four kinds that `score` describes, in its order.
+    """
+    answer = corpus.continuations[index]
+    prompt, tokens = answer.prompt, torch.tensor(answer.tokens)
+    other = next(
+        c.prompt.user
+        for c in (*corpus.continuations[index:], *corpus.continuations[:index])
+        if c.prompt.user != prompt.user
+    )
+    policy, teacher, elsewhere = (
+        models.log_laws(model, models.chat_ids(tokenizer, user, system=system), tokens)
+        for user, system in (
+            (prompt.user, prompt.policy_system),
+            (prompt.user, prompt.teacher_system),
+            (other, prompt.policy_system),
+        )
+    )
+    pairs = {"two system prompts": (policy, teacher), "two questions": (policy, elsewhere)}
+    for t in TEMPERATURES:
+        pairs[f"temperatures 1 and {t:g}"] = policy, torch.log_softmax(policy / t, dim=-1)
+    return pairs
 
 
 # --- The record ----------------------------------------------------------------------------------
