@@ -458,6 +458,42 @@ class TablePair:
         self._read = np.column_stack([self._read, tokens])
 
 
+class ChainPair:
+    """Two Markov chains as a `Pair`, of any length.
+
+    Args:
+        log_first_policy: Log-probabilities of the policy's first state.
+        log_first_teacher: The teacher's.
+        transitions: The two transition matrices.
+        num_particles: How many chains are run at a time.
+    """
+
+    def __init__(
+        self,
+        log_first_policy: Float[ArrayLike, " states"],
+        log_first_teacher: Float[ArrayLike, " states"],
+        transitions: PerronPair,
+        num_particles: int,
+    ):
+        self._matrices = transitions.log_policy, transitions.log_teacher
+        self._rows = [
+            np.tile(np.asarray(first, dtype=float), (num_particles, 1))
+            for first in (log_first_policy, log_first_teacher)
+        ]
+
+    def log_rows(self) -> tuple[ndarray, ndarray]:
+        """See `Pair`."""
+        return self._rows[0], self._rows[1]
+
+    def keep(self, rows: Int[ndarray, " particles"]) -> None:
+        """See `Pair`; only the last state counts, and the next one is still to be drawn."""
+        self._rows = [own[rows] for own in self._rows]
+
+    def extend(self, tokens: Int[ndarray, " particles"]) -> None:
+        """See `Pair`."""
+        self._rows = [matrix[tokens] for matrix in self._matrices]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Particles:
     """Weighted sequences: with their weights they stand for the sequence-level mean Q.

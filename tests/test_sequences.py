@@ -21,6 +21,7 @@ from qstar import sequences
 from qstar.geometric import kl, total_variation
 from qstar.montecarlo import sample_geometric_mean
 from qstar.sequences import (
+    ChainPair,
     PerronPair,
     SequenceLaw,
     TablePair,
@@ -479,6 +480,20 @@ def test_token_level_draws_with_solved_exponents_follow_their_law():
     assert p_value(cells, np.exp(flat(policy))) < FALSE_ALARM
     np.testing.assert_allclose(drawn.log_policy, policy.log_density(drawn.tokens), atol=1e-12)
     np.testing.assert_allclose(drawn.log_teacher, teacher.log_density(drawn.tokens), atol=1e-12)
+
+
+def test_a_chain_run_as_a_chain_or_as_tables_gives_the_same_particles(chain, perron):
+    parameters = CASES["seq_markov_T3"]["parameters"]
+    first = [logs(parameters[f"init_{p}"]) for p in ("theta", "t")]
+    options = {"alpha": 0.4, "num_particles": 50, "resample_below": 1.0}
+    ours, tables = (
+        smc(pair, 3, generator=np.random.default_rng(4), **options)
+        for pair in (ChainPair(*first, perron, 50), TablePair(*chain, 50))
+    )
+    assert any(ours.resampled)
+    np.testing.assert_array_equal(ours.tokens, tables.tokens)
+    np.testing.assert_allclose(ours.log_weights, tables.log_weights, atol=1e-12)
+    assert ours.log_partition == pytest.approx(tables.log_partition, abs=1e-12)
 
 
 @pytest.fixture(scope="module")

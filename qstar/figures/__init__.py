@@ -27,6 +27,7 @@ from .models import alpha_by_kind, decode_trace, solving_gain
 from .page import png_link, texts
 from .path import kl_crossing, minimax
 from .sampling import acceptance_bounds, alpha_acceptance, loop_bias, redraw_panels
+from .sequences import answer_divergences, gap_growth, two_means, useful_share
 from .solver import alpha_error, convergence, log_partition_panels, passes_histogram, solver_cost
 from .style import COLOURS, FILL, INK, LINES, STYLE, WIDTH, style
 
@@ -42,12 +43,14 @@ __all__ = [
     "alpha_acceptance",
     "alpha_by_kind",
     "alpha_error",
+    "answer_divergences",
     "convergence",
     "covariance_rules",
     "decode_trace",
     "densities",
     "effective_share",
     "enclosing_balls",
+    "gap_growth",
     "gaussian_cases",
     "kl_crossing",
     "kl_order",
@@ -67,4 +70,6 @@ __all__ = [
     "style",
     "tail_weight",
     "texts",
+    "two_means",
+    "useful_share",
 ]
