@@ -14,6 +14,7 @@ from .beyond import (
     one_scale_law,
     tail_weight,
 )
+from .dimension import collapse, overlap_law, precision_shares, shells
 from .gaussians import (
     PATH_COLOURS,
     covariance_rules,
@@ -44,6 +45,7 @@ __all__ = [
     "alpha_by_kind",
     "alpha_error",
     "answer_divergences",
+    "collapse",
     "convergence",
     "covariance_rules",
     "decode_trace",
@@ -60,11 +62,14 @@ __all__ = [
     "mirrored_variance",
     "modes_along_path",
     "one_scale_law",
+    "overlap_law",
     "passes_histogram",
     "path_evolution",
     "png_link",
+    "precision_shares",
     "redraw_panels",
     "scale_law",
+    "shells",
     "solver_cost",
     "solving_gain",
     "style",
