@@ -24,6 +24,15 @@ from .gaussians import (
     path_evolution,
     scale_law,
 )
+from .meaning import (
+    adversaries,
+    ends_and_middle,
+    error_exponent,
+    range_bound,
+    rivals,
+    token_bars,
+    training,
+)
 from .models import alpha_by_kind, decode_trace, solving_gain
 from .page import png_link, texts
 from .path import kl_crossing, minimax
@@ -41,6 +50,7 @@ __all__ = [
     "STYLE",
     "WIDTH",
     "acceptance_bounds",
+    "adversaries",
     "alpha_acceptance",
     "alpha_by_kind",
     "alpha_error",
@@ -52,6 +62,8 @@ __all__ = [
     "densities",
     "effective_share",
     "enclosing_balls",
+    "ends_and_middle",
+    "error_exponent",
     "gap_growth",
     "gaussian_cases",
     "kl_crossing",
@@ -67,7 +79,9 @@ __all__ = [
     "path_evolution",
     "png_link",
     "precision_shares",
+    "range_bound",
     "redraw_panels",
+    "rivals",
     "scale_law",
     "shells",
     "solver_cost",
@@ -75,6 +89,8 @@ __all__ = [
     "style",
     "tail_weight",
     "texts",
+    "token_bars",
+    "training",
     "two_means",
     "useful_share",
 ]
