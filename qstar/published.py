@@ -97,6 +97,16 @@ def read_figure_names(notebook: Path) -> set[str]:
     return {name for name, shown in outputs if any(kind.startswith("image/") for kind in shown)}
 
 
+def read_cells(notebook: Path) -> dict[str, str]:
+    """The id of the cell that glued each name, in an executed notebook."""
+    return {
+        glue["name"]: cell["id"]
+        for cell in json.loads(notebook.read_bytes())["cells"]
+        for output in cell.get("outputs", [])
+        if (glue := output.get("metadata", {}).get("scrapbook"))
+    }
+
+
 def _glued_outputs(notebook: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(name, what is shown by MIME type) for each glued output, in order."""
     for cell in json.loads(notebook.read_bytes())["cells"]:

@@ -3,8 +3,6 @@
 import json
 import math
 import re
-import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -268,16 +266,6 @@ def test_a_stale_chapter_is_named(tmp_path, capsys):
 
 
 # --- The book ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def chapters():
-    """The book's chapters, brought up to date: a second after `make book`, minutes before it."""
-    command = [sys.executable, "-m", "qstar.reproduce"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if result.returncode:
-        pytest.fail(f"the chapters could not be made:\n{result.stdout}\n{result.stderr}")
-    return ROOT / "book" / "chapters"
 
 
 def test_the_book_publishes_what_a_fresh_run_gives(chapters):

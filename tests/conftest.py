@@ -1,0 +1,19 @@
+"""What several test modules share."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def chapters():
+    """The book's chapters, brought up to date: a second after `make book`, minutes before it."""
+    command = [sys.executable, "-m", "qstar.reproduce"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if result.returncode:
+        pytest.fail(f"the chapters could not be made:\n{result.stdout}\n{result.stderr}")
+    return ROOT / "book" / "chapters"
