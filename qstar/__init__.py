@@ -58,6 +58,7 @@ _LAZY = {
     "models",
     "montecarlo",
     "packed",
+    "product",
     "rivals",
     "sequences",
     "speculative",

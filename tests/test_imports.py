@@ -30,6 +30,7 @@ ALLOWED = {  # module -> the sibling modules it may import; arrows go down only;
     "judge": {"geometric"},
     "costs": set(),
     "packed": set(),
+    "product": {"batched"},
     "distributions": {"gaussian"},
     "exponential": {"distributions", "result"},
     "densities": {"distributions", "gaussian", "geometric", "result", "solve"},
