@@ -1,5 +1,7 @@
 """Linear layers with their weights laid out once for oneDNN: faster narrow forwards on a CPU.
 
+::
+
     with packed(policy, teacher):
         result = generate(policy, teacher, ids, max_new_tokens=100)
 
@@ -25,7 +27,8 @@ ROWS = 8
 which serves one position too; the layout for 1 is slower for several."""
 
 TOLERANCE = 1e-5
-"""How far a packed layer may be from a plain one, relative to sum |x| |w| + |bias|: both round in
+"""How far a packed layer may be from the exact answer, relative to the sum of the absolute values
+of the products and the bias that it adds up. Plain layers meet the same bound: both round in
 float32, in different orders."""
 
 

@@ -39,6 +39,8 @@ def test_a_packed_layer_answers_as_a_plain_one_to_rounding(shape, width, bias):
     x = torch.randn(2, width, shape[0], generator=torch.Generator().manual_seed(1))
     with torch.no_grad(), packed(model) as packing:
         answer = model(x)
+    with torch.no_grad():
+        assert error(model[0], x, model(x)) <= TOLERANCE
     assert packing.layers == 1
     assert answer.shape == (2, width, shape[1])
     assert error(model[0], x, answer) <= TOLERANCE
