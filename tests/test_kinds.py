@@ -129,7 +129,7 @@ def integral(function, where):
     """Over the intervals between the points of a list, or over the integers of a range."""
     if isinstance(where, range):
         return mpmath.fsum(function(mpf(n)) for n in where)
-    return mpmath.quad(function, where)
+    return mpmath.quad(function, where, maxdegree=5)
 
 
 def solve_in_mpmath(log_p, log_r, where):
