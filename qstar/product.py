@@ -62,8 +62,8 @@ class ProductModel(PreTrainedModel, GenerationMixin):
             [0, 1] fixes it.
 
     Raises:
-        ValueError: The two models are one, have another vocabulary or device, or keep caches that are
-            not plain lists of keys and values.
+        ValueError: The two models are one, have another vocabulary or device, or keep caches that
+            are not plain lists of keys and values.
 
     Source: the geometric mean as in the analysis, problem 1; its speculative forms are those of
         transformers (Leviathan et al., 2023; prompt lookup).
