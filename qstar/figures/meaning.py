@@ -55,8 +55,8 @@ def range_bound(
     )
     ax.annotate(
         "rare coins",
-        (extremal[0][-1], extremal[1][-1]),
-        (-4, -22),
+        (extremal[0][-4], extremal[1][-4]),
+        (-8, 10),
         textcoords="offset points",
         ha="right",
         color=INK["other"],
@@ -100,7 +100,7 @@ def ends_and_middle(
         party = "teacher" if end == 0 else "policy"
         ax.plot([end, away], [0, -reach], **LINES[party])
         text = ax.annotate(
-            f"{label}\n= {slope:.3f}",
+            f"{label}\n= {slope:.3f}".replace("-", "−"),
             (end + 0.5 * (away - end), -reach / 2),
             (10 * side, 0),
             textcoords="offset points",
@@ -189,7 +189,7 @@ def error_exponent(
     Args:
         draws: n, increasing.
         log_exact: The log of the exact error at each, in nats.
-        plain: n -> a simulated judge; with its 95% interval.
+        plain: n -> a simulated judge; with two standard errors either way.
         tilted: n -> the same with tokens drawn from q*.
         chernoff: C, in nats.
         ax: Where to draw; the vertical axis is logarithmic.
@@ -204,7 +204,7 @@ def error_exponent(
         ax.errorbar(
             list(found),
             [v.error for v in found.values()],
-            [1.96 * v.standard_error for v in found.values()],
+            [2 * v.standard_error for v in found.values()],
             fmt=marker,
             color=colour,
             markersize=5.5,
@@ -324,18 +324,19 @@ def adversaries(
             label=label,
         )
     text = ax.annotate(
-        "$q^\\star$", (steepness[0], 1), (4, -5), textcoords="offset points", va="top"
+        "$q^\\star$", (steepness[-1], 1), (-4, -4), textcoords="offset points", ha="right", va="top"
     )
     text.set_color(INK["q*"])
     ax.set(
         xscale="log",
         yscale="log",
         xlim=(steepness[0], steepness[-1]),
-        ylim=(0.8, None),
+        ylim=(0.7, None),
         xlabel="how extreme the pair is, $M$ (nats)",
         ylabel="worse divergence / $C$",
     )
-    ax.set_yticks([1, 2, 4, 8, 16], labels=["1", "2", "4", "8", "16"], minor=False)
+    powers = 2 ** np.arange(1 + int(np.log2(max(np.max(v) for v in ratios.values()))))
+    ax.set_yticks(powers, labels=[str(power) for power in powers])
     ax.minorticks_off()
     ax.legend(loc="upper left")
     return ax
