@@ -1,7 +1,5 @@
 """Linear layers with their weights laid out once for oneDNN: faster narrow forwards on a CPU.
 
-::
-
     with packed(policy, teacher):
         result = generate(policy, teacher, ids, max_new_tokens=100)
 

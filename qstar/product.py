@@ -1,7 +1,5 @@
 """Two language models as one whose logits are log q*: the baseline that transformers can sample.
 
-::
-
     product = ProductModel(policy, teacher)
     product.generate(ids, do_sample=True)                               # two forwards a token
     with drafting(policy, gamma=4):
