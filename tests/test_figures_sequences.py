@@ -40,7 +40,7 @@ def test_useful_shares_are_drawn_as_given():
     drawn = [line.get_ydata() for line in ax.lines]
     for values, expected in zip(drawn, (FALLING, FALLING**0.5, measured[1]), strict=True):
         np.testing.assert_allclose(values, expected)
-    looks = {(line.get_linestyle(), line.get_marker()) for line in ax.lines}
+    looks = {(str(line._unscaled_dash_pattern), line.get_marker()) for line in ax.lines}
     assert len(looks) == 3, "told apart without colour"
 
 
