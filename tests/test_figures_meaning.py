@@ -1,0 +1,93 @@
+"""The figures of the chapter on what alpha* means: each shows its record's numbers."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from qstar import figures, kl, log_partition, solve_kl_symmetry
+from qstar.judge import Verdicts
+
+LOG_P, LOG_R = np.log([0.7, 0.2, 0.1]), np.log([0.2, 0.3, 0.5])
+BALANCE = solve_kl_symmetry(LOG_P, LOG_R)
+GRID = np.linspace(0.1, 10, 50)
+
+
+def new_figure():
+    return Figure(figsize=(figures.WIDTH, 4), layout="constrained")
+
+
+def range_bound(ax):
+    coins = GRID[::10], np.full(5, 0.6)
+    return figures.range_bound(GRID, 0.5 + GRID / 30, (GRID, np.full(50, 0.5)), coins, ax=ax)
+
+
+def ends_and_middle(ax):
+    at = np.linspace(0, 1, 11)
+    slopes = float(kl(LOG_P, LOG_R)), float(kl(LOG_R, LOG_P))
+    return figures.ends_and_middle(at, log_partition(LOG_P, LOG_R, at), *slopes, BALANCE, ax=ax)
+
+
+def token_bars(ax):
+    laws = np.full((4, 3), 1 / 3)
+    return figures.token_bars(["a", "b", "c"], *laws, ax=ax)
+
+
+def error_exponent(ax):
+    seen = {5: Verdicts(0.1, 0.01, LOG_P)}
+    return figures.error_exponent([1, 5], [-1.0, -2.3], seen, seen, 0.17, ax=ax)
+
+
+def rivals(ax):
+    return figures.rivals({"kind": {"one": 0.1, "two": 0.2}}, {"kind": 0.05}, ax=ax)
+
+
+def adversaries(ax):
+    return figures.adversaries(GRID, {"half": 1 + GRID / 11, "midpoint": 1 + GRID}, ax=ax)
+
+
+@pytest.mark.parametrize(
+    "draw", [range_bound, ends_and_middle, token_bars, error_exponent, rivals, adversaries]
+)
+def test_a_figure_draws_on_the_axes_it_is_given(draw):
+    fig = new_figure()
+    ax = fig.subplots()
+    assert draw(ax) is ax
+    assert ax.get_xlabel() or draw is token_bars
+    assert ax.get_title() == ""
+    with figures.style():
+        fig.canvas.draw()  # no warning, no failing layout
+
+
+def test_the_star_of_ends_and_middle_sits_at_the_solution():
+    ax = ends_and_middle(new_figure().subplots())
+    (star,) = [line for line in ax.lines if line.get_marker() == "*"]
+    np.testing.assert_allclose(star.get_xydata()[0], [BALANCE.alpha, -BALANCE.chernoff])
+    slopes = sorted(
+        np.diff(line.get_ydata())[0] / np.diff(line.get_xdata())[0]
+        for line in ax.lines
+        if len(line.get_xdata()) == 2 and np.ptp(line.get_xdata()) > 0
+    )
+    np.testing.assert_allclose(slopes, [-kl(LOG_R, LOG_P), kl(LOG_P, LOG_R)])
+
+
+def test_rivals_draws_every_excess_at_its_value():
+    ax = rivals(new_figure().subplots())
+    marks = next(line for line in ax.lines if line.get_marker() == "o")
+    np.testing.assert_array_equal(marks.get_xdata(), [0.1, 0.2])
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["one", "two"]
+
+
+def test_error_bars_are_two_standard_errors():
+    ax = error_exponent(new_figure().subplots())
+    segments = ax.containers[0].lines[2][0].get_segments()
+    np.testing.assert_allclose(segments[0][:, 1], [0.08, 0.12])
+
+
+def test_training_draws_alpha_above_chernoff():
+    fig = new_figure()
+    runs = {"a": (np.full(50, 0.6), np.exp(-GRID)), "b": (np.full(50, 0.4), np.exp(-2 * GRID))}
+    assert figures.training(GRID, runs, fig=fig) is fig
+    above, below = fig.axes
+    np.testing.assert_array_equal(above.lines[0].get_ydata(), 0.6)
+    np.testing.assert_array_equal(below.lines[1].get_ydata(), np.exp(-2 * GRID))
+    assert below.get_yscale() == "log"
