@@ -42,6 +42,7 @@ _LAZY = {
     "batched",
     "benchmark",
     "bounds",
+    "comparison",
     "compromise",
     "costs",
     "decode",
@@ -59,8 +60,11 @@ _LAZY = {
     "montecarlo",
     "packed",
     "product",
+    "reader",
     "rivals",
+    "schemes",
     "sequences",
+    "shaping",
     "speculative",
 }
 

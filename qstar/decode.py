@@ -1,4 +1,4 @@
-"""Token sequences from q* of two language models, one position at a time.
+"""Token sequences from q* of two language models: exact, from caches, several tokens a round.
 
     policy, tokenizer = models.load("smollm2-135m-instruct-q4")
     result = generate(policy, policy, ids, teacher_ids, max_new_tokens=40, generator=0)
@@ -6,60 +6,140 @@
 
 The law is the token-level one: each token is drawn from the geometric mean of the two next-token
 laws, given the tokens so far. Its product over the positions is not the geometric mean of the two
-laws of whole sequences.
+laws of whole sequences. Every scheme draws from the same law; they differ in the forwards they
+need. What proposes never decides: a draft is judged by `speculative.verify` against q*, formed from
+(policy, teacher) in this order whoever drafted.
 """
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .batched import solve_kl_symmetry
-from .models import Stepper
+from . import batched, schemes, speculative
+from .comparison import TensorBalance, check_alpha
+from .costs import Costs
+from .reader import Reader
 from .result import STATUSES, Balance
+from .schemes import Plan
+from .shaping import FILTERED, Processor, Shaping, shaping
+from .speculative import NO_TOKEN, Chance, Coins
 
-TensorBalance = Balance[Tensor, Tensor, Tensor]
+SCHEMES = (*schemes.SCHEMES, "auto")
+PROPOSERS = ("none", "policy", "teacher", "draft", "lookup")
+PARENTS = ("policy", "teacher")
 
-BLOCK_ENTRIES = 2**18
-"""Rows times vocabulary that `measure` takes at a time: it bounds the memory, and fits a cache."""
+Prompts = Int[Tensor, "*batch length"] | Sequence[Int[Tensor, " length"]]
+Stop = Callable[[Int[Tensor, "1 length"], Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """One call of one model.
+
+    Attributes:
+        model: "policy", "teacher" or "draft"; "both" where one call served both parents.
+        width: How many columns it read.
+        rows: In how many rows of the batch, each parent's counted.
+        seconds: What it took; on an accelerator, on the device.
+    """
+
+    model: str
+    width: int
+    rows: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RoundTrace:
+    """What led to one verification, and what came of it, summed over the rows of the batch.
+
+    Attributes:
+        scheme: The scheme that the round followed.
+        gamma: The draft length that was planned.
+        forwards: The forwards since the round before, the verifying ones last.
+        drafted: Draft tokens that were put to the test or would have been.
+        tested: Those that were: the accepted ones, and the first rejected one of a row.
+        accepted: Those that were kept.
+        emitted: New tokens.
+        seconds: Wall time since the round before.
+    """
+
+    scheme: str
+    gamma: int
+    forwards: tuple[Forward, ...]
+    drafted: int
+    tested: int
+    accepted: int
+    emitted: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """The two parents at every position, and how the law between them was chosen there.
+    """What was known where each token was drawn, and what each round took.
 
-    One entry per position, shaped like the tokens it goes with. Where no token was drawn numbers
-    are nan and statuses -1. Divergences are in nats, computed in float64 where the device has it.
+    One entry per position, shaped like the tokens. Where no token was drawn numbers are nan,
+    statuses and proposers -1. Divergences are in nats, computed in the precision of the laws.
 
     Attributes:
         balance: alpha*, the Chernoff information, the status and the rest of the solution.
         alpha: The exponent that was used: alpha*, unless it was fixed.
         minus_log_partition: -log Z(alpha); at alpha* it is the Chernoff information.
-        minus_log_partition_half: -log Z(1/2), the Bhattacharyya distance of the parents. It is
-            below the Chernoff information by KL(q* || q_1/2): what solving for alpha* buys.
-        policy_to_teacher: KL(policy || teacher).
-        teacher_to_policy: KL(teacher || policy).
-        accept_policy: The acceptance probability of a token drafted by the policy if the output
-            must follow q_alpha.
+        accept_policy: The acceptance probability of a token drafted by the policy, after the
+            filters.
         accept_teacher: The same for a token drafted by the teacher.
-        log_ratio_range: The largest minus the smallest of log policy - log teacher over the
-            shared support, which bounds how far alpha* can be from 1/2.
+        proposer: Who proposed a token there, as an index into `PROPOSERS`.
+        accepted: Whether the proposal was kept. False where nobody proposed.
+        rounds: The rounds in order.
+        prefill: The forwards that read the prompts (all but their last tokens).
+        costs: What the choice of schemes and draft lengths was based on.
     """
 
     balance: TensorBalance
     alpha: Float[Tensor, "*positions"]
     minus_log_partition: Float[Tensor, "*positions"]
-    minus_log_partition_half: Float[Tensor, "*positions"]
-    policy_to_teacher: Float[Tensor, "*positions"]
-    teacher_to_policy: Float[Tensor, "*positions"]
     accept_policy: Float[Tensor, "*positions"]
     accept_teacher: Float[Tensor, "*positions"]
-    log_ratio_range: Float[Tensor, "*positions"]
+    proposer: Int[Tensor, "*positions"]
+    accepted: Bool[Tensor, "*positions"]
+    rounds: tuple[RoundTrace, ...]
+    prefill: tuple[Forward, ...]
+    costs: Costs
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted over tested drafts, nan if none was tested."""
+        tested = sum(r.tested for r in self.rounds)
+        return sum(r.accepted for r in self.rounds) / tested if tested else float("nan")
+
+    @property
+    def forwards(self) -> int:
+        """Forwards of the parents after the prompts; a call that served both counts two."""
+        return sum(1 + (f.model == "both") for f in self._calls if f.model != "draft")
+
+    @property
+    def model_calls(self) -> int:
+        """Calls of any model after the prompts."""
+        return len(self._calls)
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """New tokens per row and forward of a parent: 1/2 if both read every token."""
+        rows = sum(f.rows for f in self._calls if f.model != "draft")
+        return sum(r.emitted for r in self.rounds) / rows if rows else float("nan")
+
+    @property
+    def _calls(self) -> list[Forward]:
+        return [forward for r in self.rounds for forward in r.forwards]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,237 +161,920 @@ class Generation:
 def generate(
     policy: Any,
     teacher: Any,
-    policy_ids: Int[Tensor, "*batch length"],
-    teacher_ids: Int[Tensor, "*batch teacher_length"] | None = None,
+    policy_ids: Prompts,
+    teacher_ids: Prompts | None = None,
     *,
     max_new_tokens: int,
+    scheme: str = "auto",
+    gamma: int | None = None,
     alpha: float | None = None,
     greedy: bool = False,
-    generator: torch.Generator | int | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    logits_processor: Sequence[Processor] = (),
+    filtered: str = "target",
+    generator: torch.Generator | Chance | int | None = None,
     eos_token_id: int | Sequence[int] | str | None = "policy",
+    stopping_criteria: Sequence[Stop] = (),
+    drafter: str | None = None,
+    draft_model: Any = None,
+    draft_ids: Prompts | None = None,
+    block_verification: bool = False,
+    disjoint: str = "raise",
+    vocab: int | None = None,
+    costs: Costs | None = None,
     on_tokens: Callable[[Int[Tensor, "batch new"]], object] | None = None,
 ) -> Generation:
     """Draw tokens from q*, the KL-symmetric geometric mean of two language models.
 
-    Both models read every token (two forwards a token), each after its own prompt and with its
-    own key-value cache. They are put in eval mode and given back as they were. One uniform number
-    per row and position, drawn on the CPU, decides a token, so that a seed means the same on
-    every device. (Two devices can still part ways, where their logits differ by rounding and the
-    number falls in between.)
+    Each model reads its own prompt and keeps its own key-value cache; a model passed twice may
+    have two prompts. The models are put in eval mode and given back as they were. All schemes have
+    the same law:
+
+    - "plain": both parents read every token; the reference.
+    - "one-sided": one parent drafts gamma tokens, the other verifies them in one forward.
+    - "alternating": the verifier's own law at the next position, which costs nothing more, is the
+      next proposal. With gamma = 1 never more forwards than "plain".
+    - "lookup": what followed the last tokens earlier in the text, verified by both parents.
+    - "draft-model": a third, cheaper model drafts, both parents verify.
+    - "auto": measures what forwards of each width take, watches the acceptance, and goes on with
+      whichever of all these promises the most tokens a second.
+
+    A seed means the same on every device, as long as the same choices are made: where logits
+    differ by rounding, or where "auto" has measured other `costs`, the same seed is another draw
+    of the same law. Costs are measured once per pair of models, so calls within a process agree;
+    pass `trace.costs` on to agree across processes.
+
+    Memory: a cache takes 2 * layers * key-value heads * head size * bytes per number for each
+    token, row and model; a round holds about 8 blocks of rows * (gamma + 1) * vocabulary numbers
+    (`memory_bytes`).
 
     Args:
         policy: A causal language model of transformers.
         teacher: Another over the same vocabulary (`models.check_same_vocabulary`), or the policy
             itself under another prompt.
         policy_ids: The policy's prompt. One dimension for one sequence; two for a batch of
-            prompts of equal length, without padding (nothing here tells padding from text).
+            prompts of equal length; a list of one-dimensional tensors for a ragged batch.
         teacher_ids: The teacher's prompt, None for the policy's; it may have another length.
         max_new_tokens: The most tokens to draw for each row.
+        scheme: One of `SCHEMES`.
+        gamma: Draft tokens per round. None adapts it to the acceptance and the costs.
         alpha: The exponent on the policy. None solves for alpha* at each position; a number in
             [0, 1] fixes it (1 follows the policy, 0 the teacher).
         greedy: Take the most probable token in place of a draw.
+        temperature: Of the law that is drawn from; 1 leaves it as it is.
+        top_k: Keep the most probable tokens of that law only, this many.
+        top_p: Keep the fewest most probable tokens that together have this probability.
+        logits_processor: Processors of transformers, functions of (ids, scores) alone; they see
+            the policy's text and the log-probabilities of the law.
+        filtered: "target" filters q*; "parents" filters the parents' laws before q* is formed,
+            which can cut their supports apart (see `disjoint`), and lets processors see each
+            parent's own text.
         generator: A CPU generator, or a seed; None means torch's own CPU generator.
         eos_token_id: What ends a row: "policy" takes the policy's generation config's, None lets
             every row run on. Ids outside the vocabulary are ignored.
-        on_tokens: Called with each block of new tokens as it comes, on the CPU.
+        stopping_criteria: Criteria of transformers: called after each new token of a row with
+            (ids, None), the ids being the policy's prompt and the new tokens so far.
+        drafter: Who drafts in "one-sided": "policy" or "teacher"; None is the better one.
+        draft_model: A third causal language model over the same vocabulary.
+        draft_ids: Its prompt; None for the policy's.
+        block_verification: Judge a round's drafts together (`speculative.verify_block`): as exact,
+            and never fewer tokens a round.
+        disjoint: What to do where the parents share no token, so that q* does not exist: "raise",
+            or "mixture" for their even mixture, the limit that smoothing gives; the trace's status
+            says where.
+        vocab: Use only the first this many ids, for models whose output layers are padded to
+            different sizes. None expects equal sizes.
+        costs: What forwards take. None measures it for "auto"; otherwise assumes that a forward
+            takes the same at every width, of either parent.
+        on_tokens: Called after each round with its new tokens, on the CPU, one row each, -1 where
+            a row has fewer.
 
     Returns:
-        A `Generation` on the device of `policy_ids`.
+        A `Generation` on the device of the prompt.
 
     Raises:
         ValueError: An argument makes no sense, the vocabularies differ in size, the text would
-            exceed a context window, a model answers nan, or the parents share no token at some
-            position, so that q* does not exist there. The message says where.
+            exceed a context window, a model's cache cannot take tokens back, a model answers nan,
+            or the parents share no token at some position. The message says where.
 
-    Source: the analysis, problem 1; its loop is replaced by a draw that is exact.
+    Source: the analysis, problem 1; its loop is replaced by exact rules. Alternating proposals:
+        Fu et al. (2025), "Speculate, then collaborate", ICML (PMLR 267:17764).
     """
-    steppers = Stepper(policy), Stepper(teacher)
-    _check_count(max_new_tokens)
-    feeds = _check_prompts(steppers, policy_ids, teacher_ids, max_new_tokens)
-    fixed = _check_alpha(alpha)
-    source = _check_generator(generator)
-    ends = _check_ends(eos_token_id, policy, steppers[0].vocab)
+    readers = {"policy": Reader(policy, name="policy"), "teacher": Reader(teacher, name="teacher")}
+    if draft_model is not None:
+        readers["draft"] = Reader(draft_model, name="draft")
+    _check_count("max_new_tokens", max_new_tokens)
+    _check_scheme(scheme, gamma, drafter, draft_model)
+    _check_choice("filtered", filtered, FILTERED)
+    _check_choice("disjoint", disjoint, ("raise", "mixture"))
+    size = _check_vocab(readers, vocab)
+    prompts, single, device = _check_prompts(
+        readers,
+        size,
+        max_new_tokens,
+        {"policy": policy_ids, "teacher": teacher_ids, "draft": draft_ids},
+    )
+    law = _Law(
+        alpha=check_alpha(alpha),
+        shaping=shaping(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            logits_processor=logits_processor,
+            greedy=greedy,
+        ),
+        filtered=filtered,
+        disjoint=disjoint,
+    )
+    run = _Run(
+        readers=readers,
+        prompts=prompts,
+        law=law,
+        chance=_check_generator(generator),
+        vocab=size,
+        max_new_tokens=max_new_tokens,
+        ends=_check_ends(eos_token_id, policy, size),
+        stopping_criteria=tuple(stopping_criteria),
+        verify=speculative.verify_block if block_verification else speculative.verify,
+        on_tokens=on_tokens,
+    )
+    with torch.no_grad(), _eval_mode(policy, teacher, *([draft_model] if draft_model else [])):
+        run.start()
+        if costs is None and scheme == "auto":
+            costs = _measured_costs(run)
+        planner = schemes.Planner(
+            scheme=scheme,
+            gamma=gamma,
+            drafter=drafter,
+            costs=costs,
+            has_draft=draft_model is not None,
+            batch=len(run.rows),
+        )
+        while run.rows:
+            run.round(planner.plan(run.evidence()))
+    return run.generation(planner.costs, single, device)
 
-    batch = len(feeds[0])
-    last = torch.zeros(batch, dtype=torch.long)
-    running = torch.ones(batch, dtype=torch.bool)
-    columns, traces = [], []
-    with torch.no_grad(), _eval_mode(policy, teacher):
-        for position in range(max_new_tokens):
-            rows = [_widen(s.feed(ids)[:, -1]) for s, ids in zip(steppers, feeds, strict=True)]
-            log_policy, log_teacher = rows[0], rows[1].to(rows[0].device)
-            _check_numbers(log_policy, log_teacher, position)
-            log_q, trace = _law(log_policy, log_teacher, fixed)
-            _check_support(trace, running, position)
-            if greedy:
-                drawn = log_q.argmax(dim=-1)
-            else:
-                uniform = torch.rand(batch, dtype=torch.float64, generator=source)
-                drawn = _inverse_cdf(log_q, uniform)
-            last = torch.where(running, drawn.cpu(), last)  # this scheme waits on every token
-            columns.append(last)
-            traces.append(_where(running, trace))
-            feeds = (last[:, None], last[:, None])
-            if on_tokens is not None:
-                on_tokens(last[:, None].clone())
-            running = running & ~torch.isin(last, ends)
-            if not running.any():
-                break
-    return _collect(columns, traces, ends, max_new_tokens, policy_ids)
 
+def memory_bytes(
+    policy: Any, teacher: Any, *, batch: int = 1, length: int, gamma: int = 1
+) -> dict[str, int]:
+    """What decoding needs beside the weights, in bytes: "caches" and "laws".
 
-def measure(
-    log_policy: Float[Tensor, "*positions vocab"],
-    log_teacher: Float[Tensor, "*positions vocab"],
-    *,
-    alpha: float | None = None,
-) -> Trace:
-    """What `generate` would report at positions where the parents have these laws.
+    The caches hold 2 * layers * key-value heads * head size numbers for each token, row and
+    parent. In a batch whose rows accept different numbers of drafts they can grow to twice that,
+    before holes are squeezed out. The laws of a round (both parents', the target, and what is
+    worked out from them) are about 8 blocks of batch * (gamma + 1) * vocabulary numbers.
 
     Args:
-        log_policy: Log-probabilities of the policy, in any precision; computed in float64.
-        log_teacher: The same for the teacher, of the same shape.
-        alpha: None solves for alpha*; a number in [0, 1] fixes the exponent.
-
-    Raises:
-        ValueError: The shapes differ, or a row is not a distribution.
+        policy: A causal language model of transformers.
+        teacher: The other; the same one counts again, for its own cache.
+        batch: Rows.
+        length: Tokens of a text, the prompt's included.
+        gamma: Draft tokens per round.
     """
-    if log_policy.shape != log_teacher.shape or log_policy.ndim == 0:
-        raise ValueError(
-            f"log_policy and log_teacher must have one shape, vocabulary last: got "
-            f"{tuple(log_policy.shape)} and {tuple(log_teacher.shape)}."
-        )
-    fixed = _check_alpha(alpha)
-    *shape, vocab = log_policy.shape
-    rows = max(1, BLOCK_ENTRIES // vocab)
-    pairs = zip(
-        log_policy.reshape(-1, vocab).split(rows),
-        log_teacher.reshape(-1, vocab).split(rows),
-        strict=True,
-    )
-    flat = concatenate([_law(_widen(p), _widen(r), fixed)[1] for p, r in pairs])
-    return _map(lambda values: values[0].reshape(shape), flat)
-
-
-def concatenate(traces: Sequence[Trace]) -> Trace:
-    """One trace of all their positions, which must be along a single axis."""
-    return _map(torch.cat, *traces)
-
-
-def to_cpu(trace: Trace) -> Trace:
-    """The same trace, ready for NumPy."""
-    return _map(lambda values: values[0].cpu(), trace)
+    caches = 0
+    for model in (policy, teacher):
+        text = model.config.get_text_config()
+        heads = text.num_attention_heads
+        size = getattr(text, "head_dim", None) or text.hidden_size // heads
+        kept = getattr(text, "num_key_value_heads", None) or heads
+        caches += 2 * text.num_hidden_layers * kept * size * model.dtype.itemsize
+    wide = max(4, policy.dtype.itemsize, teacher.dtype.itemsize)
+    vocab = policy.get_output_embeddings().weight.shape[0]
+    return {
+        "caches": caches * batch * length,
+        "laws": 8 * batch * (gamma + 1) * vocab * wide,
+    }
 
 
 # --- The law at a position -----------------------------------------------------------------------
 
-
-def _widen(log_p: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
-    """The same laws in the widest type the device has, normalised in it."""
-    wide = torch.float32 if log_p.device.type == "mps" else torch.float64
-    return torch.log_softmax(log_p, dim=-1, dtype=wide)
+Laws = Float[Tensor, "batch positions vocab"]
 
 
-def _law(
-    log_policy: Float[Tensor, "batch vocab"],
-    log_teacher: Float[Tensor, "batch vocab"],
-    fixed: float | None,
-) -> tuple[Float[Tensor, "batch vocab"], Trace]:
-    """log q_alpha, and the pair it lies between."""
-    balance = solve_kl_symmetry(log_policy, log_teacher)
-    alpha = balance.alpha if fixed is None else torch.full_like(balance.alpha, fixed)
-    shared = torch.isfinite(log_policy) & torch.isfinite(log_teacher)
-    log_path = _log_path(log_policy, log_teacher, shared, alpha)
-    log_partition = torch.logsumexp(log_path, dim=-1)
-    half = _log_path(log_policy, log_teacher, shared, torch.full_like(alpha, 0.5))
-    log_q = log_path - log_partition.unsqueeze(-1)
-    log_ratio = torch.where(shared, log_policy - log_teacher, torch.nan)
-    trace = Trace(
-        balance=balance,
-        alpha=alpha,
-        minus_log_partition=-log_partition,
-        minus_log_partition_half=-torch.logsumexp(half, dim=-1),
-        policy_to_teacher=_kl(log_policy, log_teacher),
-        teacher_to_policy=_kl(log_teacher, log_policy),
-        accept_policy=torch.minimum(log_policy, log_q).exp().sum(dim=-1),
-        accept_teacher=torch.minimum(log_teacher, log_q).exp().sum(dim=-1),
-        log_ratio_range=log_ratio.nan_to_num(-torch.inf).amax(dim=-1)
-        - log_ratio.nan_to_num(torch.inf).amin(dim=-1),
-    )
-    return log_q, trace
+@dataclass(frozen=True, slots=True)
+class _Law:
+    """How the target is made from the parents' laws, and a draft's law from its drafter's."""
+
+    alpha: float | None
+    shaping: Shaping
+    filtered: str
+    disjoint: str
+
+    @property
+    def of_parents(self) -> Shaping:
+        """What is done to a parent's law before q* is formed."""
+        return Shaping(self.shaping.steps) if self.filtered == "parents" else Shaping()
+
+    @property
+    def of_target(self) -> Shaping:
+        """What is done to q*; and to what a draft is drawn from, which it should resemble."""
+        if self.filtered == "parents":
+            return Shaping(greedy=self.shaping.greedy)
+        return self.shaping
+
+    def between(self, log_policy: Laws, log_teacher: Laws) -> tuple[Laws, dict[str, Any]]:
+        """log q_alpha at every position, and what the trace keeps of it."""
+        balance = batched.solve_kl_symmetry(log_policy, log_teacher, validate=False)
+        alpha = balance.alpha
+        if self.alpha is not None:
+            alpha = torch.full_like(alpha, self.alpha)
+        log_q = batched.log_geometric_mean(log_policy, log_teacher, alpha)
+        if self.alpha is None:
+            minus_log_partition = balance.chernoff
+        else:
+            minus_log_partition = -batched.log_partition(log_policy, log_teacher, alpha)
+        if self.disjoint == "mixture":
+            apart = balance.status == STATUSES.index("disjoint")
+            halves = torch.logaddexp(log_policy, log_teacher).log_softmax(-1)
+            log_q = torch.where(apart.unsqueeze(-1), halves, log_q)
+        known = {"alpha": alpha, "minus_log_partition": minus_log_partition}
+        return log_q, known | {f"balance.{k}": getattr(balance, k) for k in Balance.__slots__}
 
 
-def _log_path(
-    log_policy: Float[Tensor, "batch vocab"],
-    log_teacher: Float[Tensor, "batch vocab"],
-    shared: Tensor,
-    alpha: Float[Tensor, " batch"],
-) -> Float[Tensor, "batch vocab"]:
-    weight = alpha.unsqueeze(-1)
-    log_path = weight * log_policy + (1 - weight) * log_teacher  # 0 * -inf is nan: not shared
-    return torch.where(shared, log_path, -torch.inf)
+@dataclass(frozen=True, slots=True)
+class _Drafts:
+    """Tokens that somebody proposed, row by row, and the laws they came from.
+
+    `log_draft` is what the tokens were drawn from, after the filters; `log_parent` the law that
+    goes into q*, where a parent drafted. Rows have `counts` real tokens; the rest is anything.
+    """
+
+    proposer: str
+    tokens: Int[Tensor, "batch drafts"]
+    log_draft: Laws
+    log_parent: Laws | None
+    counts: list[int]
+
+    def select(self, rows: list[int]) -> "_Drafts":
+        index = torch.tensor(rows, device=self.tokens.device)
+        return _Drafts(
+            self.proposer,
+            self.tokens.index_select(0, index),
+            self.log_draft.index_select(0, index),
+            None if self.log_parent is None else self.log_parent.index_select(0, index),
+            [self.counts[row] for row in rows],
+        )
 
 
-def _kl(
-    log_p: Float[Tensor, "*batch vocab"], log_q: Float[Tensor, "*batch vocab"]
-) -> Float[Tensor, "*batch"]:
-    p = log_p.exp()
-    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dim=-1).clamp(min=0.0)
+# --- A run ---------------------------------------------------------------------------------------
 
 
-def _inverse_cdf(
-    log_q: Float[Tensor, "batch vocab"], uniform: Float[Tensor, " batch"]
-) -> Int[Tensor, " batch"]:
-    """One token per row: the first whose cumulative probability exceeds the row's uniform."""
-    cumulative = log_q.exp().cumsum(dim=-1)
-    total = cumulative.narrow(-1, -1, 1)
-    at = uniform.to(cumulative).unsqueeze(-1) * total
-    at = torch.minimum(at, torch.nextafter(total, torch.zeros_like(total)))  # below the total
-    return torch.searchsorted(cumulative, at, right=True).squeeze(-1)  # never a token of no mass
+@dataclass(slots=True)
+class _Run:
+    """A decode under way: the texts so far, what each model has read, and what is proposed."""
+
+    readers: dict[str, Reader]
+    prompts: dict[str, list[list[int]]]
+    law: _Law
+    chance: Chance
+    vocab: int
+    max_new_tokens: int
+    ends: frozenset[int]
+    stopping_criteria: tuple[Stop, ...]
+    verify: Callable[..., speculative.Round]
+    on_tokens: Callable[[Tensor], object] | None
+    rows: list[int] = field(init=False)  # of the batch, those that are not finished
+    text: list[list[int]] = field(init=False)  # the new tokens of every row of the batch
+    outstanding: _Drafts | None = None  # a parent's proposals that the other has not judged
+    lookups: list[schemes.Lookup] = field(init=False)
+    prefill: list[Forward] = field(default_factory=list)
+    rounds: list[RoundTrace] = field(default_factory=list)
+    log: list[dict[str, Any]] = field(default_factory=list)
+    observed: dict[str, tuple[float, float]] = field(default_factory=dict)
+    timers: list["_Timer"] = field(default_factory=list)
+    clock: float = 0.0
+
+    def start(self) -> None:
+        """Read the prompts."""
+        batch = len(self.prompts["policy"])
+        self.rows = list(range(batch))
+        self.text = [[] for _ in self.rows]
+        self.lookups = [schemes.Lookup(prompt) for prompt in self.prompts["policy"]]
+        for name, reader in self.readers.items():
+            begun = time.perf_counter()
+            calls = reader.start(self.prompts[name])
+            spent = (time.perf_counter() - begun) / max(1, calls)
+            width = max(len(prompt) for prompt in self.prompts[name]) - 1
+            self.prefill += [Forward(name, width, batch, spent)] * calls
+        self.clock = time.perf_counter()
+
+    def evidence(self) -> schemes.Evidence:
+        """What the choice of the next round may rest on: nothing about a token not yet emitted."""
+        return schemes.Evidence(
+            observed=dict(self.observed),
+            remaining=max(self.remaining()),
+            matched=sum(self.lookups[row].match() for row in self.rows) / len(self.rows),
+            outstanding=self.outstanding is not None,
+        )
+
+    def remaining(self) -> list[int]:
+        """How many tokens each running row may still get."""
+        return [self.max_new_tokens - len(self.text[row]) for row in self.rows]
+
+    def round(self, plan: Plan) -> None:
+        """One round after the plan."""
+        if plan.scheme != "alternating":
+            self.discard()
+        if plan.scheme == "alternating":
+            if self.outstanding is None:
+                self.outstanding = self.drafts_of(plan.drafter, plan.gamma, spare=0)
+            self.take_turn(plan)
+        elif plan.scheme == "one-sided":
+            self.judge_one_sided(plan)
+        else:
+            drafts = None
+            if plan.scheme == "lookup":
+                drafts = self.looked_up(plan.gamma)
+            elif plan.scheme == "draft-model":
+                drafts = self.drafts_of("draft", plan.gamma, spare=1)
+            self.judge_together(plan, drafts)
+
+    def discard(self) -> None:
+        """Forget proposals; exact, since nothing that led here depended on what they are."""
+        self.outstanding = None
+
+    # --- Reading
+
+    def read(
+        self,
+        name: str,
+        unread: list[list[int]],
+        drafts: Tensor | None = None,
+        counts: list[int] | None = None,
+        positions: int = 1,
+    ) -> Laws:
+        """What `name` makes of the text: raw laws over the shared vocabulary."""
+        reader = self.readers[name]
+        width = max(map(len, unread)) + (0 if drafts is None else drafts.shape[-1])
+        with _timed(self.timers, name, width, len(unread), reader.model.device):
+            laws = reader.feed(unread, drafts, counts, positions=positions)
+        if laws.shape[-1] > self.vocab:
+            laws = laws[..., : self.vocab].log_softmax(-1)
+        return laws.to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the laws meet: the policy's."""
+        device: torch.device = self.readers["policy"].model.device
+        return device
+
+    def unread(self, name: str) -> list[list[int]]:
+        """The emitted tokens that `name` has not read, at least one of each row."""
+        reader = self.readers[name]
+        totals = [len(self.prompts[name][row]) + len(self.text[row]) for row in self.rows]
+        reader.truncate([total - 1 for total in totals])
+        return [
+            (self.prompts[name][row] + self.text[row])[read:]
+            if read < len(self.prompts[name][row])
+            else self.text[row][read - len(self.prompts[name][row]) :]
+            for row, read in zip(self.rows, reader.lengths, strict=True)
+        ]
+
+    def texts(
+        self, name: str, drafts: Tensor | None = None, counts: list[int] | None = None
+    ) -> list[Tensor]:
+        """The texts of the running rows as filters see them; empty if no filter looks."""
+        if not self.law.shaping.reads_text:
+            return []
+        found = []
+        for place, row in enumerate(self.rows):
+            ids = torch.tensor(self.prompts[name][row] + self.text[row], device=self.device)
+            if drafts is not None and counts is not None:
+                ids = torch.cat([ids, drafts[place, : counts[place]]])
+            found.append(ids)
+        return found
+
+    def parent(self, name: str, raw: Laws, drafts: Tensor | None) -> Laws:
+        """A parent's law as it goes into q*."""
+        return self.law.of_parents(raw, self.texts(name), drafts)
+
+    # --- Proposing
+
+    def drafts_of(self, name: str, gamma: int, *, spare: int) -> _Drafts | None:
+        """gamma tokens drawn from one model, which reads all of them but the last.
+
+        Each row gets at most as many as it has room for, `spare` tokens apart; None if no row has.
+        """
+        limits = [min(gamma, left - spare) for left in self.remaining()]
+        if max(limits) < 1:
+            return None
+        first = self.read(name, self.unread(name))
+        return self.extend(name, first, None, [True] * len(self.rows), limits)
+
+    def extend(
+        self,
+        name: str,
+        raw: Laws | None,
+        begun: tuple[Tensor, Laws, Laws] | None,
+        has: list[bool],
+        limits: list[int],
+    ) -> _Drafts:
+        """Draft on, from a law or from first tokens, up to each row's limit.
+
+        Args:
+            name: The drafting model.
+            raw: The law of the first draft, from which it is still to be drawn; or
+            begun: (token, log_draft, log_parent) of it, where rows that do not `has` a first draft
+                have the last emitted token in its place.
+            has: Which rows have a first draft.
+            limits: How many drafts each row is to have at most.
+        """
+        steps: list[tuple[Tensor, Laws, Laws]] = [] if begun is None else [begun]
+        while len(steps) < max(
+            (limit + (not own) for own, limit in zip(has, limits, strict=True)), default=0
+        ):
+            if raw is None:
+                last = steps[-1][0]
+                made = len(steps)
+                more = [
+                    int(made < limit + (not own)) for own, limit in zip(has, limits, strict=True)
+                ]
+                raw = self.read(name, [[] for _ in self.rows], last.unsqueeze(-1), more)
+            so_far = torch.stack([step[0] for step in steps], -1) if steps else None
+            steps.append(self.draw(name, raw, so_far, has))
+            raw = None
+        tokens, log_draft, log_parent = (
+            torch.cat([step[part].unsqueeze(1) for step in steps], 1)
+            if part == 0
+            else torch.cat([step[part] for step in steps], 1)
+            for part in range(3)
+        )
+        if not all(has):
+            own = torch.tensor(has, device=tokens.device)
+            tokens = torch.where(own[:, None], tokens, tokens.roll(-1, 1))
+            log_draft = torch.where(own[:, None, None], log_draft, log_draft.roll(-1, 1))
+            log_parent = torch.where(own[:, None, None], log_parent, log_parent.roll(-1, 1))
+        counts = [
+            max(0, min(limit, len(steps) - (not own)))
+            for own, limit in zip(has, limits, strict=True)
+        ]
+        widest = max(counts)
+        return _Drafts(
+            name,
+            tokens[:, :widest],
+            log_draft[:, :widest],
+            log_parent[:, :widest] if name in PARENTS else None,
+            counts,
+        )
+
+    def draw(
+        self, name: str, raw: Laws, so_far: Tensor | None, has: list[bool]
+    ) -> tuple[Tensor, Laws, Laws]:
+        """One draft token of each row from a law after the drafts so far: (token, its two laws)."""
+        log_parent, log_draft = raw, raw
+        if self.law.shaping.steps or self.law.shaping.greedy:
+            seen = self.texts(name), self.texts("policy")
+            if so_far is not None and self.law.shaping.reads_text:
+                # Where a row has no first draft, the first column is already in its text.
+                tails = [so_far[i, (not own) :] for i, own in enumerate(has)]
+                seen = tuple(  # type: ignore[assignment]
+                    [torch.cat(pair) for pair in zip(text, tails, strict=True)] for text in seen
+                )
+            log_parent = self.law.of_parents(raw, seen[0]) if name in PARENTS else raw
+            log_draft = self.law.of_target(log_parent, seen[1])
+        return self.chance.draw(log_draft).squeeze(-1), log_draft, log_parent
+
+    def looked_up(self, gamma: int) -> _Drafts | None:
+        """What followed each row's last tokens where they stood before; None if nothing did."""
+        found = [
+            self.lookups[row].propose(min(gamma, left - 1))
+            for row, left in zip(self.rows, self.remaining(), strict=True)
+        ]
+        widest = max(map(len, found))
+        if widest == 0:
+            return None
+        padded = [tokens + [0] * (widest - len(tokens)) for tokens in found]
+        tokens = torch.tensor(padded, device=self.device)
+        log_draft = speculative.log_point_mass(tokens, self.vocab, dtype=torch.float32)
+        return _Drafts("lookup", tokens, log_draft, None, [len(tokens) for tokens in found])
+
+    # --- Judging
+
+    def judge_together(self, plan: Plan, drafts: _Drafts | None) -> None:
+        """Both parents read the drafts of a third; q* is known at every one of them and beyond."""
+        tokens, counts, positions = None, None, 1
+        if drafts is not None and drafts.tokens.shape[-1] > 0:
+            tokens, counts, positions = drafts.tokens, drafts.counts, drafts.tokens.shape[-1] + 1
+        else:
+            drafts = None
+        raw = [self.read(name, self.unread(name), tokens, counts, positions) for name in PARENTS]
+        log_policy, log_teacher = (
+            self.parent(name, laws, tokens) for name, laws in zip(PARENTS, raw, strict=True)
+        )
+        self.settle(plan, drafts, log_policy, log_teacher, None)
+
+    def judge_one_sided(self, plan: Plan) -> None:
+        """One parent drafts, the other reads all but the last draft: that is all it needs."""
+        drafts = self.drafts_of(plan.drafter, plan.gamma, spare=0)
+        assert drafts is not None
+        assert drafts.log_parent is not None
+        verifier = _other(plan.drafter)
+        fed = drafts.tokens[:, :-1]
+        counts = [max(0, count - 1) for count in drafts.counts]
+        raw = self.read(
+            verifier,
+            self.unread(verifier),
+            fed if fed.shape[-1] else None,
+            counts if fed.shape[-1] else None,
+            fed.shape[-1] + 1,
+        )
+        judged = self.parent(verifier, raw, drafts.tokens)
+        pair = (drafts.log_parent, judged) if verifier == "teacher" else (judged, drafts.log_parent)
+        self.settle(plan, drafts, *pair, None)
+
+    def take_turn(self, plan: Plan) -> None:
+        """The other parent judges what one proposed, and proposes what follows from its own law."""
+        drafts = self.outstanding
+        self.outstanding = None
+        assert drafts is not None
+        assert drafts.log_parent is not None
+        verifier = _other(drafts.proposer)
+        width = drafts.tokens.shape[-1]
+        # The last draft of a row that is full with it need not be read: nothing follows it.
+        counts = [
+            min(count, left - 1)
+            for count, left in zip(drafts.counts, self.remaining(), strict=True)
+        ]
+        fed = max(counts)
+        raw = self.read(
+            verifier,
+            self.unread(verifier),
+            drafts.tokens[:, :fed] if fed else None,
+            counts if fed else None,
+            fed + 1,
+        )
+        parent = self.parent(verifier, raw, drafts.tokens)
+        at = torch.tensor([min(count, fed) for count in drafts.counts], device=self.device)
+        index = at[:, None, None].expand(-1, 1, self.vocab)
+        own = parent.gather(1, index)
+        following = self.texts("policy", drafts.tokens, drafts.counts)
+        log_next = self.law.of_target(own, following)
+        judged = parent[:, :width]
+        pair = (drafts.log_parent, judged) if verifier == "teacher" else (judged, drafts.log_parent)
+        kept = self.settle(plan, drafts, *pair, log_next)
+        if not self.rows:
+            return
+        alive, full, next_token = kept
+        if any(full):
+            place = torch.tensor(alive, device=self.device)
+            begun = (
+                next_token.index_select(0, place),
+                log_next.index_select(0, place),
+                own.index_select(0, place),
+            )
+            limits = [min(plan.gamma, left) for left in self.remaining()]
+            # A row that was rejected rides along: it has one draft fewer.
+            limits = [
+                limit if has else min(plan.gamma - 1, limit)
+                for has, limit in zip(full, limits, strict=True)
+            ]
+            self.outstanding = self.extend(verifier, None, begun, full, limits)
+
+    def settle(
+        self,
+        plan: Plan,
+        drafts: _Drafts | None,
+        log_policy: Laws,
+        log_teacher: Laws,
+        log_next: Laws | None,
+    ) -> tuple[list[int], list[bool], Tensor]:
+        """Keep or replace the drafts, emit what is settled, and take the rest back.
+
+        q* is known at as many positions as the parents' laws have. One more than the drafts: the
+        last one gives every row a token beyond an accepted draft. As many as the drafts: after an
+        accepted draft the row has no token of q*, but a proposal from `log_next`, if there is one.
+
+        Returns:
+            (which rows go on, which of those had all their drafts accepted, and each row's token
+            after the accepted ones: emitted, or a proposal).
+        """
+        log_q, known = self.law.between(log_policy, log_teacher)
+        batch, positions, vocab = log_q.shape
+        tokens = log_q.new_zeros((batch, 0), dtype=torch.long)
+        log_draft, counts, proposer = log_q.new_zeros((batch, 0, vocab)), [0] * batch, "none"
+        if drafts is not None:
+            tokens, log_draft, counts = drafts.tokens, drafts.log_draft, drafts.counts
+            proposer = drafts.proposer
+        gamma = tokens.shape[-1]
+        target = self.law.of_target(log_q, self.texts("policy"), tokens)
+        exact = positions > gamma
+        log_target = target
+        drafted = torch.tensor(counts, device=self.device)
+        if not exact:
+            beyond = target[:, -1:] if log_next is None else log_next
+            log_target = torch.cat([target, beyond], 1)
+            here = torch.arange(gamma + 1, device=self.device) == drafted[:, None]
+            log_target = torch.where(here[..., None], beyond, log_target)
+        judged = self.verify(
+            tokens, log_draft, log_target, drafted=drafted, generator=self.chance, check=False
+        )
+        for name, laws in (("policy", log_policy), ("teacher", log_teacher)):
+            shaped = self.law.of_target(laws, self.texts("policy"), tokens)
+            known[f"accept_{name}"] = torch.minimum(shaped, target).exp().sum(-1)
+        host = self._fetch(judged, tokens, log_policy, log_teacher, known)
+        return self._emit(plan, proposer, counts, exact, host, known, judged.next_token)
+
+    def _fetch(
+        self,
+        judged: speculative.Round,
+        tokens: Tensor,
+        log_policy: Laws,
+        log_teacher: Laws,
+        known: dict[str, Any],
+    ) -> dict[str, Any]:
+        """All that the host must know of a round, in one transfer: the only wait for the device."""
+        wide = {
+            "accepted": judged.accepted.unsqueeze(-1),
+            "tested": judged.tested.unsqueeze(-1),
+            "next": judged.next_token.unsqueeze(-1),
+            "tokens": tokens,
+            "nan_policy": log_policy.amax(-1).isnan(),
+            "nan_teacher": log_teacher.amax(-1).isnan(),
+            "disjoint": known["balance.status"] == STATUSES.index("disjoint"),
+            "accept_policy": known["accept_policy"],
+            "accept_teacher": known["accept_teacher"],
+        }
+        flat = torch.cat([part.to(torch.float64) for part in wide.values()], -1).cpu()
+        parts = dict(zip(wide, flat.split([p.shape[-1] for p in wide.values()], -1), strict=True))
+        whole = ("accepted", "tested", "next", "tokens")
+        return {k: part.long().tolist() if k in whole else part for k, part in parts.items()}
+
+    def _emit(
+        self,
+        plan: Plan,
+        proposer: str,
+        counts: list[int],
+        exact: bool,
+        host: dict[str, Any],
+        known: dict[str, Any],
+        next_token: Tensor,
+    ) -> tuple[list[int], list[bool], Tensor]:
+        accepted = [kept for (kept,) in host["accepted"]]
+        full = [a == c for a, c in zip(accepted, counts, strict=True)]
+        starts = [len(self.text[row]) for row in self.rows]
+        trouble = any(host[name].any() for name in ("nan_policy", "nan_teacher", "disjoint"))
+        emitted: list[list[int]] = []
+        for place, row in enumerate(self.rows):
+            new = host["tokens"][place][: accepted[place]]
+            if exact or not full[place]:
+                new += host["next"][place]
+            if trouble:
+                self._check(host, place, row, len(new))
+            emitted.append(self._append(row, new))
+        for name, reader in self.readers.items():
+            reader.truncate(
+                [
+                    len(self.prompts[name][row]) + start + kept
+                    for row, start, kept in zip(self.rows, starts, accepted, strict=True)
+                ]
+            )
+        self._remember(plan, proposer, counts, host, known, starts, emitted)
+        alive = [place for place, row in enumerate(self.rows) if not self._finished(row)]
+        if len(alive) < len(self.rows):
+            self.rows = [self.rows[place] for place in alive]
+            if alive:
+                for reader in self.readers.values():
+                    reader.select(alive)
+        return alive, [full[place] for place in alive], next_token
+
+    def _append(self, row: int, new: list[int]) -> list[int]:
+        """Add tokens to a row's text until something ends it; those that were added."""
+        for i, token in enumerate(new):
+            self.text[row].append(token)
+            if self._finished(row):
+                return new[: i + 1]
+        return new
+
+    def _finished(self, row: int) -> bool:
+        text = self.text[row]
+        if not text:
+            return False
+        if len(text) >= self.max_new_tokens or text[-1] in self.ends:
+            return True
+        if not self.stopping_criteria:
+            return False
+        ids = torch.tensor([self.prompts["policy"][row] + text], device=self.device)
+        return any(bool(torch.as_tensor(stop(ids, None)).any()) for stop in self.stopping_criteria)
+
+    def _check(self, host: dict[str, Any], place: int, row: int, length: int) -> None:
+        """Raise where a model answered nan, or the parents share nothing, at an emitted token."""
+        at = len(self.text[row])
+        for name in PARENTS:
+            bad = host[f"nan_{name}"][place, :length].nonzero()
+            if len(bad):
+                raise ValueError(
+                    f"the {name} answers nan at new token {at + int(bad[0])}, row {row}: its "
+                    f"logits hold nan or +inf, or are all -inf. Try wider weights "
+                    f"(dtype=torch.float32), or look for what broke the model."
+                )
+        apart = host["disjoint"][place, :length].nonzero()
+        if len(apart) and self.law.disjoint == "raise":
+            raise ValueError(
+                f"policy and teacher share no token at new token {at + int(apart[0])}, row {row}: "
+                f"q* does not exist there. Something (a filter, a mask on the logits) cut their "
+                f"supports apart; apply it to q* (filtered='target'), or pass disjoint='mixture' "
+                f"for the even mixture at such positions."
+            )
+
+    def _remember(
+        self,
+        plan: Plan,
+        proposer: str,
+        counts: list[int],
+        host: dict[str, Any],
+        known: dict[str, Any],
+        starts: list[int],
+        emitted: list[list[int]],
+    ) -> None:
+        """Write the round down: for the trace, for the planner, and for whoever listens."""
+        lengths = [len(new) for new in emitted]
+        accepted = [kept for (kept,) in host["accepted"]]
+        self.log.append(
+            {
+                "known": known,
+                "rows": list(self.rows),
+                "starts": starts,
+                "lengths": lengths,
+                "accepted": accepted,
+                "counts": counts,
+                "proposer": PROPOSERS.index(proposer),
+            }
+        )
+        for row, new in zip(self.rows, emitted, strict=True):
+            lookup = self.lookups[row]
+            lookup.append(new)
+            schemes.observe(self.observed, "lookup", lookup.right, lookup.tested)
+            lookup.tested = lookup.right = 0
+        tested = sum(count for (count,) in host["tested"])
+        for name in PARENTS:
+            values = host[f"accept_{name}"].tolist()
+            seen = [x for row, n in zip(values, lengths, strict=True) for x in row[:n]]
+            schemes.observe(self.observed, name, sum(seen), len(seen))
+        if proposer == "draft":
+            schemes.observe(self.observed, proposer, sum(accepted), tested)
+        now = time.perf_counter()
+        self.rounds.append(
+            RoundTrace(
+                scheme=plan.scheme,
+                gamma=plan.gamma,
+                forwards=tuple(timer.forward() for timer in self.timers),
+                drafted=sum(counts),
+                tested=tested,
+                accepted=sum(accepted),
+                emitted=sum(lengths),
+                seconds=now - self.clock,
+            )
+        )
+        self.timers, self.clock = [], now
+        if self.on_tokens is not None and max(lengths) > 0:
+            block = torch.full((len(self.text), max(lengths)), NO_TOKEN)
+            for row, new in zip(self.rows, emitted, strict=True):
+                block[row, : len(new)] = torch.tensor(new, dtype=torch.long)
+            self.on_tokens(block)
+
+    # --- The result
+
+    def generation(self, costs: Costs, single: bool, device: torch.device) -> Generation:
+        """The result in the shape and on the device of the prompt."""
+        size = self.max_new_tokens
+        filled = [text + [text[-1]] * (size - len(text)) for text in self.text]
+
+        def shaped(values: Tensor) -> Tensor:
+            return (values[0] if single else values).to(device)
+
+        source, place, proposer, accepted = [], [], [], []
+        offset = 0
+        for entry in self.log:
+            batch, positions = entry["known"]["alpha"].shape
+            for i, row in enumerate(entry["rows"]):
+                for j in range(entry["lengths"][i]):
+                    source.append(offset + i * positions + j)
+                    place.append(row * size + entry["starts"][i] + j)
+                    proposer.append(entry["proposer"] if j < entry["counts"][i] else 0)
+                    accepted.append(j < entry["accepted"][i])
+            offset += batch * positions
+        index = torch.tensor(place)
+
+        def scattered(name: str) -> Tensor:
+            values = torch.cat([entry["known"][name].reshape(-1) for entry in self.log]).cpu()
+            floats = values.is_floating_point()
+            nothing = torch.nan if floats else -(values.dtype != torch.bool)
+            out = torch.full((len(filled) * size,), nothing, dtype=values.dtype)
+            out[index] = values[torch.tensor(source)]
+            return shaped(out.reshape(-1, size))
+
+        def written(values: list[Any], nothing: Any, dtype: torch.dtype) -> Tensor:
+            out = torch.full((len(filled) * size,), nothing, dtype=dtype)
+            out[index] = torch.tensor(values, dtype=dtype)
+            return shaped(out.reshape(-1, size))
+
+        trace = Trace(
+            balance=Balance(**{name: scattered(f"balance.{name}") for name in Balance.__slots__}),
+            **{
+                name: scattered(name)
+                for name in ("alpha", "minus_log_partition", "accept_policy", "accept_teacher")
+            },
+            proposer=written(proposer, -1, torch.int8),
+            accepted=written(accepted, False, torch.bool),
+            rounds=tuple(self.rounds),
+            prefill=tuple(self.prefill),
+            costs=costs,
+        )
+        lengths = torch.tensor([len(text) for text in self.text])
+        return Generation(shaped(torch.tensor(filled)), shaped(lengths), trace)
 
 
-# --- Traces --------------------------------------------------------------------------------------
+def _other(parent: str) -> str:
+    return PARENTS[1 - PARENTS.index(parent)]
 
 
-def _map(function: Callable[[list[Tensor]], Tensor], *traces: Trace) -> Trace:
-    """A trace whose every field is the function of that field of all the traces."""
-
-    def mapped(records: Sequence[Any], names: Iterable[str]) -> dict[str, Tensor]:
-        return {name: function([getattr(record, name) for record in records]) for name in names}
-
-    balance = Balance(**mapped([trace.balance for trace in traces], Balance.__slots__))
-    return Trace(balance=balance, **mapped(traces, set(Trace.__slots__) - {"balance"}))
+# --- Time ----------------------------------------------------------------------------------------
 
 
-def _where(kept: Tensor, trace: Trace) -> Trace:
-    """The trace at the rows that are kept; elsewhere what says that there is nothing."""
+@dataclass(slots=True)
+class _Timer:
+    """A forward that is being timed: on the device where that has a clock of its own."""
 
-    def blank(fields: list[Tensor]) -> Tensor:
-        (values,) = fields
-        nothing = torch.nan if values.is_floating_point() else -(values.dtype != torch.bool)
-        return values.where(kept.to(values.device), torch.full_like(values, nothing))
+    model: str
+    width: int
+    rows: int
+    device: torch.device
+    begun: Any = None
+    ended: Any = None
 
-    return _map(blank, trace)
+    def mark(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def forward(self) -> Forward:
+        """What was timed. Asked only after the host has waited for the device anyway."""
+        if self.device.type == "cuda":
+            self.ended.synchronize()
+            spent = self.begun.elapsed_time(self.ended) / 1000
+        else:
+            spent = self.ended - self.begun
+        return Forward(self.model, self.width, self.rows, spent)
 
 
-def _collect(
-    columns: list[Tensor], traces: list[Trace], ends: Tensor, max_new_tokens: int, like: Tensor
-) -> Generation:
-    """The result in the shape and on the device of the prompt."""
-    filled = columns + [columns[-1]] * (max_new_tokens - len(columns))
-    tokens = torch.stack(filled, dim=-1)
-    ended = torch.isin(tokens, ends)
-    lengths = torch.where(ended.any(dim=-1), ended.int().argmax(dim=-1) + 1, max_new_tokens)
-    unread = _where(torch.zeros(len(tokens), dtype=torch.bool), traces[0])
-    traces = traces + [unread] * (max_new_tokens - len(traces))
+@contextmanager
+def _timed(
+    timers: list[_Timer], model: str, width: int, rows: int, device: torch.device
+) -> Iterator[None]:
+    timer = _Timer(model, width, rows, device)
+    timer.begun = timer.mark()
+    yield
+    timer.ended = timer.mark()
+    timers.append(timer)
 
-    def shaped(values: Tensor) -> Tensor:
-        return (values[0] if like.ndim == 1 else values).to(like.device)
 
-    def stacked(values: list[Tensor]) -> Tensor:
-        return shaped(torch.stack(values, dim=-1))
+MEASURED_WIDTHS = (1, 2, 3, 5, 9)
+MEASURED_TIMES = 3
+MEASURED_SECONDS = 1.0  # for one model; after it, one forward of a width must do
 
-    return Generation(shaped(tokens), shaped(lengths), _map(stacked, *traces))
+_COSTS: weakref.WeakKeyDictionary[Any, dict[tuple[int, ...], Costs]] = weakref.WeakKeyDictionary()
+"""What was measured, by policy; so that a seed repeats within a process."""
+
+
+def _measured_costs(run: _Run) -> Costs:
+    """What forwards of each width take here, on the caches as they are; measured once."""
+    policy = run.readers["policy"].model
+    key = (len(run.rows), *(id(reader.model) for reader in run.readers.values()))
+    kept = _COSTS.setdefault(policy, {})
+    if key not in kept:
+        seconds: dict[str, dict[int, float]] = {}
+        for name, reader in run.readers.items():
+            same = [n for n in seconds if run.readers[n].model is reader.model]
+            seconds[name] = seconds[same[0]] if same else _seconds_by_width(run, name)
+        kept[key] = Costs(seconds["policy"], seconds["teacher"], seconds.get("draft"))
+    return kept[key]
+
+
+def _seconds_by_width(run: _Run, name: str) -> dict[int, float]:
+    """The median time of a forward by width; what was read for it is taken back."""
+    reader, spent = run.readers[name], {}
+    unread = run.unread(name)
+    lengths = list(reader.lengths)
+    room, begun = min(run.remaining()), time.perf_counter()
+    for width in MEASURED_WIDTHS:
+        if width > max(room, 1):
+            break
+        drafts = torch.zeros(len(run.rows), width - 1, dtype=torch.long, device=run.device)
+        timers: list[_Timer] = []
+        for _ in range(MEASURED_TIMES + (width == 1)):  # the first forward warms up
+            if timers and time.perf_counter() - begun > MEASURED_SECONDS:
+                break
+            with _timed(timers, name, width, len(run.rows), reader.model.device):
+                reader.feed(unread, drafts, positions=width)
+            reader.truncate(lengths)
+        times = [timer.forward().seconds for timer in timers]
+        spent[width] = statistics.median(times[-MEASURED_TIMES:])
+    return spent
 
 
 @contextmanager
@@ -330,82 +1093,130 @@ def _eval_mode(*models: Any) -> Iterator[None]:
 # --- What can be wrong ---------------------------------------------------------------------------
 
 
-def _check_count(max_new_tokens: int) -> None:
-    if operator.index(max_new_tokens) < 1:
-        raise ValueError(
-            f"max_new_tokens must be at least 1: got {max_new_tokens}. Nothing would be drawn."
-        )
+def _check_count(name: str, count: int) -> None:
+    if isinstance(count, bool) or operator.index(count) < 1:
+        raise ValueError(f"{name} must be at least 1: got {count}. Nothing would be drawn.")
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}: got {value!r}.")
+
+
+def _check_scheme(scheme: str, gamma: int | None, drafter: str | None, draft_model: Any) -> None:
+    _check_choice("scheme", scheme, SCHEMES)
+    if gamma is not None:
+        if isinstance(gamma, bool) or operator.index(gamma) < 1:
+            raise ValueError(
+                f"gamma counts the draft tokens of a round, at least 1: got {gamma}. None adapts "
+                f"it; scheme='plain' drafts nothing."
+            )
+        if scheme == "plain":
+            raise ValueError(f"scheme='plain' drafts nothing: leave gamma out (got {gamma}).")
+    if drafter is not None:
+        _check_choice("drafter", drafter, PARENTS)
+        if scheme != "one-sided":
+            raise ValueError(
+                f"drafter says who drafts with scheme='one-sided': got drafter={drafter!r} with "
+                f"scheme={scheme!r}."
+            )
+    if scheme == "draft-model" and draft_model is None:
+        raise ValueError("scheme='draft-model' needs draft_model, a third causal language model.")
+
+
+def _check_vocab(readers: dict[str, Reader], vocab: int | None) -> int:
+    """How many token ids the laws are over."""
+    sizes = {name: reader.vocab for name, reader in readers.items()}
+    if vocab is not None:
+        if not 1 <= operator.index(vocab) <= min(sizes.values()):
+            raise ValueError(
+                f"vocab is how many ids all models share, from 1 to {min(sizes.values())}: got "
+                f"{vocab}."
+            )
+        return vocab
+    for name, size in sizes.items():
+        if size != sizes["policy"]:
+            raise ValueError(
+                f"policy and {name} must share one vocabulary: the policy gives probabilities to "
+                f"{sizes['policy']} tokens, the {name} to {size}. Choose models of one family "
+                f"(models.check_same_vocabulary compares their tokenizers); if only the padding of "
+                f"their output layers differs, pass vocab=len(tokenizer)."
+            )
+    return sizes["policy"]
 
 
 def _check_prompts(
-    steppers: tuple[Stepper, Stepper],
-    policy_ids: Tensor,
-    teacher_ids: Tensor | None,
+    readers: dict[str, Reader],
+    vocab: int,
     max_new_tokens: int,
-) -> tuple[Int[Tensor, "batch length"], Int[Tensor, "batch teacher_length"]]:
-    """Both prompts with a batch axis; ValueError if they cannot be read or leave no room."""
-    policy, teacher = steppers
-    if policy.vocab != teacher.vocab:
-        raise ValueError(
-            f"policy and teacher must share one vocabulary: the policy gives probabilities to "
-            f"{policy.vocab} tokens, the teacher to {teacher.vocab}. Choose two models of one "
-            f"family; models.check_same_vocabulary compares their tokenizers."
-        )
-    prompts = []
-    given = {"policy": policy_ids, "teacher": policy_ids if teacher_ids is None else teacher_ids}
-    for (name, ids), stepper in zip(given.items(), steppers, strict=True):
-        if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
-            kind = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
-            raise ValueError(f"{name}_ids must be a tensor of token ids (int64): got {kind}.")
-        if ids.ndim not in (1, 2) or ids.numel() == 0:
+    given: dict[str, Prompts | None],
+) -> tuple[dict[str, list[list[int]]], bool, torch.device]:
+    """Each model's prompts as lists, whether they came without a batch axis, and their device."""
+    prompts, batched_axes = {}, {}
+    for name, reader in readers.items():
+        ids: Any = given["policy"] if given[name] is None else given[name]
+        rows: list[Any] = list(ids) if isinstance(ids, list | tuple) and ids else [ids]
+        for row in rows:
+            if not isinstance(row, Tensor) or row.dtype not in (torch.int64, torch.int32):
+                kind = row.dtype if isinstance(row, Tensor) else type(ids).__name__
+                raise ValueError(
+                    f"{name}_ids must be a tensor of token ids (int64), or a list of such tensors "
+                    f"of one dimension: got {kind}."
+                )
+        axes = 2 if rows[0] is not ids else rows[0].ndim
+        if rows[0] is ids and axes == 2:
+            rows = list(rows[0])
+        if any(row.ndim != 1 for row in rows) or not rows or any(row.numel() == 0 for row in rows):
+            shape = tuple(ids.shape) if isinstance(ids, Tensor) else [tuple(r.shape) for r in rows]
             raise ValueError(
-                f"{name}_ids must hold at least one token, in one dimension or in two (a batch "
-                f"of equal lengths): got shape {tuple(ids.shape)}. An empty prompt gives no first "
-                f"law; start from the tokenizer's bos token."
+                f"{name}_ids must hold at least one token per row, in one dimension, in two (a "
+                f"batch of equal lengths), or as a list of one-dimensional tensors: got shape "
+                f"{shape}. An empty prompt gives no first law; start from the tokenizer's bos "
+                f"token."
             )
-        if int(ids.min()) < 0 or int(ids.max()) >= stepper.vocab:
+        low, high = min(int(row.min()) for row in rows), max(int(row.max()) for row in rows)
+        if low < 0 or high >= reader.vocab:
             raise ValueError(
-                f"{name}_ids must lie in 0..{stepper.vocab - 1}, the {name}'s vocabulary: got "
-                f"{int(ids.min())}..{int(ids.max())}."
+                f"{name}_ids must lie in 0..{reader.vocab - 1}, the {name}'s vocabulary: got "
+                f"{low}..{high}."
             )
         # The last token drawn is not read any more.
-        stepper.check_room(ids.shape[-1] + max_new_tokens - 1)
-        prompts.append(ids if ids.ndim == 2 else ids[None])
-    if given["policy"].ndim != given["teacher"].ndim or len(prompts[0]) != len(prompts[1]):
-        raise ValueError(
-            f"the two prompts must come in one batch: got shapes {tuple(given['policy'].shape)} "
-            f"and {tuple(given['teacher'].shape)}."
-        )
-    return prompts[0], prompts[1]
+        reader.check_room(max(len(row) for row in rows) + max_new_tokens - 1)
+        whole = isinstance(ids, Tensor) and axes == 2
+        prompts[name] = ids.tolist() if whole else [row.tolist() for row in rows]
+        batched_axes[name] = axes
+        if name == "policy":
+            device = rows[0].device
+    for name in readers:
+        if batched_axes[name] != batched_axes["policy"] or len(prompts[name]) != len(
+            prompts["policy"]
+        ):
+            raise ValueError(
+                f"the prompts must come in one batch: got {len(prompts['policy'])} rows in "
+                f"{batched_axes['policy']} dimensions for the policy, {len(prompts[name])} in "
+                f"{batched_axes[name]} for the {name}."
+            )
+    return prompts, batched_axes["policy"] == 1, device
 
 
-def _check_alpha(alpha: float | None) -> float | None:
-    if alpha is None:
-        return None
-    if not 0 <= float(alpha) <= 1:
-        raise ValueError(
-            f"alpha is the exponent on the policy and must lie in [0, 1]: got {alpha}. None "
-            f"solves for alpha* at each position."
-        )
-    return float(alpha)
-
-
-def _check_generator(generator: torch.Generator | int | None) -> torch.Generator | None:
+def _check_generator(generator: torch.Generator | Chance | int | None) -> Chance:
     if generator is None:
-        return None
+        return Coins(torch.default_generator)
     if isinstance(generator, torch.Generator):
         if generator.device.type != "cpu":
             raise ValueError(
                 f"generator must live on the CPU (it serves models on any device): got one on "
                 f"{generator.device}. Use torch.Generator() or pass a seed."
             )
+        return Coins(generator)
+    if isinstance(generator, Chance):
         return generator
-    return torch.Generator().manual_seed(operator.index(generator))
+    return Coins(torch.Generator().manual_seed(operator.index(generator)))
 
 
 def _check_ends(
     eos_token_id: int | Sequence[int] | str | None, policy: Any, vocab: int
-) -> Int[Tensor, " ends"]:
+) -> frozenset[int]:
     """The ids that end a row, those of them that the vocabulary has."""
     given: Any = eos_token_id
     if given == "policy":
@@ -417,25 +1228,4 @@ def _check_ends(
             f"config says): got {given!r}. Look a token's id up in the tokenizer."
         )
     ids = [] if given is None else given if isinstance(given, Sequence) else [given]
-    return torch.tensor([id_ for id_ in map(operator.index, ids) if 0 <= id_ < vocab]).long()
-
-
-def _check_numbers(log_policy: Tensor, log_teacher: Tensor, position: int) -> None:
-    for name, log_p in (("policy", log_policy), ("teacher", log_teacher)):
-        bad = torch.isnan(log_p).any(dim=-1)
-        if bad.any():
-            raise ValueError(
-                f"the {name} answers nan at new token {position}, row {int(bad.int().argmax())}: "
-                f"its logits hold nan or +inf, or are all -inf. Try wider weights "
-                f"(dtype=torch.float32), or look for what broke the model."
-            )
-
-
-def _check_support(trace: Trace, running: Tensor, position: int) -> None:
-    disjoint = (trace.balance.status == STATUSES.index("disjoint")).cpu() & running
-    if disjoint.any():
-        raise ValueError(
-            f"policy and teacher share no token at new token {position}, row "
-            f"{int(disjoint.int().argmax())}: q* does not exist there. Something (a filter, a "
-            f"mask on the logits) cut their supports apart; apply it to q* instead."
-        )
+    return frozenset(id_ for id_ in map(operator.index, ids) if 0 <= id_ < vocab)

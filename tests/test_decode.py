@@ -11,7 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import qstar
 from qstar import models
-from qstar.decode import _inverse_cdf, generate, measure
+from qstar.comparison import measure
+from qstar.decode import generate
 from qstar.result import STATUSES
 
 VOCAB = 7

@@ -17,7 +17,7 @@ def decode_trace(trace: Any, *, fig: Figure, typical: tuple[float, float] = (0.3
     """A decode, token by token: alpha*, the divergences around q*, and both acceptances.
 
     Args:
-        trace: The `qstar.decode.Trace` of one sequence, on the CPU.
+        trace: The `qstar.comparison.Comparison` of one sequence, on the CPU.
         fig: Where to draw, in three panels that share the axis of tokens.
         typical: The range of alpha to shade.
     """

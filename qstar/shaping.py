@@ -1,0 +1,129 @@
+"""What is done to a law before a token is drawn from it: temperature, top-k, top-p, processors.
+
+A law that judges a draft must be the law that the draft was drawn from, and a filter that reads the
+text must read the text as it would stand at that very position. Both are settled here, once: the
+decoder passes every law through one `Shaping`, whoever drew from it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+from .speculative import log_point_mass
+
+FILTERED = ("target", "parents")
+"""What the filters may apply to: q* once it is formed, or both parents before."""
+
+MEMORYLESS = (
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    MinPLogitsWarper,
+    TypicalLogitsWarper,
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+)
+"""Processors that do not read the text, so that all positions can be filtered at once."""
+
+Processor = Callable[[Int[Tensor, "rows length"], Float[Tensor, "rows vocab"]], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Shaping:
+    """The filters between a law and a draw, in order.
+
+    Attributes:
+        steps: Called with (ids, scores) as processors of transformers are. They must be functions
+            of these two alone: a position may be asked about more than once.
+        greedy: Keep the most probable token only, after all else.
+    """
+
+    steps: tuple[Processor, ...] = ()
+    greedy: bool = False
+    reads_text: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        reads = any(not isinstance(step, MEMORYLESS) for step in self.steps)
+        object.__setattr__(self, "reads_text", reads)
+
+    def __call__(
+        self,
+        log_law: Float[Tensor, "batch positions vocab"],
+        texts: Sequence[Int[Tensor, " length"]],
+        drafts: Int[Tensor, "batch drafts"] | None = None,
+    ) -> Float[Tensor, "batch positions vocab"]:
+        """The filtered laws: what follows each row's text and its first 0, 1, 2, ... drafts.
+
+        Args:
+            log_law: Log-probabilities. The steps see these as their scores, not a model's logits:
+                a repetition penalty, which divides scores by their sign, acts on them as such.
+            texts: Each row's text up to the first position. Read only if `reads_text`.
+            drafts: What follows it, as far as the positions need it.
+        """
+        batch, positions, vocab = log_law.shape
+        if self.reads_text:
+            rows = []
+            for row, text in enumerate(texts):
+                for position in range(positions):
+                    ids = text.to(log_law.device)
+                    if position > 0:
+                        assert drafts is not None
+                        ids = torch.cat([ids, drafts[row, :position].clamp(min=0)])
+                    scores = log_law[row, position : position + 1].clone()
+                    for step in self.steps:
+                        scores = step(ids[None], scores)
+                    rows.append(scores)
+            log_law = torch.cat(rows).reshape(batch, positions, vocab).log_softmax(-1)
+        elif self.steps:
+            scores = log_law.reshape(batch * positions, vocab).clone()
+            for step in self.steps:
+                scores = step(torch.empty(0, 0, dtype=torch.long), scores)
+            log_law = scores.reshape(batch, positions, vocab).log_softmax(-1)
+        if self.greedy:
+            log_law = log_point_mass(log_law.argmax(-1), vocab, dtype=log_law.dtype)
+        return log_law
+
+
+def shaping(
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    logits_processor: Sequence[Processor] = (),
+    greedy: bool = False,
+) -> Shaping:
+    """Processors first, then temperature, top-k and top-p, as transformers orders them.
+
+    Raises:
+        ValueError: A number is out of range; the message says which.
+    """
+    steps: list[Any] = list(logits_processor)
+    if not temperature > 0:
+        raise ValueError(
+            f"temperature must be positive: got {temperature}. greedy=True takes the most probable "
+            f"token."
+        )
+    if temperature != 1:
+        steps.append(TemperatureLogitsWarper(float(temperature)))
+    if top_k is not None:
+        if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+            raise ValueError(f"top_k must be a whole number of tokens, at least 1: got {top_k}.")
+        steps.append(TopKLogitsWarper(top_k))
+    if top_p is not None:
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p is a probability and must lie in (0, 1]: got {top_p}.")
+        steps.append(TopPLogitsWarper(float(top_p)))
+    return Shaping(tuple(steps), greedy)
