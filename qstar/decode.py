@@ -437,6 +437,7 @@ class _Run:
     verify: Callable[..., speculative.Round]
     on_tokens: Callable[[Tensor], object] | None
     rows: list[int] = field(init=False)  # of the batch, those that are not finished
+    done: set[int] = field(default_factory=set)  # those that are
     text: list[list[int]] = field(init=False)  # the new tokens of every row of the batch
     outstanding: _Drafts | None = None  # a parent's proposals that the other has not judged
     lookups: list[schemes.Lookup] = field(init=False)
@@ -774,7 +775,7 @@ class _Run:
         for name, laws in (("policy", log_policy), ("teacher", log_teacher)):
             shaped = self.law.of_target(laws, self.texts("policy"), tokens)
             known[f"accept_{name}"] = torch.minimum(shaped, target).exp().sum(-1)
-        host = self._fetch(judged, tokens, log_policy, log_teacher, known)
+        host = self._fetch(judged, tokens, log_policy, log_teacher, target, known)
         return self._emit(plan, proposer, counts, exact, host, known, judged.next_token)
 
     def _fetch(
@@ -783,6 +784,7 @@ class _Run:
         tokens: Tensor,
         log_policy: Laws,
         log_teacher: Laws,
+        target: Laws,
         known: dict[str, Any],
     ) -> dict[str, Any]:
         """All that the host must know of a round, in one transfer: the only wait for the device."""
@@ -793,6 +795,7 @@ class _Run:
             "tokens": tokens,
             "nan_policy": log_policy.amax(-1).isnan(),
             "nan_teacher": log_teacher.amax(-1).isnan(),
+            "nan_target": target.amax(-1).isnan(),
             "disjoint": known["balance.status"] == STATUSES.index("disjoint"),
             "accept_policy": known["accept_policy"],
             "accept_teacher": known["accept_teacher"],
@@ -815,7 +818,8 @@ class _Run:
         accepted = [kept for (kept,) in host["accepted"]]
         full = [a == c for a, c in zip(accepted, counts, strict=True)]
         starts = [len(self.text[row]) for row in self.rows]
-        trouble = any(host[name].any() for name in ("nan_policy", "nan_teacher", "disjoint"))
+        signs = ("nan_policy", "nan_teacher", "nan_target", "disjoint")
+        trouble = any(bool(host[name].any()) for name in signs)
         emitted: list[list[int]] = []
         for place, row in enumerate(self.rows):
             new = host["tokens"][place][: accepted[place]]
@@ -832,7 +836,7 @@ class _Run:
                 ]
             )
         self._remember(plan, proposer, counts, host, known, starts, emitted)
-        alive = [place for place, row in enumerate(self.rows) if not self._finished(row)]
+        alive = [place for place, row in enumerate(self.rows) if row not in self.done]
         if len(alive) < len(self.rows):
             self.rows = [self.rows[place] for place in alive]
             if alive:
@@ -844,14 +848,14 @@ class _Run:
         """Add tokens to a row's text until something ends it; those that were added."""
         for i, token in enumerate(new):
             self.text[row].append(token)
-            if self._finished(row):
+            if self._ends(row):
+                self.done.add(row)
                 return new[: i + 1]
         return new
 
-    def _finished(self, row: int) -> bool:
+    def _ends(self, row: int) -> bool:
+        """Whether the last token ends the row. Asked once of each: a criterion may count."""
         text = self.text[row]
-        if not text:
-            return False
         if len(text) >= self.max_new_tokens or text[-1] in self.ends:
             return True
         if not self.stopping_criteria:
@@ -860,7 +864,7 @@ class _Run:
         return any(bool(torch.as_tensor(stop(ids, None)).any()) for stop in self.stopping_criteria)
 
     def _check(self, host: dict[str, Any], place: int, row: int, length: int) -> None:
-        """Raise where a model answered nan, or the parents share nothing, at an emitted token."""
+        """Raise where an emitted token had no law: a model answered nan, or nothing was left."""
         at = len(self.text[row])
         for name in PARENTS:
             bad = host[f"nan_{name}"][place, :length].nonzero()
@@ -877,6 +881,12 @@ class _Run:
                 f"q* does not exist there. Something (a filter, a mask on the logits) cut their "
                 f"supports apart; apply it to q* (filtered='target'), or pass disjoint='mixture' "
                 f"for the even mixture at such positions."
+            )
+        empty = host["nan_target"][place, :length].nonzero()
+        if len(empty):
+            raise ValueError(
+                f"the filters leave no token at new token {at + int(empty[0])}, row {row}: a logits "
+                f"processor banned all of them, or answered nan. Loosen it."
             )
 
     def _remember(

@@ -93,7 +93,9 @@ class Shaping:
                 scores = step(torch.empty(0, 0, dtype=torch.long), scores)
             log_law = scores.reshape(batch, positions, vocab).log_softmax(-1)
         if self.greedy:
+            nowhere = log_law.amax(-1, keepdim=True).isnan()  # no law has no most probable token
             log_law = log_point_mass(log_law.argmax(-1), vocab, dtype=log_law.dtype)
+            log_law = log_law.masked_fill(nowhere, torch.nan)
         return log_law
 
 
