@@ -177,6 +177,7 @@ def generate(
     generator: torch.Generator | Chance | int | None = None,
     eos_token_id: int | Sequence[int] | str | None = "policy",
     stopping_criteria: Sequence[Stop] = (),
+    shown_ids: Sequence[Int[Tensor, " length"]] | None = None,
     drafter: str | None = None,
     draft_model: Any = None,
     draft_ids: Prompts | None = None,
@@ -236,6 +237,8 @@ def generate(
             every row run on. Ids outside the vocabulary are ignored.
         stopping_criteria: Criteria of transformers: called after each new token of a row with
             (ids, None), the ids being the policy's prompt and the new tokens so far.
+        shown_ids: What processors and criteria see in place of the policy's prompts, one for each
+            row: `qstar.hook` shows the padding of a batch, which lengths are counted with there.
         drafter: Who drafts in "one-sided": "policy" or "teacher"; None is the better one.
         draft_model: A third causal language model over the same vocabulary.
         draft_ids: Its prompt; None for the policy's.
@@ -291,6 +294,7 @@ def generate(
     run = _Run(
         readers=readers,
         prompts=prompts,
+        shown=_check_shown(shown_ids, prompts["policy"]),
         law=law,
         chance=_check_generator(generator),
         vocab=size,
@@ -428,6 +432,7 @@ class _Run:
 
     readers: dict[str, Reader]
     prompts: dict[str, list[list[int]]]
+    shown: list[list[int]]  # the policy's prompts as processors and criteria see them
     law: _Law
     chance: Chance
     vocab: int
@@ -541,8 +546,9 @@ class _Run:
         if not self.law.shaping.reads_text:
             return []
         found = []
+        prompts = self.shown if name == "policy" else self.prompts[name]
         for place, row in enumerate(self.rows):
-            ids = torch.tensor(self.prompts[name][row] + self.text[row], device=self.device)
+            ids = torch.tensor(prompts[row] + self.text[row], device=self.device)
             if drafts is not None and counts is not None:
                 ids = torch.cat([ids, drafts[place, : counts[place]]])
             found.append(ids)
@@ -860,7 +866,7 @@ class _Run:
             return True
         if not self.stopping_criteria:
             return False
-        ids = torch.tensor([self.prompts["policy"][row] + text], device=self.device)
+        ids = torch.tensor([self.shown[row] + text], device=self.device)
         return any(bool(torch.as_tensor(stop(ids, None)).any()) for stop in self.stopping_criteria)
 
     def _check(self, host: dict[str, Any], place: int, row: int, length: int) -> None:
@@ -885,8 +891,8 @@ class _Run:
         empty = host["nan_target"][place, :length].nonzero()
         if len(empty):
             raise ValueError(
-                f"the filters leave no token at new token {at + int(empty[0])}, row {row}: a logits "
-                f"processor banned all of them, or answered nan. Loosen it."
+                f"the filters leave no token at new token {at + int(empty[0])}, row {row}: a "
+                f"logits processor banned all of them, or answered nan. Loosen it."
             )
 
     def _remember(
@@ -1207,6 +1213,21 @@ def _check_prompts(
                 f"{batched_axes[name]} for the {name}."
             )
     return prompts, batched_axes["policy"] == 1, device
+
+
+def _check_shown(
+    shown_ids: Sequence[Int[Tensor, " length"]] | None, prompts: list[list[int]]
+) -> list[list[int]]:
+    """The prompts as outsiders see them, row by row."""
+    if shown_ids is None:
+        return prompts
+    shown = [row.tolist() for row in shown_ids]
+    if len(shown) != len(prompts):
+        raise ValueError(
+            f"shown_ids must have a row for each of the policy's prompts: got {len(shown)} rows "
+            f"for {len(prompts)}."
+        )
+    return shown
 
 
 def _check_generator(generator: torch.Generator | Chance | int | None) -> Chance:
