@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -647,7 +648,7 @@ class _Run:
     def looked_up(self, gamma: int) -> _Drafts | None:
         """What followed each row's last tokens where they stood before; None if nothing did."""
         found = [
-            self.lookups[row].propose(min(gamma, left - 1))
+            list(takewhile(self.vocab.__gt__, self.lookups[row].propose(min(gamma, left - 1))))
             for row, left in zip(self.rows, self.remaining(), strict=True)
         ]
         widest = max(map(len, found))
@@ -781,13 +782,14 @@ class _Run:
         for name, laws in (("policy", log_policy), ("teacher", log_teacher)):
             shaped = self.law.of_target(laws, self.texts("policy"), tokens)
             known[f"accept_{name}"] = torch.minimum(shaped, target).exp().sum(-1)
-        host = self._fetch(judged, tokens, log_policy, log_teacher, target, known)
+        host = self._fetch(judged, tokens, log_draft, log_policy, log_teacher, target, known)
         return self._emit(plan, proposer, counts, exact, host, known, judged.next_token)
 
     def _fetch(
         self,
         judged: speculative.Round,
         tokens: Tensor,
+        log_draft: Laws,
         log_policy: Laws,
         log_teacher: Laws,
         target: Laws,
@@ -799,6 +801,7 @@ class _Run:
             "tested": judged.tested.unsqueeze(-1),
             "next": judged.next_token.unsqueeze(-1),
             "tokens": tokens,
+            "nan_draft": log_draft.amax(-1).isnan(),
             "nan_policy": log_policy.amax(-1).isnan(),
             "nan_teacher": log_teacher.amax(-1).isnan(),
             "nan_target": target.amax(-1).isnan(),
@@ -824,7 +827,7 @@ class _Run:
         accepted = [kept for (kept,) in host["accepted"]]
         full = [a == c for a, c in zip(accepted, counts, strict=True)]
         starts = [len(self.text[row]) for row in self.rows]
-        signs = ("nan_policy", "nan_teacher", "nan_target", "disjoint")
+        signs = ("nan_policy", "nan_teacher", "nan_draft", "nan_target", "disjoint")
         trouble = any(bool(host[name].any()) for name in signs)
         emitted: list[list[int]] = []
         for place, row in enumerate(self.rows):
@@ -832,7 +835,7 @@ class _Run:
             if exact or not full[place]:
                 new += host["next"][place]
             if trouble:
-                self._check(host, place, row, len(new))
+                self._check(host, place, row, len(new), proposer, counts[place])
             emitted.append(self._append(row, new))
         for name, reader in self.readers.items():
             reader.truncate(
@@ -869,11 +872,25 @@ class _Run:
         ids = torch.tensor([self.shown[row] + text], device=self.device)
         return any(bool(torch.as_tensor(stop(ids, None)).any()) for stop in self.stopping_criteria)
 
-    def _check(self, host: dict[str, Any], place: int, row: int, length: int) -> None:
-        """Raise where an emitted token had no law: a model answered nan, or nothing was left."""
+    def _check(
+        self,
+        host: dict[str, Any],
+        place: int,
+        row: int,
+        length: int,
+        proposer: str,
+        drafted: int,
+    ) -> None:
+        """Raise where an emitted token had no law: a model answered nan, or nothing was left.
+
+        A draft from a law of nan raises too, kept or not: a block that is judged as a whole would
+        follow another law.
+        """
         at = len(self.text[row])
-        for name in PARENTS:
-            bad = host[f"nan_{name}"][place, :length].nonzero()
+        asked = [(name, host[f"nan_{name}"][place, :length]) for name in PARENTS]
+        drafter = "draft model" if proposer == "draft" else proposer
+        for name, is_nan in [*asked, (drafter, host["nan_draft"][place, :drafted])]:
+            bad = is_nan.nonzero()
             if len(bad):
                 raise ValueError(
                     f"the {name} answers nan at new token {at + int(bad[0])}, row {row}: its "
