@@ -24,6 +24,7 @@ class Costs:
         policy: Width to seconds of one forward; at least width 1.
         teacher: The same for the teacher.
         draft: The same for a third model that drafts, if there is one.
+        both: The same where one model is both parents: of a call that reads for both at once.
         overhead: Seconds per round outside the models. A round ends with a verification (in
             `plain` decoding with a token).
 
@@ -35,16 +36,24 @@ class Costs:
     policy: Mapping[int, float]
     teacher: Mapping[int, float]
     draft: Mapping[int, float] | None = None
+    both: Mapping[int, float] | None = None
     overhead: float = 0.0
 
     def __post_init__(self) -> None:
-        for model in (*PARENTS, "draft"):
+        for model in (*PARENTS, "draft", "both"):
             seconds = getattr(self, model)
             if seconds is not None:
                 _check_seconds(model, seconds)
                 object.__setattr__(self, model, dict(sorted(seconds.items())))
         if not (math.isfinite(self.overhead) and self.overhead >= 0):
             raise ValueError(f"overhead must be seconds, finite and >= 0: got {self.overhead!r}.")
+
+    def together(self) -> "Costs":
+        """The costs where each call serves both parents: half of it is counted for either."""
+        if self.both is None:
+            raise ValueError("no call for both parents was measured: pass Costs(..., both=...).")
+        half = {width: seconds / 2 for width, seconds in self.both.items()}
+        return Costs(half, half, self.draft, None, self.overhead)
 
     def of(self, model: str, width: int) -> float:
         """Seconds of one forward of "policy", "teacher" or "draft" over `width` positions.
@@ -214,6 +223,57 @@ def expected_forwards_alternating(num_tokens: int, rejections: float) -> float:
             f"last: got {num_tokens!r} tokens and {rejections!r} rejections."
         )
     return 1 + num_tokens + rejections
+
+
+def expected_forwards(
+    scheme: str, num_tokens: int, gamma: int = 1, acceptance: float | tuple[float, float] = 0.0
+) -> float:
+    """Forwards of the parents that finitely many tokens take on average, prefill apart.
+
+    Exact where the acceptance is the same at every position. The last rounds draft no more than
+    there is room for, and after the last token nobody proposes; `forwards_per_token` leaves these
+    ends out.
+
+    Args:
+        scheme: "plain", "one-sided" or "alternating".
+        num_tokens: How many tokens are emitted, at least 1.
+        gamma: Draft tokens per round; ignored by "plain".
+        acceptance: The acceptance probability of the drafter; for "alternating" also a pair, of
+            the policy and of the teacher. The better one proposes after a rejection.
+    """
+    _check_gamma(gamma)
+    if num_tokens < 1:
+        raise ValueError(f"expected at least one token: got {num_tokens!r}.")
+    pair = acceptance if isinstance(acceptance, tuple) else (acceptance, acceptance)
+    accepts = dict(zip(PARENTS, pair, strict=True))
+    for accept in pair:
+        _tokens(accept, 1)  # checks it
+    if scheme == "plain":
+        return 2.0 * num_tokens
+    if scheme == "alternating":
+        unit = Costs(policy={1: 1.0}, teacher={1: 1.0})
+        best = best_proposer(unit, gamma, *pair)
+    elif scheme == "one-sided":
+        if pair[0] != pair[1]:
+            raise ValueError(f"{scheme!r} has one drafter, so one acceptance: got {acceptance!r}.")
+        best = PARENTS[0]
+    else:
+        raise ValueError(f"scheme must be plain, one-sided or alternating: got {scheme!r}.")
+    # Forwards still to come by the number of tokens that are left: with nothing drafted, and with
+    # min(gamma, left) drafts of a parent waiting to be verified.
+    afresh, waiting = [0.0], {parent: [0.0] for parent in PARENTS}
+    for left in range(1, num_tokens + 1):
+        drafts = min(gamma, left)
+        for parent, accept in accepts.items():
+            cut = (accept**kept * (1 - accept) * afresh[left - kept - 1] for kept in range(drafts))
+            rest = left - drafts
+            if scheme == "one-sided":
+                beyond = afresh[rest]
+            else:
+                beyond = max(0, min(gamma, rest) - 1) + waiting[_other(parent)][rest]
+            waiting[parent].append(1 + math.fsum(cut) + accept**drafts * beyond)
+        afresh.append(drafts + waiting[best][left])
+    return afresh[num_tokens]
 
 
 def _alternating(

@@ -17,7 +17,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
 
@@ -185,6 +185,7 @@ def generate(
     block_verification: bool = False,
     disjoint: str = "raise",
     vocab: int | None = None,
+    one_call: bool | None = None,
     costs: Costs | None = None,
     on_tokens: Callable[[Int[Tensor, "batch new"]], object] | None = None,
 ) -> Generation:
@@ -250,6 +251,9 @@ def generate(
             says where.
         vocab: Use only the first this many ids, for models whose output layers are padded to
             different sizes. None expects equal sizes.
+        one_call: Whether one model that is both parents reads both texts in one call, as two rows
+            of a batch; it can then not draft for itself. None does so in the schemes that allow
+            it ("plain", "lookup", "draft-model"), and in "auto" if that was measured to be faster.
         costs: What forwards take. None measures it for "auto"; otherwise assumes that a forward
             takes the same at every width, of either parent.
         on_tokens: Called after each round with its new tokens, on the CPU, one row each, -1 where
@@ -273,6 +277,12 @@ def generate(
     _check_scheme(scheme, gamma, drafter, draft_model)
     _check_choice("filtered", filtered, FILTERED)
     _check_choice("disjoint", disjoint, ("raise", "mixture"))
+    if one_call and (policy is not teacher or scheme not in (*schemes.TOGETHER, "auto")):
+        raise ValueError(
+            f"one_call needs one model as both parents, and a scheme in which both read the same "
+            f"tokens at once ({', '.join(schemes.TOGETHER)}): got scheme={scheme!r} and "
+            f"{'one model' if policy is teacher else 'two models'}."
+        )
     size = _check_vocab(readers, vocab)
     prompts, single, device = _check_prompts(
         readers,
@@ -306,9 +316,18 @@ def generate(
         on_tokens=on_tokens,
     )
     with torch.no_grad(), _eval_mode(policy, teacher, *([draft_model] if draft_model else [])):
-        run.start()
-        if costs is None and scheme == "auto":
+        together = policy is teacher and (
+            scheme in schemes.TOGETHER if one_call is None else one_call
+        )
+        if policy is teacher and scheme == "auto":
+            if costs is None:
+                costs = _measured_costs(run)
+            together = schemes.together_is_faster(costs) if one_call is None else one_call
+        elif costs is None and scheme == "auto":
             costs = _measured_costs(run)
+        if together:
+            run.read_together()
+        run.start()
         planner = schemes.Planner(
             scheme=scheme,
             gamma=gamma,
@@ -316,6 +335,7 @@ def generate(
             costs=costs,
             has_draft=draft_model is not None,
             batch=len(run.rows),
+            together=together,
         )
         while run.rows:
             run.round(planner.plan(run.evidence()))
@@ -461,12 +481,24 @@ class _Run:
         self.text = [[] for _ in self.rows]
         self.lookups = [schemes.Lookup(prompt) for prompt in self.prompts["policy"]]
         for name, reader in self.readers.items():
+            prompts = [prompt for prompt, _ in self.texts_of(name)]
             begun = time.perf_counter()
-            calls = reader.start(self.prompts[name])
+            calls = reader.start(prompts)
             spent = (time.perf_counter() - begun) / max(1, calls)
-            width = max(len(prompt) for prompt in self.prompts[name]) - 1
-            self.prefill += [Forward(name, width, batch, spent)] * calls
+            width = max(map(len, prompts)) - 1
+            self.prefill += [Forward(name, width, len(prompts), spent)] * calls
         self.clock = time.perf_counter()
+
+    def read_together(self) -> None:
+        """Let the one model that is both parents read both texts as rows of one batch."""
+        policy = self.readers.pop("policy")
+        del self.readers["teacher"]
+        self.readers["both"] = Reader(policy.model, name="policy")
+
+    def texts_of(self, name: str) -> list[tuple[list[int], list[int]]]:
+        """(prompt, new tokens) of each row of a reader."""
+        parents = PARENTS if name == "both" else (name,)
+        return [(self.prompts[p][row], self.text[row]) for p in parents for row in self.rows]
 
     def evidence(self) -> schemes.Evidence:
         """What the choice of the next round may rest on: nothing about a token not yet emitted."""
@@ -525,19 +557,18 @@ class _Run:
     @property
     def device(self) -> torch.device:
         """Where the laws meet: the policy's."""
-        device: torch.device = self.readers["policy"].model.device
+        first = self.readers.get("policy") or self.readers["both"]
+        device: torch.device = first.model.device
         return device
 
     def unread(self, name: str) -> list[list[int]]:
         """The emitted tokens that `name` has not read, at least one of each row."""
         reader = self.readers[name]
-        totals = [len(self.prompts[name][row]) + len(self.text[row]) for row in self.rows]
-        reader.truncate([total - 1 for total in totals])
+        texts = self.texts_of(name)
+        reader.truncate([len(prompt) + len(new) - 1 for prompt, new in texts])
         return [
-            (self.prompts[name][row] + self.text[row])[read:]
-            if read < len(self.prompts[name][row])
-            else self.text[row][read - len(self.prompts[name][row]) :]
-            for row, read in zip(self.rows, reader.lengths, strict=True)
+            (prompt + new)[read:] if read < len(prompt) else new[read - len(prompt) :]
+            for (prompt, new), read in zip(texts, reader.lengths, strict=True)
         ]
 
     def texts(
@@ -668,7 +699,12 @@ class _Run:
             tokens, counts, positions = drafts.tokens, drafts.counts, drafts.tokens.shape[-1] + 1
         else:
             drafts = None
-        raw = [self.read(name, self.unread(name), tokens, counts, positions) for name in PARENTS]
+        if "both" in self.readers:
+            twice = None if tokens is None else tokens.repeat(2, 1)
+            laws = self.read("both", self.unread("both"), twice, counts and 2 * counts, positions)
+            raw = list(laws.split(len(self.rows)))
+        else:
+            raw = [self.read(n, self.unread(n), tokens, counts, positions) for n in PARENTS]
         log_policy, log_teacher = (
             self.parent(name, laws, tokens) for name, laws in zip(PARENTS, raw, strict=True)
         )
@@ -838,19 +874,19 @@ class _Run:
                 self._check(host, place, row, len(new), proposer, counts[place])
             emitted.append(self._append(row, new))
         for name, reader in self.readers.items():
+            settled = [start + kept for start, kept in zip(starts, accepted, strict=True)]
+            prompts = [len(prompt) for prompt, _ in self.texts_of(name)]
             reader.truncate(
-                [
-                    len(self.prompts[name][row]) + start + kept
-                    for row, start, kept in zip(self.rows, starts, accepted, strict=True)
-                ]
+                [n + settled[i % len(settled)] for i, n in enumerate(prompts)]  # "both" has two
             )
         self._remember(plan, proposer, counts, host, known, starts, emitted)
         alive = [place for place, row in enumerate(self.rows) if row not in self.done]
         if len(alive) < len(self.rows):
-            self.rows = [self.rows[place] for place in alive]
+            before, self.rows = len(self.rows), [self.rows[place] for place in alive]
             if alive:
-                for reader in self.readers.values():
-                    reader.select(alive)
+                for name, reader in self.readers.items():
+                    second = [before + place for place in alive] if name == "both" else []
+                    reader.select(alive + second)
         return alive, [full[place] for place in alive], next_token
 
     def _append(self, row: int, new: list[int]) -> list[int]:
@@ -1077,14 +1113,22 @@ _COSTS: weakref.WeakKeyDictionary[Any, dict[tuple[int, ...], Costs]] = weakref.W
 def _measured_costs(run: _Run) -> Costs:
     """What forwards of each width take here, on the caches as they are; measured once."""
     policy = run.readers["policy"].model
-    key = (len(run.rows), *(id(reader.model) for reader in run.readers.values()))
+    key = (len(run.prompts["policy"]), *(id(reader.model) for reader in run.readers.values()))
     kept = _COSTS.setdefault(policy, {})
     if key not in kept:
+        run.start()
         seconds: dict[str, dict[int, float]] = {}
         for name, reader in run.readers.items():
             same = [n for n in seconds if run.readers[n].model is reader.model]
             seconds[name] = seconds[same[0]] if same else _seconds_by_width(run, name)
-        kept[key] = Costs(seconds["policy"], seconds["teacher"], seconds.get("draft"))
+        both = None
+        if run.readers["teacher"].model is policy:
+            twins = replace(run, readers={name: run.readers[name] for name in PARENTS})
+            twins.read_together()
+            twins.start()
+            both = _seconds_by_width(twins, "both")
+        kept[key] = Costs(seconds["policy"], seconds["teacher"], seconds.get("draft"), both)
+        run.prefill.clear()
     return kept[key]
 
 
@@ -1094,15 +1138,16 @@ def _seconds_by_width(run: _Run, name: str) -> dict[int, float]:
     unread = run.unread(name)
     lengths = list(reader.lengths)
     room, begun = min(run.remaining()), time.perf_counter()
+    rows = len(reader.lengths)
     for width in MEASURED_WIDTHS:
         if width > max(room, 1):
             break
-        drafts = torch.zeros(len(run.rows), width - 1, dtype=torch.long, device=run.device)
+        drafts = torch.zeros(rows, width - 1, dtype=torch.long, device=run.device)
         timers: list[_Timer] = []
         for _ in range(MEASURED_TIMES + (width == 1)):  # the first forward warms up
             if timers and time.perf_counter() - begun > MEASURED_SECONDS:
                 break
-            with _timed(timers, name, width, len(run.rows), reader.model.device):
+            with _timed(timers, name, width, rows, reader.model.device):
                 reader.feed(unread, drafts, positions=width)
             reader.truncate(lengths)
         times = [timer.forward().seconds for timer in timers]

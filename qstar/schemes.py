@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from . import costs as cost
 from .costs import PARENTS, SCHEMES, Costs
 
+TOGETHER = ("plain", "lookup", "draft-model")
+"""The schemes in which both parents read the same tokens at once: one call can serve both."""
+
 GAMMAS = (1, 2, 3, 4, 6, 8)
 """The draft lengths that are considered where none is given."""
 
@@ -21,6 +24,9 @@ MEMORY = 0.98
 PRIOR = {"policy": 0.8, "teacher": 0.8, "draft": 0.9, "lookup": 0.5}
 """What a drafter's acceptance is taken for before it is observed, at the weight of two tokens. The
 draft model's is hopeful, for only a trial can tell; the others are observed whatever is decoded."""
+
+HOPE = 0.9
+"""The acceptance of either parent that one call for both must beat, before any is observed."""
 
 STAY = 0.03
 """The relative gain below which outstanding proposals are not given up for another scheme."""
@@ -91,10 +97,14 @@ class Planner:
         costs: Costs | None = None,
         has_draft: bool = False,
         batch: int = 1,
+        together: bool = False,
     ) -> None:
-        """Take the caller's wishes; None is free."""
+        """Take the caller's wishes; None is free. `together`: one call serves both parents."""
         self.costs = EQUAL_COSTS if costs is None else costs
-        self._schemes = [scheme] if scheme != "auto" else list(SCHEMES)
+        self._costs = self.costs
+        if together and self.costs.both is not None:
+            self._costs = self.costs.together()
+        self._schemes = [scheme] if scheme != "auto" else list(TOGETHER if together else SCHEMES)
         if not has_draft and "draft-model" in self._schemes:
             self._schemes.remove("draft-model")
         self._gammas = GAMMAS if gamma is None else (gamma,)
@@ -117,18 +127,18 @@ class Planner:
         """Seconds per token of a plan, if the acceptance stays what it was observed to be."""
         accept = {name: evidence.acceptance(name) for name in PRIOR}
         if plan.scheme == "plain":
-            return cost.plain(self.costs)
+            return cost.plain(self._costs)
         if plan.scheme == "one-sided":
-            return cost.one_sided(self.costs, plan.drafter, plan.gamma, accept[plan.drafter])
+            return cost.one_sided(self._costs, plan.drafter, plan.gamma, accept[plan.drafter])
         if plan.scheme == "alternating":
             pair = accept["policy"], accept["teacher"]
-            return cost.alternating(self.costs, plan.gamma, *pair, best_proposes=self._alone)
+            return cost.alternating(self._costs, plan.gamma, *pair, best_proposes=self._alone)
         if plan.scheme == "lookup":
             # Rows without a match get one token, for the same forward.
-            found = cost.third(self.costs, plan.gamma, accept["lookup"], draft_forwards=0)
-            nothing = cost.third(self.costs, plan.gamma, 0.0, draft_forwards=0)
+            found = cost.third(self._costs, plan.gamma, accept["lookup"], draft_forwards=0)
+            nothing = cost.third(self._costs, plan.gamma, 0.0, draft_forwards=0)
             return 1 / (evidence.matched / found + (1 - evidence.matched) / nothing)
-        return cost.third(self.costs, plan.gamma, accept["draft"], draft_forwards=plan.gamma)
+        return cost.third(self._costs, plan.gamma, accept["draft"], draft_forwards=plan.gamma)
 
     def _plans(self, evidence: Evidence) -> list[Plan]:
         plans = []
@@ -143,11 +153,19 @@ class Planner:
                 if scheme == "one-sided":
                     plans += [Plan(scheme, gamma, drafter) for drafter in self._drafters]
                 elif scheme == "alternating":
-                    best = cost.best_proposer(self.costs, gamma, *accept)
+                    best = cost.best_proposer(self._costs, gamma, *accept)
                     plans.append(Plan(scheme, gamma, best))
                 elif scheme == "draft-model" or len(self._schemes) == 1 or evidence.matched > 0:
                     plans.append(Plan(scheme, gamma, "policy"))
         return plans
+
+
+def together_is_faster(costs: Costs) -> bool:
+    """Whether one call for both parents beats taking turns, at the acceptance that is hoped for."""
+    if costs.both is None:
+        return False
+    turns = [cost.alternating(costs, gamma, HOPE, HOPE) for gamma in GAMMAS]
+    return cost.plain(costs.together()) <= min(turns)
 
 
 class Lookup:
