@@ -54,6 +54,7 @@ _LAZY = {
     "families",
     "figures",
     "gaussian",
+    "hook",
     "judge",
     "laws",
     "models",
@@ -66,6 +67,7 @@ _LAZY = {
     "sequences",
     "shaping",
     "speculative",
+    "text",
 }
 
 

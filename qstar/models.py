@@ -446,8 +446,10 @@ def _no_progress_bar() -> Iterator[None]:
 # --- Tokenizers ----------------------------------------------------------------------------------
 
 
-def chat_ids(tokenizer: Any, user: str, *, system: str | None = None) -> Int[Tensor, " length"]:
-    """One user message as token ids, ready for the assistant's answer.
+def chat_ids(
+    tokenizer: Any, user: str | Sequence[Mapping[str, str]], *, system: str | None = None
+) -> Int[Tensor, " length"]:
+    """A user's message, or the messages of a chat, as token ids, ready for the assistant's answer.
 
     The tokenizer's chat template decides the form. Without `system` it may put a default of its
     own there.
@@ -460,7 +462,9 @@ def chat_ids(tokenizer: Any, user: str, *, system: str | None = None) -> Int[Ten
             "this tokenizer has no chat template, so its model is no chat model: write the prompt "
             "out and pass tokenizer(text).input_ids instead."
         )
-    messages = [{"role": "user", "content": user}]
+    messages: list[Mapping[str, str]] = (
+        [{"role": "user", "content": user}] if isinstance(user, str) else list(user)
+    )
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)

@@ -61,6 +61,8 @@ ALLOWED = {  # module -> the sibling modules it may import; arrows go down only;
         "shaping",
         "speculative",
     },
+    "hook": {"costs", "decode", "shaping", "speculative"},
+    "text": {"decode", "models", "reader"},
     "experiments": {"comparison", "decode", "models"},
     "rivals": {"compromise", "experiments", "geometric", "models", "solve"},
     "figures": {"gaussian", "judge", "result"},

@@ -1,0 +1,417 @@
+"""q* through transformers' own `generate`: its configs, processors, criteria and streamers.
+
+    policy.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=40, do_sample=True,
+                    custom_generate=hook.q_star, teacher=teacher)
+
+transformers prepares everything as for a call of its own, and hands it to `q_star`, which draws
+the tokens by `qstar.decode.generate`. What cannot be done that way is refused, by name.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin
+from transformers.generation import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    EosTokenCriteria,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    PrefixConstrainedLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteriaList,
+    SynthIDTextWatermarkLogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
+from transformers.utils import ModelOutput
+
+from .costs import Costs
+from .decode import Generation, Trace, generate
+from .shaping import MEMORYLESS, Processor
+from .speculative import Chance
+
+
+@dataclass
+class QStarOutput(ModelOutput):  # type: ignore[misc]
+    """What `generate` returns with `return_dict_in_generate=True`.
+
+    Attributes:
+        sequences: The prompts as they came and the new tokens, padded behind.
+        lengths: How many tokens of each row are new, the one that ended it included.
+        trace: What was known where each token was drawn (`qstar.decode.Trace`), over all
+            `max_new_tokens` positions.
+    """
+
+    sequences: Int[Tensor, "batch length"] | None = None
+    lengths: Int[Tensor, " batch"] | None = None
+    trace: Trace | None = None
+
+
+def q_star(
+    model: Any,
+    input_ids: Int[Tensor, "batch length"],
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    *,
+    teacher: Any = None,
+    teacher_input_ids: Int[Tensor, "rows length"] | None = None,
+    teacher_attention_mask: Int[Tensor, "rows length"] | None = None,
+    scheme: str = "auto",
+    gamma: int | None = None,
+    alpha: float | None = None,
+    filtered: str = "target",
+    drafter: str | None = None,
+    draft_model: Any = None,
+    draft_input_ids: Int[Tensor, "rows length"] | None = None,
+    draft_attention_mask: Int[Tensor, "rows length"] | None = None,
+    block_verification: bool = False,
+    disjoint: str = "raise",
+    vocab: int | None = None,
+    costs: Costs | None = None,
+    generator: torch.Generator | Chance | int | None = None,
+    streamer: Any = None,
+    **model_kwargs: Any,
+) -> Int[Tensor, "batch length"] | QStarOutput:
+    """Draw from q* of two models, called by `policy.generate(custom_generate=q_star, ...)`.
+
+    What `generate` takes means what it means there: the generation config (`do_sample=False` is
+    greedy; remember its default `top_k=50`), `logits_processor` and `stopping_criteria`, left
+    padding with an `attention_mask`, `num_return_sequences`, `torch.manual_seed`, a streamer for
+    one row. Processors and filters apply to log q* (`qstar.shaping`) and must be functions of
+    (ids, scores) alone; criteria see (ids, None), one row at a time. transformers (5.23) loses the
+    `tokenizer` that `stop_strings` needs before it calls a function like this one: pass
+    `stopping_criteria=[StopStringCriteria(tokenizer, [...])]`.
+
+    Args:
+        model: The policy; `generate` passes itself.
+        input_ids: Its prompts, from `generate`, as are the next three.
+        logits_processor: Prepared processors.
+        stopping_criteria: Prepared criteria.
+        generation_config: The prepared config.
+        teacher: The other parent, a causal language model over the same vocabulary, or the policy.
+        teacher_input_ids: Its prompts; None for the policy's.
+        teacher_attention_mask: Zeros on the padding of its prompts, which must be on the left.
+        scheme: As all that follow but the draft's prompts, an option of `qstar.decode.generate`.
+        gamma: Draft tokens per round.
+        alpha: The exponent on the policy, None for alpha*.
+        filtered: What the processors apply to.
+        drafter: Who drafts in "one-sided".
+        draft_model: A third model, which drafts.
+        draft_input_ids: Its prompts; None for the policy's.
+        draft_attention_mask: As for the teacher.
+        block_verification: Judge a round's drafts together.
+        disjoint: What to do where the parents share no token.
+        vocab: How many ids the models share, if their output layers are padded.
+        costs: What forwards take.
+        generator: None means torch's own CPU generator, which `torch.manual_seed` seeds.
+        streamer: Given to `generate`.
+        model_kwargs: What else `generate` prepared for the policy's forward.
+
+    Returns:
+        The prompts and the new tokens, rows that ended early padded with the pad token (the first
+        end token if there is none; without both, the row's last one); a `QStarOutput` with
+        `return_dict_in_generate=True`.
+
+    Raises:
+        ValueError: Something was asked for that this decoder does not do (beams, another model's
+            assistance, scores, a prepared cache, ...), or as `qstar.decode.generate` raises.
+    """
+    asked = _forgotten_arguments()
+    with _following(asked["streamer"] if streamer is None else streamer, input_ids) as on_tokens:
+        _check_request(teacher, generation_config, asked, model_kwargs)
+        mask = _mask(input_ids, model_kwargs)
+        rows = _rows("input_ids", input_ids, mask)
+        padded = bool((~mask).any())
+        pad = _pad_token(generation_config)
+        copies = generation_config.num_return_sequences or 1
+        result = generate(
+            model,
+            teacher,
+            rows,
+            _other_rows("teacher", teacher_input_ids, teacher_attention_mask, pad, rows, copies),
+            max_new_tokens=_limit(stopping_criteria, generation_config) - input_ids.shape[-1],
+            scheme=scheme,
+            gamma=gamma,
+            alpha=alpha,
+            greedy=not generation_config.do_sample,
+            logits_processor=_processors(logits_processor, mask, filtered),
+            filtered=filtered,
+            generator=generator,
+            eos_token_id=_ends(stopping_criteria),
+            stopping_criteria=[
+                _seen_with_padding(stop) if padded else stop
+                for stop in stopping_criteria
+                if not isinstance(stop, EosTokenCriteria | MaxLengthCriteria)
+            ],
+            shown_ids=list(torch.where(mask, input_ids, ~input_ids)) if padded else None,
+            drafter=drafter,
+            draft_model=draft_model,
+            draft_ids=_other_rows(
+                "draft", draft_input_ids, draft_attention_mask, pad, rows, copies
+            ),
+            block_verification=block_verification,
+            disjoint=disjoint,
+            vocab=vocab,
+            costs=costs,
+            on_tokens=on_tokens,
+        )
+    sequences = _sequences(input_ids, result, pad)
+    if not generation_config.return_dict_in_generate:
+        return sequences
+    return QStarOutput(sequences=sequences, lengths=result.lengths, trace=result.trace)
+
+
+# --- What comes in -------------------------------------------------------------------------------
+
+
+def _forgotten_arguments() -> dict[str, Any]:
+    """What `generate` was given, yet hands to no callable: transformers 5.23 drops it silently.
+
+    Its own frame still has it. A streamer that nobody ends would let its reader wait for ever, and
+    an assistant that nobody asks would be ignored without a word.
+    """
+    code = inspect.unwrap(GenerationMixin.generate).__code__
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    found = {} if frame is None else frame.f_locals
+    return {name: found.get(name) for name in ("streamer", "assistant_model", "synced_gpus")}
+
+
+def _check_request(
+    teacher: Any, config: GenerationConfig, asked: dict[str, Any], model_kwargs: dict[str, Any]
+) -> None:
+    """Refuse what `generate` understands and this decoder does not."""
+    if teacher is None:
+        raise ValueError(
+            "q* has two parents: pass teacher=..., a causal language model over the policy's "
+            "vocabulary, or the policy itself with teacher_input_ids=..., its other prompt."
+        )
+    if asked["assistant_model"] is not None:
+        raise ValueError("assistant_model is not used here: pass draft_model=..., for the same.")
+    mode = config.get_generation_mode().value
+    if mode not in ("greedy_search", "sample"):
+        raise ValueError(
+            f"q_star draws (do_sample=True) or is greedy: got a config for {mode}. Leave num_beams "
+            f"and the like out; for prompt lookup pass scheme='lookup', and gamma=... if you like."
+        )
+    if asked["synced_gpus"]:
+        raise ValueError("q_star does not keep several processes in step: got synced_gpus=True.")
+    outputs = ("attentions", "hidden_states", "scores", "logits")
+    wanted = [f"output_{name}" for name in outputs if getattr(config, f"output_{name}", None)]
+    if wanted:
+        raise ValueError(
+            f"q_star keeps no {', '.join(wanted)}: return_dict_in_generate=True returns a trace of "
+            f"the two laws instead; qstar.models.log_laws gives a model's laws of given tokens."
+        )
+    cache = model_kwargs.get("past_key_values")
+    if getattr(cache, "_is_user_defined", False) or config.cache_implementation not in (
+        None,
+        "dynamic",
+    ):
+        raise ValueError(
+            "each parent keeps a cache of its own, which takes rejected drafts back: leave "
+            "past_key_values and cache_implementation out."
+        )
+    prepared = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+    extra = sorted(
+        name
+        for name, value in model_kwargs.items()
+        if name not in prepared and value is not None and value is not False
+    )
+    if extra:
+        raise ValueError(f"the models are given token ids only: leave {', '.join(extra)} out.")
+
+
+def _mask(
+    input_ids: Int[Tensor, "batch length"], model_kwargs: dict[str, Any]
+) -> Bool[Tensor, "batch length"]:
+    """Which ids are text; ValueError if the positions are not what this says."""
+    given = model_kwargs.get("attention_mask")
+    mask = torch.ones_like(input_ids, dtype=torch.bool) if given is None else given.bool()
+    positions = model_kwargs.get("position_ids")
+    expected = (mask.long().cumsum(-1) - 1).clamp(min=0)
+    if positions is not None and bool((positions.to(expected.device) != expected).any()):
+        raise ValueError("texts are read from position 0 on: leave position_ids out.")
+    return mask
+
+
+def _rows(
+    name: str, ids: Int[Tensor, "batch length"], mask: Bool[Tensor, "batch length"]
+) -> list[Tensor]:
+    """The texts of a padded batch, each as long as it is."""
+    if ids.ndim != 2 or mask.shape != ids.shape:
+        raise ValueError(
+            f"{name} and its attention mask must have two dimensions, batch and length: got shapes "
+            f"{tuple(ids.shape)} and {tuple(mask.shape)}."
+        )
+    if bool((mask[:, :-1] & ~mask[:, 1:]).any()):
+        raise ValueError(
+            f"{name} must be padded on the left, and nowhere else: row "
+            f"{int((mask[:, :-1] & ~mask[:, 1:]).any(-1).nonzero()[0])} has a masked token after "
+            f"its text has begun. Set padding_side='left' in the tokenizer."
+        )
+    return [row[kept] for row, kept in zip(ids, mask, strict=True)]
+
+
+def _other_rows(
+    name: str,
+    ids: Int[Tensor, "rows length"] | None,
+    given: Int[Tensor, "rows length"] | None,
+    pad: int | None,
+    policy_rows: list[Tensor],
+    copies: int,
+) -> list[Tensor] | None:
+    """Another model's texts, repeated as `num_return_sequences` has repeated the policy's."""
+    if ids is None:
+        if given is not None:
+            raise ValueError(f"{name}_attention_mask came without {name}_input_ids: pass both.")
+        return None
+    mask = torch.ones_like(ids, dtype=torch.bool) if given is None else given.bool()
+    rows = _rows(f"{name}_input_ids", ids, mask)
+    unsaid = given is None and len(rows) > 1
+    if unsaid and pad is not None and bool(ids[:, 0].eq(pad).any()):
+        raise ValueError(
+            f"{name}_input_ids begin with the pad token in some row: pass "
+            f"{name}_attention_mask=... to say what is padding."
+        )
+    if copies * len(rows) != len(policy_rows):
+        raise ValueError(
+            f"{name}_input_ids must have a row for each of the policy's prompts: got {len(rows)} "
+            f"rows for {len(policy_rows) // copies}."
+        )
+    return [row for row in rows for _ in range(copies)]
+
+
+def _pad_token(config: GenerationConfig) -> int | None:
+    for given in (config.pad_token_id, config.eos_token_id):
+        if given is not None:
+            return int(given[0] if isinstance(given, list | tuple) else given)
+    return None
+
+
+# --- Processors and criteria ---------------------------------------------------------------------
+
+
+def _limit(criteria: StoppingCriteriaList, config: GenerationConfig) -> int:
+    """The most tokens of a row, the prompt's included; a criterion of the caller's comes first."""
+    limits = [stop.max_length for stop in criteria if isinstance(stop, MaxLengthCriteria)]
+    return int(min(limits) if limits else config.max_length)
+
+
+def _ends(criteria: StoppingCriteriaList) -> list[int] | None:
+    """The tokens that end a row. The decoder knows these without asking anybody."""
+    found = [stop.eos_token_id for stop in criteria if isinstance(stop, EosTokenCriteria)]
+    return [int(token) for ids in found for token in ids] or None
+
+
+def _processors(
+    processors: Sequence[Processor], mask: Bool[Tensor, "batch length"], filtered: str
+) -> list[Processor]:
+    """The same processors, ready to be asked about one row and one position at a time."""
+    steps: list[Processor] = []
+    for step in processors:
+        name = type(step).__name__
+        if filtered == "parents" and not isinstance(step, MEMORYLESS):
+            raise ValueError(
+                f"{name} reads the text, and filtered='parents' shows it each parent's own, whose "
+                f"prompt may have another length than the one it was prepared for: leave filtered "
+                f"out, or call qstar.decode.generate with processors of your own."
+            )
+        if isinstance(
+            step,
+            SynthIDTextWatermarkLogitsProcessor | UnbatchedClassifierFreeGuidanceLogitsProcessor,
+        ):
+            raise ValueError(
+                f"{name} remembers what it was asked before, and a draft may be asked about and "
+                f"thrown away: use processors that are functions of (ids, scores) alone."
+            )
+        if len(mask) > 1 and isinstance(
+            step,
+            EncoderNoRepeatNGramLogitsProcessor
+            | EncoderRepetitionPenaltyLogitsProcessor
+            | PrefixConstrainedLogitsProcessor,
+        ):
+            raise ValueError(f"{name} treats each row in its own way: decode them one by one.")
+        if isinstance(step, RepetitionPenaltyLogitsProcessor) and isinstance(
+            step.prompt_ignore_length, Tensor
+        ):
+            if not torch.equal(step.prompt_ignore_length.cpu(), (~mask).sum(-1).cpu()):
+                raise ValueError(
+                    f"{name} may ignore the padding of each row, or the same number of tokens in "
+                    f"all of them (an int): got {step.prompt_ignore_length.tolist()}."
+                )
+            steps.append(_penalty_without_padding(step.penalty))
+        elif not isinstance(step, MEMORYLESS) and not bool(mask.all()):
+            steps.append(_seen_with_padding(step))
+        else:
+            steps.append(step)
+    return steps
+
+
+# The decoder shows ~id where id is padding.
+
+
+def _seen_with_padding(function: Callable[..., Any]) -> Callable[[Tensor, Any], Any]:
+    """The same processor or criterion, which counts the padding as transformers has it."""
+
+    def seen(ids: Int[Tensor, "1 length"], scores: Any) -> Any:
+        return function(torch.where(ids < 0, ~ids, ids), scores)
+
+    return seen
+
+
+def _penalty_without_padding(penalty: float) -> Processor:
+    """A repetition penalty on the text alone."""
+
+    def seen(ids: Int[Tensor, "1 length"], scores: Float[Tensor, "1 vocab"]) -> Tensor:
+        padding = (ids < 0).sum(-1)
+        return RepetitionPenaltyLogitsProcessor(penalty, padding)(ids, scores)  # type: ignore[no-any-return]
+
+    return seen
+
+
+# --- What goes out -------------------------------------------------------------------------------
+
+
+@contextmanager
+def _following(
+    streamer: Any, input_ids: Int[Tensor, "batch length"]
+) -> Iterator[Callable[[Tensor], None] | None]:
+    """Hands new tokens to a streamer one at a time, as transformers does, and ends it.
+
+    Also where something is refused or fails: whoever reads the stream must not wait for ever.
+    """
+    if streamer is None:
+        yield None
+        return
+
+    def put(tokens: Int[Tensor, "1 new"]) -> None:
+        for token in tokens[0].split(1):
+            streamer.put(token)
+
+    try:
+        if len(input_ids) > 1:
+            raise ValueError(f"a streamer follows one row: got {len(input_ids)}.")
+        yield put
+    finally:
+        streamer.end()
+
+
+def _sequences(
+    input_ids: Int[Tensor, "batch length"], result: Generation, pad: int | None
+) -> Int[Tensor, "batch total"]:
+    """Prompts and new tokens, as wide as the longest row needs."""
+    tokens = result.tokens[:, : int(result.lengths.max())].to(input_ids.device)
+    if pad is not None:
+        place = torch.arange(tokens.shape[-1], device=tokens.device)
+        behind = place >= result.lengths.to(tokens.device).unsqueeze(-1)
+        tokens = tokens.masked_fill(behind, pad)
+    return torch.cat([input_ids, tokens.to(input_ids.dtype)], -1)
