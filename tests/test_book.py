@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,6 +25,8 @@ import yaml
 from axe_playwright_python.sync_playwright import Axe
 from filelock import FileLock
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+from qstar import claims
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
@@ -418,16 +421,70 @@ def test_landing_page_shows_the_verdict_of_every_check(
     assert links >= count
 
 
-def test_landing_page_lists_the_verdicts_that_the_chapters_reach(built: Path):
-    reached = set()
-    for chapter in CHAPTERS:
-        for cell in nbformat.read(BOOK / f"{chapter}.ipynb", as_version=4).cells:
-            for output in cell.get("outputs", []):
-                reached.add(output.get("metadata", {}).get("scrapbook", {}).get("name", ""))
-    reached = {name for name in reached if re.fullmatch(r"ch\d+-verdict-.*(?<!-row\d)", name)}
+def test_landing_page_counts_the_verdicts_of_all_claims(
+    site: str, contexts: dict[str, BrowserContext]
+):
+    counts = Counter(d.verdict for d in claims.read_decisions(BOOK / "chapters").values())
+    page = contexts["light"].new_page()
+    page.goto(f"{site}/index.html", wait_until="load")
+    items = page.locator("ul.qs-counts li").all_inner_texts()
+    assert items == [f"{counts[verdict]} {verdict}" for verdict in claims.VERDICTS]
+    page.get_by_role("link", name="refuted", exact=True).first.click()
+    page.get_by_text(f"{counts['refuted']} of {counts.total()} claims").wait_for()
+    page.close()
+
+
+def test_the_selection_on_the_landing_page_is_of_claims_of_the_register():
+    _, register = claims.read_claims(ROOT / "data" / "claims.yaml")
     index = (BOOK / "index.md").read_text(encoding="utf8")
-    listed = set(re.findall(r"::(ch\d+-verdict-[a-z0-9-]+)", index))
-    assert listed == reached, "the table of book/index.md has one row for each verdict"
+    shown = re.findall(r"::claim-([a-z0-9-]+)", index)
+    assert 10 < len(shown) == len(set(shown)) < 40
+    assert set(shown) <= {claim.id for claim in register}
+
+
+def test_the_filter_of_the_register_shows_the_claims_that_fit(
+    site: str, contexts: dict[str, BrowserContext]
+):
+    _, register = claims.read_claims(ROOT / "data" / "claims.yaml")
+    page = contexts["light"].new_page()
+    page.goto(f"{site}/claims.html", wait_until="load")
+    shown = page.locator("table.qs-register tbody tr:visible")
+    assert shown.count() == len(register)
+    page.get_by_label("Verdict").select_option("refuted")
+    page.get_by_label("Chapter").select_option("05-exact-sampling")
+    fit = {c.key for c in register if (c.verdict, c.notebook) == ("refuted", "05_exact_sampling")}
+    assert {row.get_attribute("id") for row in shown.all()} == fit
+    assert page.get_by_role("status").inner_text() == f"{len(fit)} of {len(register)} claims"
+    page.get_by_label("Kind").select_option("formula")
+    assert {row.get_attribute("id") for row in shown.all()} == {
+        c.key for c in register if c.key in fit and c.kind == "formula"
+    }
+    page.get_by_role("button", name="Show all").click()
+    page.get_by_text(f"{len(register)} of {len(register)} claims").wait_for()
+    page.close()
+
+
+def test_without_scripts_the_register_is_the_whole_table(site: str, browser: Browser):
+    _, register = claims.read_claims(ROOT / "data" / "claims.yaml")
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(f"{site}/claims.html", wait_until="load")
+    assert page.locator("table.qs-register tbody tr:visible").count() == len(register)
+    assert page.locator("form.qs-filter").count() == 0
+    context.close()
+
+
+def test_a_claim_and_its_deciding_cell_link_to_each_other(built: Path):
+    """Row to cell, cell to row, and the verdict in the prose to the row as well."""
+    _, register = claims.read_claims(ROOT / "data" / "claims.yaml")
+    table = Anchors(built / "claims.html")
+    chapters = {c.notebook: Anchors(built / "chapters" / f"{c.notebook}.html") for c in register}
+    for claim in register:
+        cell = f"decides-{claim.cell}".replace("_", "-").lower()
+        assert claim.key in table.identifiers
+        assert f"chapters/{claim.notebook}.html#{cell}" in table.links, claim.id
+        assert cell in chapters[claim.notebook].identifiers, claim.id
+        assert f"../claims.html#{claim.key}" in chapters[claim.notebook].links, claim.id
 
 
 def test_every_notebook_is_a_chapter():
