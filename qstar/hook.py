@@ -74,6 +74,7 @@ def q_star(
     block_verification: bool = False,
     disjoint: str = "raise",
     vocab: int | None = None,
+    one_call: bool | None = None,
     costs: Costs | None = None,
     generator: torch.Generator | Chance | int | None = None,
     streamer: Any = None,
@@ -109,6 +110,7 @@ def q_star(
         block_verification: Judge a round's drafts together.
         disjoint: What to do where the parents share no token.
         vocab: How many ids the models share, if their output layers are padded.
+        one_call: Whether one model that is both parents reads both texts in one call.
         costs: What forwards take.
         generator: None means torch's own CPU generator, which `torch.manual_seed` seeds.
         streamer: Given to `generate`.
@@ -159,6 +161,7 @@ def q_star(
             block_verification=block_verification,
             disjoint=disjoint,
             vocab=vocab,
+            one_call=one_call,
             costs=costs,
             on_tokens=on_tokens,
         )
@@ -237,8 +240,8 @@ def _mask(
     given = model_kwargs.get("attention_mask")
     mask = torch.ones_like(input_ids, dtype=torch.bool) if given is None else given.bool()
     positions = model_kwargs.get("position_ids")
-    expected = (mask.long().cumsum(-1) - 1).clamp(min=0)
-    if positions is not None and bool((positions.to(expected.device) != expected).any()):
+    expected = mask.long().cumsum(-1) - 1
+    if positions is not None and bool((mask & (positions.to(mask.device) != expected)).any()):
         raise ValueError("texts are read from position 0 on: leave position_ids out.")
     return mask
 
@@ -256,7 +259,8 @@ def _rows(
         raise ValueError(
             f"{name} must be padded on the left, and nowhere else: row "
             f"{int((mask[:, :-1] & ~mask[:, 1:]).any(-1).nonzero()[0])} has a masked token after "
-            f"its text has begun. Set padding_side='left' in the tokenizer."
+            f"its text has begun. Set padding_side='left' in the tokenizer; where a text holds the "
+            f"pad token itself, pass an attention_mask (transformers takes it for padding)."
         )
     return [row[kept] for row, kept in zip(ids, mask, strict=True)]
 
