@@ -299,7 +299,7 @@ def measure(
         "tolerance_tv": TOLERANCE,
         "device": "cpu",
         "rows": "synthetic, language-model-like: see the docstring of qstar.benchmark",
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count()},
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
         "versions": {
             "python": platform.python_version(),
             "numpy": np.__version__,
@@ -312,7 +312,7 @@ def measure(
     }
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -14,6 +14,13 @@ from .beyond import (
     one_scale_law,
     tail_weight,
 )
+from .decoding import (
+    forwards_by_acceptance,
+    one_round,
+    proposed_text,
+    speed_ratios,
+    width_costs,
+)
 from .dimension import collapse, overlap_law, precision_shares, shells
 from .gaussians import (
     PATH_COLOURS,
@@ -64,6 +71,7 @@ __all__ = [
     "enclosing_balls",
     "ends_and_middle",
     "error_exponent",
+    "forwards_by_acceptance",
     "gap_growth",
     "gaussian_cases",
     "kl_crossing",
@@ -73,12 +81,14 @@ __all__ = [
     "minimax",
     "mirrored_variance",
     "modes_along_path",
+    "one_round",
     "one_scale_law",
     "overlap_law",
     "passes_histogram",
     "path_evolution",
     "png_link",
     "precision_shares",
+    "proposed_text",
     "range_bound",
     "redraw_panels",
     "rivals",
@@ -86,6 +96,7 @@ __all__ = [
     "shells",
     "solver_cost",
     "solving_gain",
+    "speed_ratios",
     "style",
     "tail_weight",
     "texts",
@@ -93,4 +104,5 @@ __all__ = [
     "training",
     "two_means",
     "useful_share",
+    "width_costs",
 ]
