@@ -1,0 +1,591 @@
+"""Decoded tokens follow q* exactly: every choice enumerated, then sampled, with controls that fail.
+
+Three kinds of test. `decoder_laws.enumerated_law` runs the decoder on a batch with one row per
+sequence of choices, rows of three prompts among them, and its law must be the token-level law to
+1e-12: no odds, and every rejection in one row is ragged against another. `laws.every_outcome` does
+the same with a single row, where an adaptive choice of schemes rests on that row's own text. Then
+seeds: chi-squared on the joint outcomes of three tokens. The chance that a correct decoder fails
+any of these is below 1e-9; what they catch is asserted in
+`test_the_sampling_tests_see_a_total_variation_of_16_percent`; smaller errors are for the exact
+ones. About a minute.
+"""
+
+import gc
+import itertools
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from decoder_laws import enumerated_law, expected_law, options_of
+from sampling import smallest_detectable_tv
+from scipy.stats import chisquare
+
+from qstar import decode, laws, reader, speculative
+from qstar.costs import Costs
+from qstar.decode import generate
+
+EXACT = 1e-12
+VOCAB = 3
+
+PAIRS = {
+    "Llama and GPT-2": lambda vocab=VOCAB: [
+        tiny.llama(1, vocab=vocab, sharpness=2.0),
+        tiny.gpt2(2, vocab=vocab, sharpness=0.5),
+    ],
+    "two GPT-2s": lambda vocab=VOCAB: [
+        tiny.gpt2(3, vocab=vocab, sharpness=0.3),
+        tiny.gpt2(4, vocab=vocab, sharpness=1.0),
+    ],
+}
+
+PROMPTS = [
+    tuple(map(torch.tensor, pair))
+    for pair in (([1], [2, 0, 1]), ([1, 2, 0, 0], [0]), ([1, 2, 0, 1, 2], [2, 1, 1, 0, 2]))
+]
+
+COSTS = Costs(policy={1: 1.0, 9: 1.4}, teacher={1: 1.0, 9: 1.4}, draft={1: 0.2})
+
+SHORT = {  # every scheme, with drafts as short as show it
+    "plain": {"scheme": "plain"},
+    "the policy drafts": {"scheme": "one-sided", "gamma": 1, "drafter": "policy"},
+    "the teacher drafts": {"scheme": "one-sided", "gamma": 1, "drafter": "teacher"},
+    "alternating": {"scheme": "alternating", "gamma": 1},
+    "lookup": {"scheme": "lookup", "gamma": 1},
+    "a third model drafts": {"scheme": "draft-model", "gamma": 1},
+    "auto": {"scheme": "auto", "costs": COSTS},
+}
+LONGER = {
+    "the policy drafts two": {"scheme": "one-sided", "gamma": 2, "drafter": "policy"},
+    "the teacher drafts two": {"scheme": "one-sided", "gamma": 2, "drafter": "teacher"},
+    "alternating twos": {"scheme": "alternating", "gamma": 2},
+}
+OF_THREE = {  # a third's draft comes with a bonus token: two drafts need room for three
+    "lookup of two": {"scheme": "lookup", "gamma": 2},
+    "a third model drafts two": {"scheme": "draft-model", "gamma": 2},
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_garbage_collection():
+    """A batch of thousands of rows is thousands of lists; looking through them takes the time."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+    gc.collect()
+
+
+def asked(options, vocab=VOCAB):
+    if options["scheme"] == "draft-model":
+        return options | {"draft_model": tiny.gpt2(7, vocab=vocab, sharpness=0.5)}
+    return options
+
+
+def law_error(models, length, scheme, *, alpha=None, prompts=PROMPTS, **filters):
+    """The largest error in the probability of any outcome, of any of the prompts."""
+    expected = [
+        expected_law(models, pair, length, vocab=VOCAB, alpha=alpha, **filters) for pair in prompts
+    ]
+    wanted = asked(scheme) | options_of(**filters)
+    actual, _ = enumerated_law(models, prompts, length, vocab=VOCAB, alpha=alpha, **wanted)
+    return np.abs(actual - expected).max()
+
+
+# Every choice, enumerated.
+
+
+@pytest.mark.parametrize("alpha", [None, 0.3], ids=["solved", "alpha=.3"])
+@pytest.mark.parametrize("scheme", SHORT)
+@pytest.mark.parametrize("pair", PAIRS)
+def test_every_scheme_has_the_token_level_law(pair, scheme, alpha):
+    assert law_error(PAIRS[pair](), 2, SHORT[scheme], alpha=alpha) < EXACT
+
+
+@pytest.mark.parametrize("block_verification", [False, True])
+@pytest.mark.parametrize("alpha", [None, 0.3], ids=["solved", "alpha=.3"])
+@pytest.mark.parametrize("scheme", LONGER)
+def test_longer_drafts_have_the_token_level_law(scheme, alpha, block_verification):
+    options = LONGER[scheme] | {"block_verification": block_verification}
+    error = law_error(PAIRS["Llama and GPT-2"](), 2, options, alpha=alpha)
+    assert error < EXACT
+
+
+@pytest.mark.parametrize("block_verification", [False, True])
+@pytest.mark.parametrize("alpha", [None, 0.3], ids=["solved", "alpha=.3"])
+@pytest.mark.parametrize("scheme", OF_THREE)
+def test_drafts_of_a_third_have_the_token_level_law(scheme, alpha, block_verification):
+    options = OF_THREE[scheme] | {"block_verification": block_verification}
+    error = law_error(PAIRS["Llama and GPT-2"](), 3, options, alpha=alpha, prompts=PROMPTS[1:])
+    assert error < EXACT
+
+
+FILTERS = {
+    "warm and cut": {"temperature": 0.7, "top_p": 0.8},
+    "two tokens": {"top_k": 2},
+    "no repetition": {"penalty": 1.5},
+    "all": {"penalty": 0.8, "temperature": 1.3, "top_k": 2, "top_p": 0.9},
+}
+
+
+@pytest.mark.parametrize("scheme", SHORT)
+@pytest.mark.parametrize("where", ["target", "parents"])
+@pytest.mark.parametrize("name", FILTERS)
+def test_filters_shape_the_target_and_what_is_drafted_alike(name, where, scheme):
+    options = SHORT[scheme] | {"disjoint": "mixture"}
+    models = PAIRS["Llama and GPT-2"]()
+    error = law_error(models, 2, options, prompts=PROMPTS[1:], where=where, **FILTERS[name])
+    assert error < EXACT
+
+
+@pytest.mark.parametrize("scheme", LONGER | OF_THREE)
+@pytest.mark.parametrize("where", ["target", "parents"])
+def test_filters_read_the_text_at_every_draft(where, scheme):
+    options = (LONGER | OF_THREE)[scheme] | {"disjoint": "mixture"}
+    length = 3 if scheme in OF_THREE else 2
+    models = PAIRS["two GPT-2s"]()
+    filters = {"penalty": 0.8, "temperature": 1.3}
+    error = law_error(models, length, options, prompts=PROMPTS[2:], where=where, **filters)
+    assert error < EXACT
+
+
+def test_the_enumeration_saw_ragged_acceptance_and_both_outcomes():
+    _, result = enumerated_law(
+        PAIRS["Llama and GPT-2"](), PROMPTS, 2, vocab=VOCAB, **SHORT["alternating"]
+    )
+    first = result.trace.rounds[0]
+    assert 0 < first.accepted < first.tested == len(result.tokens)
+
+
+class ImpossibleError(Exception):
+    """A branch of probability zero: whatever follows does not matter."""
+
+
+class Pruned:
+    """A `speculative.Chance` that gives up where the branch has no probability."""
+
+    def __init__(self, chance):
+        self.chance = chance
+
+    def keep(self, log_probability):
+        return self._checked(self.chance.keep(log_probability))
+
+    def draw(self, log_law):
+        return self._checked(self.chance.draw(log_law))
+
+    def _checked(self, outcome):
+        if not self.chance.weight.any():
+            raise ImpossibleError
+        return outcome
+
+
+def one_row_law(models, prompts, length, vocab, **options):
+    """The law of a single row by `laws.every_outcome`, and the schemes that were followed."""
+    law, followed = np.zeros(vocab**length), set()
+    place = vocab ** np.arange(length - 1, -1, -1)
+
+    def program(chance):
+        try:
+            return generate(
+                *models,
+                *prompts,
+                max_new_tokens=length,
+                generator=Pruned(chance),
+                eos_token_id=None,
+                **options,
+            )
+        except ImpossibleError:
+            return None
+
+    for result, weight in laws.every_outcome(program, (1,)):
+        if result is not None:
+            law[result.tokens.numpy() @ place] += float(weight)
+            followed.add(tuple(r.scheme for r in result.trace.rounds))
+    return law, followed
+
+
+@pytest.mark.parametrize("scheme", SHORT)
+def test_a_single_row_has_the_token_level_law(scheme):
+    models, prompts = PAIRS["two GPT-2s"](), PROMPTS[2]
+    law, _ = one_row_law(models, prompts, 2, VOCAB, **asked(SHORT[scheme]))
+    expected = expected_law(models, prompts, 2, vocab=VOCAB)
+    assert np.abs(law - expected).max() < EXACT
+
+
+def test_a_choice_of_scheme_that_rests_on_the_text_leaves_the_law_alone(monkeypatch):
+    """Plans are switched by what was observed, with proposals outstanding."""
+    monkeypatch.setattr("qstar.schemes.PRIOR", dict.fromkeys(("policy", "teacher"), 0.6) | PRIORS)
+    monkeypatch.setattr("qstar.schemes.STAY", 0.0)
+    costs = Costs(policy={1: 1.0, 2: 1.35, 3: 1.7}, teacher={1: 1.0, 2: 1.35, 3: 1.7})
+    models, prompts = PAIRS["two GPT-2s"](2), tuple(p.clamp(max=1) for p in PROMPTS[1])
+    law, followed = one_row_law(models, prompts, 4, 2, scheme="auto", costs=costs)
+    expected = expected_law(models, prompts, 4, vocab=2)
+    assert np.abs(law - expected).max() < EXACT
+    assert len(followed) > 3
+    assert any(len(set(schemes)) > 1 for schemes in followed)
+
+
+PRIORS = {"draft": 0.9, "lookup": 0.5}
+
+
+# Negative controls: one change in the decoder for each mistake seen in public code. The real code
+# passes the very same test with an error below 1e-12.
+
+
+def settled(monkeypatch, change):
+    """Let `change(run, drafts, log_policy, log_teacher)` have its way before drafts are judged."""
+    real = decode._Run.settle
+
+    def settle(self, plan, drafts, log_policy, log_teacher, log_next):
+        drafts, *pair = change(self, drafts, log_policy, log_teacher)
+        return real(self, plan, drafts, *pair, log_next)
+
+    monkeypatch.setattr(decode._Run, "settle", settle)
+
+
+def weights_swap_with_the_roles(monkeypatch):
+    def change(run, drafts, log_policy, log_teacher):
+        if drafts.proposer == "teacher":
+            return drafts, log_teacher, log_policy
+        return drafts, log_policy, log_teacher
+
+    settled(monkeypatch, change)
+
+
+def one_row_for_all_positions(monkeypatch):
+    def change(run, drafts, log_policy, log_teacher):
+        first = [law[:, :1].expand_as(law) for law in (drafts.log_draft, drafts.log_parent)]
+        return replace(drafts, log_draft=first[0], log_parent=first[1]), log_policy, log_teacher
+
+    settled(monkeypatch, change)
+
+
+def combined_row_as_the_draft_law(monkeypatch):
+    def change(run, drafts, log_policy, log_teacher):
+        log_q, _ = run.law.between(log_policy, log_teacher)
+        return replace(drafts, log_draft=log_q), log_policy, log_teacher
+
+    settled(monkeypatch, change)
+
+
+def row_of_the_round_before(monkeypatch):
+    """After a rollback the drafter's law is still the one of the draft that was rejected."""
+    stale = {}
+
+    def change(run, drafts, log_policy, log_teacher):
+        current, size = drafts.log_draft, len(drafts.tokens)
+        before = stale.get("law")
+        stale["law"] = current
+        if before is not None and len(before) >= size and before.shape[1] == current.shape[1]:
+            drafts = replace(drafts, log_draft=before[:size])
+        return drafts, log_policy, log_teacher
+
+    settled(monkeypatch, change)
+
+
+def bonus_from_the_verifier(monkeypatch):
+    real, verifier = speculative.verify, {}
+
+    def change(run, drafts, log_policy, log_teacher):
+        verifier["law"] = log_teacher
+        return drafts, log_policy, log_teacher
+
+    def verify(tokens, log_draft, log_target, *, drafted, **options):
+        if tokens.shape[-1]:
+            after = torch.arange(log_target.shape[-2]) == drafted[:, None]
+            log_target = torch.where(after[..., None], verifier["law"], log_target)
+        return real(tokens, log_draft, log_target, drafted=drafted, **options)
+
+    settled(monkeypatch, change)
+    monkeypatch.setattr(speculative, "verify", verify)
+
+
+def redraw_from_the_target(monkeypatch):
+    monkeypatch.setattr(speculative, "_log_excess", lambda log_draft, log_target: log_target)
+
+
+def epsilon_in_the_ratio(monkeypatch):
+    def log_acceptance(log_draft, log_target):
+        return (log_target - (log_draft.exp() + 1e-6).log()).clamp(max=0)
+
+    monkeypatch.setattr(speculative, "log_acceptance", log_acceptance)
+
+
+def token_zero_is_nothing(monkeypatch):
+    real = speculative.verify
+
+    def verify(tokens, log_draft, log_target, *, drafted, **options):
+        leading = (tokens != 0).long().cumprod(-1).sum(-1)
+        drafted = torch.minimum(drafted, leading)
+        return real(tokens, log_draft, log_target, drafted=drafted, **options)
+
+    monkeypatch.setattr(speculative, "verify", verify)
+
+
+def drafted(monkeypatch, change):
+    """Let a draft be drawn from its law, but another one be told."""
+    real = decode._Run.draw
+
+    def draw(self, name, raw, so_far, has):
+        token, log_draft, log_parent = real(self, name, raw, so_far, has)
+        return token, change(log_draft, log_parent), log_parent
+
+    monkeypatch.setattr(decode._Run, "draw", draw)
+
+
+def unfiltered_draft_law(monkeypatch):
+    drafted(monkeypatch, lambda log_draft, log_parent: log_parent)
+
+
+def bfloat16_draft_law(monkeypatch):
+    drafted(monkeypatch, lambda log_draft, _: log_draft.bfloat16().to(log_draft.dtype))
+
+
+def one_rejection_crops_every_row(monkeypatch):
+    real = reader.Reader.truncate
+
+    def truncate(self, lengths):
+        cut = max(max(0, a - b) for a, b in zip(self.lengths, lengths, strict=True))
+        believed = [min(pair) for pair in zip(self.lengths, lengths, strict=True)]
+        real(self, [max(1, have - cut) for have in self.lengths])
+        self.lengths = believed
+
+    monkeypatch.setattr(reader.Reader, "truncate", truncate)
+
+
+def positions_are_slots(monkeypatch):
+    """Positions are counted in columns of the cache, as if no row were padded or had holes."""
+    real = reader.Reader._forward
+
+    def forward(self, unread, drafts, counts, width, positions):
+        lengths, self.lengths = self.lengths, [self._slots.shape[-1]] * len(unread)
+        padded = [[0] * (width - len(tokens)) + list(tokens) for tokens in unread]
+        known = [len(tokens) for tokens in unread]
+        fresh = self._slots
+        laws = real(self, padded, drafts, counts, width, positions)
+        columns = torch.arange(width) >= width - torch.tensor(known)[:, None]
+        self._slots[:, fresh.shape[-1] : fresh.shape[-1] + width] &= columns
+        self.lengths = [a + b + c for a, b, c in zip(lengths, known, counts, strict=True)]
+        return laws
+
+    monkeypatch.setattr(reader.Reader, "_forward", forward)
+
+
+@contextmanager
+def everything_visible(models):
+    """Every slot of the cache is attended to, whatever the mask says."""
+
+    def show(module, args, kwargs):
+        if kwargs.get("attention_mask") is not None:
+            kwargs["attention_mask"] = torch.ones_like(kwargs["attention_mask"])
+        return args, kwargs
+
+    hooks = [model.register_forward_pre_hook(show, with_kwargs=True) for model in models]
+    yield
+    for hook in hooks:
+        hook.remove()
+
+
+def zero_rejected_slots(monkeypatch):
+    """Keys and values of what is taken back are zeroed; used with `everything_visible`."""
+    real = reader.Reader.truncate
+
+    def truncate(self, lengths):
+        before = self._slots
+        real(self, lengths)
+        gone = (before[:, : self._slots.shape[-1]] & ~self._slots)[:, None, :, None]
+        for layer in self._cache.layers if gone.any() else []:
+            layer.keys = layer.keys.masked_fill(gone, 0)
+            layer.values = layer.values.masked_fill(gone, 0)
+
+    monkeypatch.setattr(reader.Reader, "truncate", truncate)
+
+
+TEACHER_DRAFTS = SHORT["the teacher drafts"]
+CONTROLS = {  # name -> (the mistake, where it shows, alpha, filters, the least error it makes)
+    "1 weights swap": (weights_swap_with_the_roles, TEACHER_DRAFTS, 0.3, {}, 1e-2),
+    "1 weights swap by turns": (weights_swap_with_the_roles, SHORT["alternating"], 0.3, {}, 1e-3),
+    "2 one row": (one_row_for_all_positions, LONGER["the policy drafts two"], None, {}, 1e-3),
+    "2 combined": (combined_row_as_the_draft_law, SHORT["alternating"], None, {}, 1e-3),
+    "2 stale": (row_of_the_round_before, TEACHER_DRAFTS, None, {}, 1e-3),
+    "3 verifier's bonus": (
+        bonus_from_the_verifier,
+        OF_THREE["lookup of two"],
+        None,
+        {},
+        1e-3,
+    ),
+    "4 redraw": (redraw_from_the_target, TEACHER_DRAFTS, None, {}, 1e-3),
+    "5 epsilon": (epsilon_in_the_ratio, TEACHER_DRAFTS, None, {}, 1e-9),
+    "5 token 0": (token_zero_is_nothing, TEACHER_DRAFTS, None, {}, 1e-3),
+    "6 filters": (unfiltered_draft_law, TEACHER_DRAFTS, None, {"temperature": 0.6}, 1e-3),
+    "6 top-k": (unfiltered_draft_law, SHORT["alternating"], None, {"top_k": 2}, 1e-3),
+    "6 bfloat16": (bfloat16_draft_law, TEACHER_DRAFTS, None, {}, 1e-5),
+    "7 crop": (one_rejection_crops_every_row, OF_THREE["lookup of two"], None, {}, 1e-4),
+    "7 positions": (positions_are_slots, SHORT["plain"], None, {}, 1e-3),
+}
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_a_known_mistake_changes_the_law(name, monkeypatch):
+    mistake, scheme, alpha, filters, least = CONTROLS[name]
+    models = PAIRS["two GPT-2s"]()
+    length = 3 if scheme in OF_THREE.values() else 2
+    measured = partial(law_error, models, length, scheme, alpha=alpha, **filters)
+    assert measured() < EXACT
+    mistake(monkeypatch)
+    assert measured() > least
+
+
+def test_swapped_weights_are_invisible_at_one_half(monkeypatch):
+    """Why the tests above use alpha = .3 and alpha*, and not only the middle."""
+    weights_swap_with_the_roles(monkeypatch)
+    assert law_error(PAIRS["two GPT-2s"](), 2, TEACHER_DRAFTS, alpha=0.5) < EXACT
+
+
+def test_zeroed_slots_are_still_attended_to(monkeypatch):
+    """Mistake 9, on prompts of one length, where only rejected drafts are masked."""
+    models, prompts = PAIRS["two GPT-2s"](), PROMPTS[2:]
+    measured = partial(law_error, models, 2, LONGER["alternating twos"], prompts=prompts)
+    assert measured() < EXACT
+    zero_rejected_slots(monkeypatch)
+    assert measured() < EXACT  # masked, it does not matter what they hold
+    with everything_visible(models):
+        assert measured() > 1e-4
+
+
+# Sampled.
+
+DRAWS = 3_000
+LENGTH = 3
+SAMPLED_VOCAB = 6
+SAMPLED_PROMPTS = PROMPTS[:2]
+SAMPLED = {
+    "plain": {"scheme": "plain"},
+    **{
+        f"the {drafter} drafts {gamma}": {
+            "scheme": "one-sided",
+            "gamma": gamma,
+            "drafter": drafter,
+        }
+        for drafter, gamma in itertools.product(("policy", "teacher"), (1, 2, 4))
+    },
+    **{
+        f"{scheme} {gamma}": {"scheme": scheme, "gamma": gamma}
+        for scheme, gamma in itertools.product(("alternating", "lookup", "draft-model"), (1, 2, 4))
+    },
+    "auto": {"scheme": "auto", "costs": COSTS},
+}
+FILTERED = [name for name in SAMPLED if name[-1] not in "14"]
+SAMPLED_FILTERS = {"temperature": 0.8, "top_p": 0.9}
+NUM_TESTS = len(SAMPLED_PROMPTS) * (2 * len(SAMPLED) + len(FILTERED)) + 1
+FALSE_ALARM = 1e-9 / NUM_TESTS
+
+
+def pooled_p_value(outcomes, law):
+    """Of Pearson's chi-squared; outcomes with fewer than 5 expected are one. 0 if impossible."""
+    counts = np.bincount(outcomes, minlength=len(law))
+    expected = len(outcomes) * law
+    if counts[law == 0].any():
+        return 0.0
+    rare = expected < 5
+    pooled = [np.append(values[~rare], values[rare].sum()) for values in (counts, expected)]
+    return chisquare(*[values[pooled[1] > 0] for values in pooled]).pvalue
+
+
+def sampled_p_values(models, scheme, *, seed=0, alpha=None, draws=DRAWS, **filters):
+    """Of the joint outcomes of three tokens, for each prompt; their rows share one ragged batch."""
+    ids = [[pair[side] for pair in SAMPLED_PROMPTS for _ in range(draws)] for side in range(2)]
+    tokens = generate(
+        *models,
+        *ids,
+        max_new_tokens=LENGTH,
+        generator=seed,
+        eos_token_id=None,
+        alpha=alpha,
+        **asked(scheme, SAMPLED_VOCAB),
+        **filters,
+    ).tokens
+    place = SAMPLED_VOCAB ** torch.arange(LENGTH - 1, -1, -1)
+    outcomes = (tokens * place).sum(-1).reshape(len(SAMPLED_PROMPTS), draws).numpy()
+    wanted = [
+        expected_law(models, pair, LENGTH, vocab=SAMPLED_VOCAB, alpha=alpha, **filters)
+        for pair in SAMPLED_PROMPTS
+    ]
+    return [pooled_p_value(*pair) for pair in zip(outcomes, wanted, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def sampled_pair():
+    return [
+        tiny.llama(1, vocab=SAMPLED_VOCAB, sharpness=1.0),
+        tiny.gpt2(2, vocab=SAMPLED_VOCAB, sharpness=0.3),
+    ]
+
+
+def test_the_sampling_tests_see_a_total_variation_of_16_percent():
+    """Of the pooled outcomes, with probability .999, at a family-wise false-alarm rate of 1e-9."""
+    assert pytest.approx(1e-9) == FALSE_ALARM * NUM_TESTS
+    cells = SAMPLED_VOCAB**LENGTH
+    seen = smallest_detectable_tv(DRAWS, cells, false_alarm=FALSE_ALARM, power=0.999)
+    assert 0.10 < seen < 0.16
+
+
+@pytest.mark.parametrize("alpha", [None, 0.3], ids=["solved", "alpha=.3"])
+@pytest.mark.parametrize("scheme", SAMPLED)
+def test_three_sampled_tokens_follow_the_token_level_law(sampled_pair, scheme, alpha):
+    assert min(sampled_p_values(sampled_pair, SAMPLED[scheme], alpha=alpha)) > FALSE_ALARM
+
+
+@pytest.mark.parametrize("scheme", FILTERED)
+def test_three_filtered_tokens_follow_the_token_level_law(sampled_pair, scheme):
+    p_values = sampled_p_values(sampled_pair, SAMPLED[scheme], **SAMPLED_FILTERS)
+    assert min(p_values) > FALSE_ALARM
+
+
+def test_a_generator_reseeded_while_drafts_are_judged_is_caught(sampled_pair, monkeypatch):
+    """Mistake 5, which no enumeration of choices can see."""
+    keep = speculative.Coins.keep
+
+    def reseeded(self, log_probability):
+        self.generator.manual_seed(0)
+        return keep(self, log_probability)
+
+    monkeypatch.setattr(speculative.Coins, "keep", reseeded)
+    assert min(sampled_p_values(sampled_pair, SAMPLED["the teacher drafts 1"])) < FALSE_ALARM
+
+
+@pytest.mark.parametrize("mistake", [redraw_from_the_target, token_zero_is_nothing])
+def test_sampling_catches_what_enumeration_does(sampled_pair, mistake, monkeypatch):
+    mistake(monkeypatch)
+    assert min(sampled_p_values(sampled_pair, SAMPLED["the teacher drafts 1"])) < FALSE_ALARM
+
+
+def test_half_in_place_of_alpha_star_is_caught(sampled_pair, monkeypatch):
+    real = decode._Law.between
+    monkeypatch.setattr(
+        decode._Law, "between", lambda self, *pair: real(replace(self, alpha=0.5), *pair)
+    )
+    assert min(sampled_p_values(sampled_pair, SAMPLED["plain"])) < FALSE_ALARM
+
+
+def test_many_seeds_of_a_single_row_follow_the_token_level_law():
+    models, prompts = PAIRS["two GPT-2s"](), PROMPTS[0]
+    generator = torch.Generator().manual_seed(1)
+    outcomes = []
+    for _ in range(300):
+        tokens = generate(
+            *models,
+            *prompts,
+            max_new_tokens=2,
+            generator=generator,
+            eos_token_id=None,
+            alpha=0.3,
+            **LONGER["alternating twos"],
+        ).tokens
+        outcomes.append(int(tokens[0]) * VOCAB + int(tokens[1]))
+    law = expected_law(models, prompts, 2, vocab=VOCAB, alpha=0.3)
+    assert pooled_p_value(np.array(outcomes), law) > FALSE_ALARM
