@@ -5,8 +5,8 @@
     python -m qstar.reproduce --only 06 --set seed=1  # one, into build/runs/, not into the book
 
 A chapter is up to date if it is the very file that the last run wrote, and that run had the same
-notebook, package (`qstar/`), data (`data/`, save `data/expected/`, which no notebook reads),
-parameters, pins (`constraints.txt`, the installed version of each package it names, and the Python)
+notebook, package (`qstar/`), data (`data/`, save the expected values and the register of claims,
+which no notebook reads), parameters, pins (`constraints.txt`, the installed version of each package it names, and the Python)
 and machine (system, processor, accelerators in sight). Where caches lie, how many threads there are
 and `--jobs` are left out: they may move the last digits, and published numbers carry a tolerance.
 
@@ -43,6 +43,7 @@ from typing import Any, Protocol
 
 PACKAGE = Path(__file__).resolve().parent
 RECORDS = ".runner"
+NOT_READ = ("expected", "claims.yaml", "claims.schema.json")  # in data/, by any notebook
 """The folder, inside the output folder, that says what each chapter was made from."""
 
 NAMED = ("numpy", "scipy", "matplotlib", "torch", "transformers")
@@ -211,7 +212,7 @@ def made_from(
     return {
         "notebook": _digest(notebook.read_bytes()),
         "package": _tree_digest(package),
-        "data": _tree_digest(root / "data", leave_out="expected"),
+        "data": _tree_digest(root / "data", leave_out=NOT_READ),
         "pins": _digest("\n".join(_pins(root / "constraints.txt")).encode()),
         "parameters": repr(sorted(parameters.items())),
         "machine": f"{sys.platform} {platform.machine()}, accelerators: {accelerators()}",
@@ -246,12 +247,12 @@ def _version(name: str) -> str:
         return "none"
 
 
-def _tree_digest(folder: Path, *, leave_out: str = "") -> str:
+def _tree_digest(folder: Path, *, leave_out: Collection[str] = ()) -> str:
     lines = []
     for file in sorted(folder.rglob("*")):
         inside = file.relative_to(folder)
         ignored = any(part.startswith(".") or part == "__pycache__" for part in inside.parts)
-        if file.is_file() and not ignored and inside.parts[0] != leave_out:
+        if file.is_file() and not ignored and inside.parts[0] not in leave_out:
             lines.append(f"{inside.as_posix()} {_digest(file.read_bytes())}\n")
     return _digest("".join(lines).encode())
 

@@ -260,6 +260,7 @@ def test_a_moved_pin_makes_a_chapter_out_of_date_and_a_comment_does_not(root, ra
 
 def test_what_no_notebook_reads_changes_nothing(root, ran):
     (root / "data" / "expected" / "01_first.json").write_text("{}")
+    (root / "data" / "claims.yaml").write_text("claims: []")
     (root / "package" / "__pycache__").mkdir()
     (root / "package" / "__pycache__" / "solve.pyc").touch()
     (root / "package" / ".solve.py.swp").touch()
