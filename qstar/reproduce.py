@@ -6,9 +6,10 @@
 
 A chapter is up to date if it is the very file that the last run wrote, and that run had the same
 notebook, package (`qstar/`), data (`data/`, save the expected values and the register of claims,
-which no notebook reads), parameters, pins (`constraints.txt`, the installed version of each package it names, and the Python)
-and machine (system, processor, accelerators in sight). Where caches lie, how many threads there are
-and `--jobs` are left out: they may move the last digits, and published numbers carry a tolerance.
+which no notebook reads), parameters, pins (`constraints.txt`, the installed version of each package
+it names, and the Python) and machine (system, processor, accelerators in sight). Where caches lie,
+how many threads there are and `--jobs` are left out: they may move the last digits, and published
+numbers carry a tolerance.
 
 Each notebook runs in a process of its own and in a fresh kernel of this very Python, whatever other
 kernels, IPython profile or matplotlib settings the user has. Its executed copy is stripped of times
@@ -43,8 +44,10 @@ from typing import Any, Protocol
 
 PACKAGE = Path(__file__).resolve().parent
 RECORDS = ".runner"
-NOT_READ = ("expected", "claims.yaml", "claims.schema.json")  # in data/, by any notebook
 """The folder, inside the output folder, that says what each chapter was made from."""
+
+NOT_READ = ("expected", "claims.yaml", "claims.schema.json")
+"""What lies in `data/` and is read by no notebook."""
 
 NAMED = ("numpy", "scipy", "matplotlib", "torch", "transformers")
 """The packages whose versions an executed copy states."""
