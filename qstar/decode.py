@@ -268,7 +268,8 @@ def generate(
             or the parents share no token at some position. The message says where.
 
     Source: the analysis, problem 1; its loop is replaced by exact rules. Alternating proposals:
-        Fu et al. (2025), "Speculate, then collaborate", ICML (PMLR 267:17764).
+        Fu et al. (2025), "Fast large language model collaborative decoding via speculation",
+        ICML (PMLR 267:17764).
     """
     readers = {"policy": Reader(policy, name="policy"), "teacher": Reader(teacher, name="teacher")}
     if draft_model is not None:
