@@ -984,7 +984,9 @@ class _Run:
             seen = [x for row, n in zip(values, lengths, strict=True) for x in row[:n]]
             schemes.observe(self.observed, name, sum(seen), len(seen))
         if proposer == "draft":
-            schemes.observe(self.observed, proposer, sum(accepted), tested)
+            # Of a block that is judged as a whole, all drafts count as tested: not so here.
+            looked_at = sum(min(kept + 1, n) for kept, n in zip(accepted, counts, strict=True))
+            schemes.observe(self.observed, proposer, sum(accepted), looked_at)
         now = time.perf_counter()
         self.rounds.append(
             RoundTrace(
@@ -1116,7 +1118,8 @@ def _measured_costs(run: _Run) -> Costs:
     policy = run.readers["policy"].model
     key = (len(run.prompts["policy"]), *(id(reader.model) for reader in run.readers.values()))
     kept = _COSTS.setdefault(policy, {})
-    if key not in kept:
+    # A call for few tokens measures few widths, which must not be all that later calls know.
+    if key not in kept or max(kept[key].policy) < max(_measured_widths(run.max_new_tokens)):
         run.start()
         seconds: dict[str, dict[int, float]] = {}
         for name, reader in run.readers.items():
@@ -1133,16 +1136,18 @@ def _measured_costs(run: _Run) -> Costs:
     return kept[key]
 
 
+def _measured_widths(max_new_tokens: int) -> list[int]:
+    return [width for width in MEASURED_WIDTHS if width <= max_new_tokens]
+
+
 def _seconds_by_width(run: _Run, name: str) -> dict[int, float]:
     """The median time of a forward by width; what was read for it is taken back."""
     reader, spent = run.readers[name], {}
     unread = run.unread(name)
     lengths = list(reader.lengths)
-    room, begun = min(run.remaining()), time.perf_counter()
+    begun = time.perf_counter()
     rows = len(reader.lengths)
-    for width in MEASURED_WIDTHS:
-        if width > max(room, 1):
-            break
+    for width in _measured_widths(run.max_new_tokens):
         drafts = torch.zeros(rows, width - 1, dtype=torch.long, device=run.device)
         timers: list[_Timer] = []
         for _ in range(MEASURED_TIMES + (width == 1)):  # the first forward warms up

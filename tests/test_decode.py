@@ -1,5 +1,6 @@
 """What `generate` returns, refuses and leaves alone. Its law: `test_decode_laws`."""
 
+import dataclasses
 import itertools
 from functools import partial
 
@@ -9,10 +10,15 @@ import tiny
 import torch
 
 import qstar
-from qstar import models
+from qstar import decode, models
 from qstar.comparison import measure
-from qstar.costs import Costs
-from qstar.decode import PROPOSERS, generate
+from qstar.costs import (
+    Costs,
+    expected_forwards,
+    expected_forwards_alternating,
+    forwards_per_token,
+)
+from qstar.decode import PARENTS, PROPOSERS, Trace, generate
 from qstar.result import STATUSES
 
 VOCAB = 7
@@ -448,3 +454,304 @@ def test_bad_arguments_say_what_was_expected(llamas, arguments, message):
     call = {"policy_ids": POLICY_PROMPT, "max_new_tokens": 2} | arguments
     with pytest.raises(ValueError, match=message):
         generate_plainly(*llamas, **call)
+
+
+# --- What is counted
+
+
+def constant(log_law, *, window=1024):
+    """A model whose next law is the same after every text."""
+    model = tiny.llama(0, vocab=len(log_law), window=window)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.fill_(1.0)
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        rows = torch.tensor(log_law, dtype=torch.float64)[:, None]
+        model.lm_head.weight.copy_(rows.expand(-1, 16) / 16)
+    return model
+
+
+LAWS = np.log([[0.5, 0.3, 0.15, 0.05], [0.2, 0.1, 0.3, 0.4]])
+THIRD = np.log([0.35, 0.25, 0.2, 0.2])
+TOKENS = 300
+
+
+@pytest.fixture(scope="module")
+def constants():
+    return [constant(law) for law in LAWS]
+
+
+def accepts(alpha=None):
+    at = qstar.solve_kl_symmetry(*LAWS).alpha if alpha is None else alpha
+    log_q = qstar.log_geometric_mean(*LAWS, at)
+    return [float(qstar.acceptance_probability(law, log_q)) for law in (*LAWS, THIRD)]
+
+
+def gap_in_errors(trace, expected):
+    """How many standard errors the forwards per token are off; rounds are (nearly) independent."""
+    forwards = np.array(
+        [sum(f.model != "draft" for f in round_.forwards) for round_ in trace.rounds]
+    )
+    emitted = np.array([round_.emitted for round_ in trace.rounds])
+    rate = forwards.sum() / emitted.sum()
+    error = np.sqrt(((forwards - rate * emitted) ** 2).sum()) / emitted.sum()
+    return (rate - expected) / error
+
+
+def test_a_constant_model_has_its_law_after_every_text(constants):
+    for prefix in ([], [1, 2], [3, 3, 0, 1]):
+        law = log_law(constants[0], torch.tensor([2]), prefix)
+        np.testing.assert_allclose(law, LAWS[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_alternating_takes_one_forward_per_token_and_one_per_rejection(llamas, seed):
+    """The exact finite-n count: not on average, but always."""
+    for n in (1, 2, 25):
+        result = generate(
+            *llamas,
+            POLICY_PROMPT,
+            TEACHER_PROMPT,
+            max_new_tokens=n,
+            generator=seed,
+            eos_token_id=None,
+            scheme="alternating",
+            gamma=1,
+        )
+        rejections = int((~result.trace.accepted[: n - 1]).sum())
+        assert result.trace.forwards == expected_forwards_alternating(n, rejections)
+        assert result.trace.forwards <= 2 * n
+
+
+@pytest.mark.parametrize("alpha", [None, 0.3])
+@pytest.mark.parametrize(
+    ("scheme", "gamma", "drafter"),
+    [
+        ("one-sided", 2, "policy"),
+        ("one-sided", 3, "policy"),
+        ("one-sided", 3, "teacher"),
+        ("alternating", 1, None),
+        ("alternating", 2, None),
+        ("alternating", 4, None),
+    ],
+)
+def test_parents_that_draft_take_the_forwards_of_the_formula(
+    constants, scheme, gamma, drafter, alpha
+):
+    by_parent = accepts(alpha)
+    pair = by_parent[0], by_parent[1]
+    if drafter is not None:
+        pair = (by_parent[PROPOSERS.index(drafter) - 1],) * 2
+    trace = generate(
+        *constants,
+        torch.tensor([0]),
+        max_new_tokens=TOKENS,
+        generator=1,
+        alpha=alpha,
+        eos_token_id=None,
+        scheme=scheme,
+        gamma=gamma,
+        drafter=drafter,
+    ).trace
+    expected = expected_forwards(scheme, TOKENS, gamma, pair) / TOKENS
+    assert abs(gap_in_errors(trace, expected)) < 4.5
+    assert trace.tokens_per_forward == pytest.approx(TOKENS / trace.forwards)
+    # The check can tell: another acceptance, or another draft length, is far off.
+    wrong = expected_forwards(scheme, TOKENS, gamma, tuple(0.6 * a for a in pair)) / TOKENS
+    assert abs(gap_in_errors(trace, wrong)) > 4.5
+
+
+@pytest.mark.parametrize("gamma", [1, 2, 4])
+def test_a_third_drafter_takes_the_forwards_of_the_formula(constants, gamma):
+    options = {"max_new_tokens": TOKENS, "generator": 2, "eos_token_id": None, "gamma": gamma}
+    trace = generate(
+        *constants,
+        torch.tensor([0]),
+        scheme="draft-model",
+        draft_model=constant(THIRD),
+        **options,
+    ).trace
+    expected = forwards_per_token("draft-model", gamma, accepts()[2])
+    assert abs(gap_in_errors(trace, expected)) < 4.5
+    # Of a uniform target every looked-up token is accepted with the same probability.
+    uniform = constant(np.log([0.25] * 4))
+    prompt = torch.tensor(list(itertools.product(range(4), repeat=3))).flatten()
+    trace = generate(uniform, uniform, prompt, scheme="lookup", **options).trace
+    assert all(round_.drafted == gamma for round_ in trace.rounds[:-4])
+    expected = forwards_per_token("lookup", gamma, 0.25)
+    seen = dataclasses.replace(
+        trace, rounds=tuple(both_forwards(round_) for round_ in trace.rounds)
+    )
+    assert abs(gap_in_errors(seen, expected)) < 4.5
+
+
+def both_forwards(round_):
+    """A call that served both parents is two forwards."""
+    calls = [f for f in round_.forwards for _ in range(1 + (f.model == "both"))]
+    return dataclasses.replace(round_, forwards=tuple(calls))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "gamma"), [("one-sided", 4), ("alternating", 1), ("alternating", 4)]
+)
+def test_the_acceptance_rate_is_the_mean_acceptance_probability(llamas, scheme, gamma, monkeypatch):
+    def errors_off():
+        trace = generate(
+            *llamas,
+            POLICY_PROMPT.expand(100, -1),
+            max_new_tokens=30,
+            generator=3,
+            eos_token_id=None,
+            scheme=scheme,
+            gamma=gamma,
+        ).trace
+        by_policy, by_teacher = (trace.proposer == PROPOSERS.index(p) for p in PARENTS)
+        mean = (trace.accept_policy[by_policy].sum() + trace.accept_teacher[by_teacher].sum()) / (
+            by_policy.sum() + by_teacher.sum()
+        )
+        tested = sum(round_.tested for round_ in trace.rounds)
+        assert tested == by_policy.sum() + by_teacher.sum()
+        return abs(trace.acceptance_rate - float(mean)) / (0.5 / tested**0.5)
+
+    assert errors_off() < 4.5
+    if gamma > 1:  # mistake 8: drafts that were never tested counted as rejected
+        monkeypatch.setattr(
+            Trace,
+            "acceptance_rate",
+            property(
+                lambda self: (
+                    sum(r.accepted for r in self.rounds) / sum(r.drafted for r in self.rounds)
+                )
+            ),
+        )
+        assert errors_off() > 10
+
+
+@pytest.mark.parametrize("alpha", [None, 0.3])
+def test_judging_blocks_accepts_at_least_as_many_on_average(constants, alpha):
+    means, errors = [], []
+    for block_verification in (False, True):
+        trace = generate(
+            *constants,
+            torch.zeros(3000, 1, dtype=torch.long),
+            max_new_tokens=4,
+            generator=4,
+            alpha=alpha,
+            eos_token_id=None,
+            scheme="one-sided",
+            gamma=4,
+            drafter="policy",
+            block_verification=block_verification,
+        ).trace
+        first = trace.rounds[0]
+        means.append(first.accepted / 3000)
+        errors.append(2 / 3000**0.5)  # at most 4 accepted: a standard deviation of at most 2
+    a = accepts(alpha)[0]
+    assert abs(means[0] - sum(a**i for i in range(1, 5))) < 4.5 * errors[0]
+    assert means[1] > means[0] + 0.05
+
+
+@pytest.mark.parametrize("block_verification", [False, True])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_greedy_decoding_is_the_same_by_every_scheme(pair, scheme, block_verification):
+    """Token for token in float64, whatever is drafted; ragged prompts."""
+    prompts = [POLICY_PROMPT, TEACHER_PROMPT, torch.tensor([2])]
+    options = {"max_new_tokens": 40, "greedy": True, "eos_token_id": None}
+    wanted = generate_plainly(*pair, prompts, **options).tokens
+    extra = {"block_verification": block_verification} | asked(scheme)
+    actual = generate(*pair, prompts, **options, **extra).tokens
+    assert actual.tolist() == wanted.tolist()
+    sampled = generate(*pair, prompts, **options | {"greedy": False}, generator=0, **extra).tokens
+    assert sampled.tolist() != wanted.tolist()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_in_float32_greedy_schemes_part_at_ties_only(scheme):
+    """Where two texts part, the two tokens' log-probabilities differ by less than 1e-4."""
+    models = [tiny.llama(seed, vocab=200, sharpness=0.3, dtype=torch.float32) for seed in (1, 2)]
+    third = {"draft_model": tiny.llama(9, vocab=200, dtype=torch.float32)}
+    options = {"max_new_tokens": 40, "greedy": True, "eos_token_id": None}
+    prompts = torch.arange(60).reshape(20, 3)
+    wanted = generate_plainly(*models, prompts, **options).tokens
+    extra = SCHEMES[scheme] | (third if scheme == "a third model drafts" else {})
+    actual = generate(*models, prompts, **options, **extra).tokens
+    parted = [row for row in range(20) if not torch.equal(actual[row], wanted[row])]
+    assert len(parted) < 5
+    for row in parted:
+        at = int((actual[row] != wanted[row]).nonzero()[0])
+        rows = [log_law(model, prompts[row], wanted[row, :at].tolist()) for model in models]
+        log_q = qstar.log_geometric_mean(*rows, qstar.solve_kl_symmetry(*rows).alpha)
+        gap = log_q[wanted[row, at]] - log_q[actual[row, at]]
+        assert abs(gap) < 1e-4
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_seed_is_one_draw_of_every_scheme(pair, scheme):
+    options = {"max_new_tokens": 20, "eos_token_id": None} | asked(scheme)
+    first, again, other = (
+        generate(*pair, POLICY_PROMPT, TEACHER_PROMPT, generator=seed, **options).tokens.tolist()
+        for seed in (5, 5, 6)
+    )
+    assert first == again != other
+
+
+def test_a_seed_is_one_draw_of_auto_with_measured_costs(llamas):
+    options = {"max_new_tokens": 30, "eos_token_id": None, "scheme": "auto", "generator": 5}
+    first = generate(*llamas, POLICY_PROMPT, **options)
+    again = generate(*llamas, POLICY_PROMPT, **options)
+    assert first.trace.costs is again.trace.costs
+    assert first.tokens.tolist() == again.tokens.tolist()
+    elsewhere = generate(*llamas, POLICY_PROMPT, costs=first.trace.costs, **options)
+    assert first.tokens.tolist() == elsewhere.tokens.tolist()
+
+
+def test_a_call_for_one_token_does_not_settle_what_wide_forwards_cost(llamas):
+    options = {"eos_token_id": None, "scheme": "auto", "generator": 5}
+    short = generate(*llamas, POLICY_PROMPT, max_new_tokens=1, **options)
+    assert set(short.trace.costs.policy) == {1}
+    longer = generate(*llamas, POLICY_PROMPT, max_new_tokens=30, **options)
+    assert set(longer.trace.costs.policy) == set(decode.MEASURED_WIDTHS)
+    assert generate(*llamas, POLICY_PROMPT, max_new_tokens=1, **options).trace.costs is (
+        longer.trace.costs
+    )
+
+
+def test_measuring_leaves_the_caches_as_they_were(llamas):
+    """What was read to measure is taken back: the trace is that of a run that measured nothing."""
+    options = {"max_new_tokens": 30, "eos_token_id": None, "scheme": "auto", "generator": 5}
+    measured = generate(*llamas, POLICY_PROMPT, TEACHER_PROMPT, **options)
+    told = generate(*llamas, POLICY_PROMPT, TEACHER_PROMPT, costs=measured.trace.costs, **options)
+    assert measured.tokens.tolist() == told.tokens.tolist()
+    torch.testing.assert_close(measured.trace.alpha, told.trace.alpha, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_never_more_tokens_than_asked_for(llamas, scheme):
+    for n in (1, 2, 3):
+        result = generate(
+            *llamas,
+            [POLICY_PROMPT, TEACHER_PROMPT],
+            max_new_tokens=n,
+            generator=0,
+            eos_token_id=None,
+            **asked(scheme),
+        )
+        assert result.tokens.shape == (2, n)
+        assert (result.lengths == n).all()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_context_window_can_be_filled_to_the_brim(scheme):
+    models = [tiny.llama(seed, window=16) for seed in (1, 2)]
+    third = {"draft_model": tiny.llama(9, window=16)} if "third" in scheme else {}
+    result = generate(
+        *models,
+        POLICY_PROMPT,
+        TEACHER_PROMPT,
+        max_new_tokens=12,
+        generator=0,
+        eos_token_id=None,
+        **SCHEMES[scheme] | third,
+    )
+    assert result.lengths == 12
