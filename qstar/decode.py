@@ -26,6 +26,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from . import batched, schemes, speculative
+from . import models as _models  # noqa: F401 - first: it keeps tqdm quiet where transformers loads
 from .comparison import TensorBalance, check_alpha
 from .costs import Costs
 from .reader import Reader
@@ -872,7 +873,10 @@ class _Run:
             if exact or not full[place]:
                 new += host["next"][place]
             if trouble:
-                self._check(host, place, row, len(new), proposer, counts[place])
+                # What is judged as a whole depends on every draft, else on those that were tested.
+                whole = self.verify is speculative.verify_block
+                judged = counts[place] if whole else len(new)
+                self._check(host, place, row, len(new), proposer, judged)
             emitted.append(self._append(row, new))
         for name, reader in self.readers.items():
             settled = [start + kept for start, kept in zip(starts, accepted, strict=True)]
@@ -916,24 +920,27 @@ class _Run:
         row: int,
         length: int,
         proposer: str,
-        drafted: int,
+        judged: int,
     ) -> None:
         """Raise where an emitted token had no law: a model answered nan, or nothing was left.
 
-        A draft from a law of nan raises too, kept or not: a block that is judged as a whole would
-        follow another law.
+        So does a draft that was judged and came from no law, even if it was not kept: a block that
+        is judged as a whole would follow another law.
         """
         at = len(self.text[row])
-        asked = [(name, host[f"nan_{name}"][place, :length]) for name in PARENTS]
-        drafter = "draft model" if proposer == "draft" else proposer
-        for name, is_nan in [*asked, (drafter, host["nan_draft"][place, :drafted])]:
+
+        def no_nan(name: str, is_nan: Tensor) -> None:
             bad = is_nan.nonzero()
             if len(bad):
+                filtered = ", or a filter left no token there" if self.law.shaping.steps else ""
                 raise ValueError(
                     f"the {name} answers nan at new token {at + int(bad[0])}, row {row}: its "
-                    f"logits hold nan or +inf, or are all -inf. Try wider weights "
+                    f"logits hold nan or +inf, or are all -inf{filtered}. Try wider weights "
                     f"(dtype=torch.float32), or look for what broke the model."
                 )
+
+        for name in PARENTS:
+            no_nan(name, host[f"nan_{name}"][place, :length])
         apart = host["disjoint"][place, :length].nonzero()
         if len(apart) and self.law.disjoint == "raise":
             raise ValueError(
@@ -948,6 +955,8 @@ class _Run:
                 f"the filters leave no token at new token {at + int(empty[0])}, row {row}: a "
                 f"logits processor banned all of them, or answered nan. Loosen it."
             )
+        drafter = "draft model" if proposer == "draft" else proposer
+        no_nan(drafter, host["nan_draft"][place, :judged])
 
     def _remember(
         self,

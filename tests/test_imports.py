@@ -55,6 +55,7 @@ ALLOWED = {  # module -> the sibling modules it may import; arrows go down only;
         "batched",
         "comparison",
         "costs",
+        "models",
         "reader",
         "result",
         "schemes",
