@@ -1,0 +1,594 @@
+"""What a caller may get wrong, or may have that is unusual: said clearly, or done right."""
+
+import weakref
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from sampling import FALSE_ALARM, p_value
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import qstar
+from qstar import decode, speculative
+from qstar.decode import generate, memory_bytes
+from qstar.result import STATUSES
+from qstar.schemes import Plan
+from qstar.shaping import shaping
+from qstar.speculative import Coins
+
+VOCAB = 7
+PROMPT = torch.tensor([1, 4, 0])
+TEACHER_PROMPT = torch.tensor([5, 3, 3, 6, 2])
+SCHEMES = {
+    "plain": {"scheme": "plain"},
+    "one-sided": {"scheme": "one-sided", "gamma": 4},
+    "alternating": {"scheme": "alternating", "gamma": 1},
+    "alternating, wide": {"scheme": "alternating", "gamma": 4},
+    "lookup": {"scheme": "lookup", "gamma": 4},
+    "draft-model": {"scheme": "draft-model", "gamma": 4},
+    "auto": {"scheme": "auto"},
+}
+
+
+def pair(**options):
+    return tiny.llama(1, sharpness=2.0, **options), tiny.gpt2(4, sharpness=0.7, **options)
+
+
+@pytest.fixture(params=SCHEMES)
+def scheme(request):
+    options = dict(SCHEMES[request.param])
+    if request.param == "draft-model":
+        options["draft_model"] = tiny.llama(1, sharpness=1.5)
+    return options
+
+
+def log_law(model, ids, vocab=None):
+    with torch.no_grad():
+        logits = model(ids[None], use_cache=False).logits[0, -1, :vocab]
+    return logits.double().log_softmax(-1).numpy()
+
+
+def log_q_star(policy, teacher, ids, teacher_ids, vocab=None):
+    rows = log_law(policy, ids, vocab), log_law(teacher, teacher_ids, vocab)
+    return qstar.log_geometric_mean(*rows, qstar.solve_kl_symmetry(*rows).alpha)
+
+
+def slow_greedy(policy, teacher, num_tokens, ids=PROMPT, teacher_ids=TEACHER_PROMPT, vocab=None):
+    new = torch.zeros(0, dtype=torch.long)
+    for _ in range(num_tokens):
+        texts = torch.cat([ids, new]), torch.cat([teacher_ids, new])
+        best = int(log_q_star(policy, teacher, *texts, vocab).argmax())
+        new = torch.cat([new, torch.tensor([best])])
+    return new.tolist()
+
+
+# Prompts and options.
+
+BAD = {
+    "no policy prompt": (
+        {"policy_ids": torch.zeros(0, dtype=torch.long)},
+        r"policy_ids must hold at least one token per row.* got shape \(0,\)",
+    ),
+    "no rows": ({"policy_ids": torch.zeros(0, 3, dtype=torch.long)}, "at least one token per row"),
+    "no list": ({"policy_ids": []}, "policy_ids must be a tensor of token ids"),
+    "an empty row": (
+        {"policy_ids": [PROMPT, PROMPT[:0]], "teacher_ids": [PROMPT, PROMPT]},
+        "policy_ids must hold at least one token per row",
+    ),
+    "an empty teacher prompt": ({"teacher_ids": PROMPT[:0]}, "teacher_ids must hold at least one"),
+    "three dimensions": ({"policy_ids": PROMPT[None, None]}, r"got shape \(1, 1, 3\)"),
+    "floats": ({"policy_ids": PROMPT.float()}, "got torch.float32"),
+    "text": ({"policy_ids": "once"}, "policy_ids must be a tensor of token ids .* got str"),
+    "a foreign id": (
+        {"teacher_ids": torch.tensor([1, 7])},
+        r"teacher_ids must lie in 0\.\.6, the teacher's vocabulary: got 1\.\.7",
+    ),
+    "a negative id": ({"policy_ids": torch.tensor([1, -1])}, r"got -1\.\.1"),
+    "another batch": (
+        {"policy_ids": PROMPT.expand(2, -1), "teacher_ids": PROMPT.expand(3, -1)},
+        "one batch: got 2 rows in 2 dimensions for the policy, 3 in 2 for the teacher",
+    ),
+    "a batch of one against one text": (
+        {"teacher_ids": TEACHER_PROMPT[None]},
+        "got 1 rows in 1 dimensions for the policy, 1 in 2 for the teacher",
+    ),
+    "no tokens": ({"max_new_tokens": 0}, "max_new_tokens must be at least 1: got 0"),
+    "true tokens": ({"max_new_tokens": True}, "max_new_tokens must be at least 1"),
+    "an end by name": ({"eos_token_id": "</s>"}, "eos_token_id must be an id, several, None or"),
+    "half a vocabulary": ({"vocab": 0}, "vocab is how many ids all models share, from 1 to 7"),
+    "too large a vocabulary": ({"vocab": 8}, "from 1 to 7: got 8"),
+    "a shown row too many": (
+        {"shown_ids": [PROMPT, PROMPT]},
+        "shown_ids must have a row for each .* got 2 rows for 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused(name):
+    options, message = BAD[name]
+    asked = {"policy_ids": PROMPT, "teacher_ids": TEACHER_PROMPT, "max_new_tokens": 3}
+    with pytest.raises(ValueError, match=message):
+        generate(*pair(), **asked | options)
+
+
+def test_vocabularies_of_two_sizes_are_refused_unless_told():
+    models = tiny.llama(1, vocab=7), tiny.gpt2(4, vocab=9)
+    with pytest.raises(ValueError, match=r"the policy .* to 7 tokens, the teacher to 9\. .*vocab="):
+        generate(*models, PROMPT, max_new_tokens=3)
+
+
+def test_the_shared_part_of_two_vocabularies_is_decoded(scheme):
+    """The laws are those of the shared ids alone, and drafts are drawn from them too."""
+    models = tiny.llama(1, vocab=9, sharpness=2.0), tiny.gpt2(4, vocab=8, sharpness=0.7)
+    if "draft_model" in scheme:
+        scheme["draft_model"] = tiny.llama(1, vocab=11)
+    prompts = torch.tensor([1, 8, 0]), TEACHER_PROMPT  # an id that only the policy knows may stand
+    out = generate(*models, *prompts, max_new_tokens=12, greedy=True, vocab=6, **scheme)
+    assert out.tokens.tolist() == slow_greedy(*models, 12, *prompts, vocab=6)
+    models[0].get_output_embeddings().weight.data *= 0.2  # flatter: every token comes
+    ids = [prompt.expand(2_000, -1) for prompt in prompts]
+    first = generate(*models, *ids, max_new_tokens=1, generator=0, vocab=6, **scheme).tokens
+    law = np.exp(log_q_star(*models, *prompts, 6))
+    assert p_value(first, law) > FALSE_ALARM
+    alone = np.exp(log_law(models[0], prompts[0], 6))  # the control
+    assert p_value(first, alone) < FALSE_ALARM
+
+
+def test_every_form_of_generator_gives_its_own_stream():
+    models = pair()
+
+    def drawn(generator):
+        options = {"max_new_tokens": 20, "generator": generator, "scheme": "alternating"}
+        return generate(*models, PROMPT, **options).tokens.tolist()
+
+    seeded = drawn(5)
+    assert drawn(torch.Generator().manual_seed(5)) == seeded
+    assert drawn(Coins(torch.Generator().manual_seed(5))) == seeded
+    torch.manual_seed(5)
+    assert drawn(None) == seeded
+    assert drawn(None) != seeded, "torch's own generator goes on"
+    assert drawn(6) != seeded
+    with pytest.raises(TypeError):
+        drawn("seed")
+
+
+@pytest.mark.parametrize("given", [900, -1, [900, 50256], [], None])
+def test_ends_outside_the_vocabulary_end_nothing(given):
+    models = tiny.llama(1, sharpness=0.5), tiny.gpt2(4, sharpness=0.3)
+    out = generate(*models, PROMPT, max_new_tokens=60, generator=0, eos_token_id=given)
+    assert out.lengths == 60
+    assert set(out.tokens.tolist()) == set(range(VOCAB)), "an end among all tokens would show"
+
+
+def test_the_end_is_the_policys_unless_told():
+    models = tiny.llama(1, eos=2), tiny.gpt2(4, eos=5)
+    options = {"max_new_tokens": 40, "generator": 0, "scheme": "plain"}
+    run_on = generate(*models, PROMPT, eos_token_id=None, **options).tokens.tolist()
+    out = generate(*models, PROMPT, **options)
+    assert out.lengths == run_on.index(2) + 1
+    assert 5 in out.tokens[: out.lengths], "the teacher's end ends nothing"
+    several = generate(*models, PROMPT, eos_token_id=[900, 5, 2], **options)
+    assert several.lengths == min(run_on.index(2), run_on.index(5)) + 1
+
+
+def test_listeners_hear_every_token_once_and_in_order(scheme):
+    blocks = []
+    prompts = [PROMPT, TEACHER_PROMPT, PROMPT[:1]], [TEACHER_PROMPT, PROMPT, PROMPT]
+    out = generate(
+        *pair(),
+        *prompts,
+        max_new_tokens=9,
+        eos_token_id=6,
+        generator=1,
+        on_tokens=blocks.append,
+        **scheme,
+    )
+    assert len(set(out.lengths.tolist())) > 1, "rows should end at different times"
+    assert all(block.shape[0] == 3 and block.device.type == "cpu" for block in blocks)
+    for row, (tokens, length) in enumerate(zip(out.tokens, out.lengths, strict=True)):
+        heard = torch.cat([block[row] for block in blocks])
+        assert heard[heard >= 0].tolist() == tokens[:length].tolist()
+    emitted = [int((block >= 0).sum()) for block in blocks]
+    assert emitted == [r.emitted for r in out.trace.rounds if r.emitted]
+
+
+def test_models_are_given_back_in_their_modes_even_after_an_error():
+    policy, teacher, draft = *pair(), tiny.gpt2(6)
+    policy.train()
+    teacher.eval()
+    teacher.transformer.h[0].train()
+    modes = [[m.training for m in model.modules()] for model in (policy, teacher, draft)]
+    seen = []
+
+    def fail(ids, scores):
+        seen.append(policy.training or teacher.transformer.h[0].training)
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        generate(
+            policy,
+            teacher,
+            PROMPT,
+            max_new_tokens=3,
+            draft_model=draft,
+            scheme="draft-model",
+            logits_processor=[fail],
+        )
+    assert seen == [False], "the models decode in eval mode"
+    assert [[m.training for m in model.modules()] for model in (policy, teacher, draft)] == modes
+
+
+# One model, two prompts.
+
+
+@pytest.mark.parametrize("one_call", [None, False])
+def test_one_model_under_two_prompts(scheme, one_call):
+    model = pair()[0]
+    prompts = [PROMPT, TEACHER_PROMPT], [TEACHER_PROMPT, PROMPT[:2]]
+    options = {"max_new_tokens": 10, "greedy": True, "one_call": one_call}
+    out = generate(model, model, *prompts, **options, **scheme)
+    for tokens, *row in zip(out.tokens.tolist(), *prompts, strict=True):
+        assert tokens == slow_greedy(model, model, 10, *row)
+    same = generate(model, model, PROMPT, PROMPT, **options, **scheme)
+    assert (same.trace.minus_log_partition.abs() < 1e-12).all(), "q* is the model itself"
+    assert (same.trace.balance.status == STATUSES.index("degenerate_all")).all()
+
+
+# Trouble on the way.
+
+
+def poisoned(model, position):
+    """The model, which answers nan at this position of a text and beyond."""
+
+    def spoil(module, args, kwargs, out):
+        bad = kwargs["position_ids"][:, -out.logits.shape[1] :] >= position
+        out.logits = out.logits.masked_fill(bad.unsqueeze(-1), torch.nan)
+        return out
+
+    model.register_forward_hook(spoil, with_kwargs=True)
+    return model
+
+
+@pytest.mark.parametrize("which", ["policy", "teacher"])
+@pytest.mark.parametrize("greedy", [True, False])
+def test_nan_inside_a_block_is_named_by_token_and_row(scheme, which, greedy):
+    """Only the second row's text reaches the bad position: at its new token 4."""
+    models = dict(zip(("policy", "teacher"), pair(), strict=True))
+    short, long = PROMPT[:1], TEACHER_PROMPT
+    poisoned(models[which], len(long) - 1 + 4)
+    options = {"max_new_tokens": 7, "greedy": greedy, "generator": 0, "eos_token_id": None}
+    with pytest.raises(ValueError, match=f"the {which} answers nan at new token 4, row 1: "):
+        generate(*models.values(), [short, long], **options, **scheme)
+    generate(*models.values(), [short, short], **options, **scheme)  # the control
+
+
+def test_a_block_that_ends_before_the_nan_is_no_error():
+    """What was read ahead and is not emitted concerns nobody."""
+    policy, teacher = pair()
+    poisoned(teacher, len(PROMPT) - 1 + 4)
+    kept = slow_greedy(*pair(), 3, PROMPT, PROMPT)
+    out = generate(
+        policy,
+        teacher,
+        PROMPT,
+        max_new_tokens=9,
+        greedy=True,
+        stopping_criteria=[lambda ids, scores: ids.shape[1] == len(PROMPT) + 3],
+        scheme="lookup",
+        gamma=6,
+    )
+    assert out.tokens[: out.lengths].tolist() == kept
+
+
+def test_a_processor_that_bans_everything_is_found_out(scheme):
+    def ban(ids, scores):
+        return scores.masked_fill(torch.tensor(ids.shape[-1] >= len(PROMPT) + 3), -torch.inf)
+
+    for greedy in (True, False):
+        with pytest.raises(ValueError, match="the filters leave no token at new token 3, row 0"):
+            generate(
+                *pair(),
+                PROMPT,
+                max_new_tokens=8,
+                greedy=greedy,
+                generator=0,
+                logits_processor=[ban],
+                **scheme,
+            )
+
+
+def apart():
+    """Two models whose most probable tokens differ after the prompts, and these tokens."""
+    models = tiny.llama(1, sharpness=2.0), tiny.llama(3, sharpness=2.0)
+    best = [
+        int(log_law(model, prompt).argmax())
+        for model, prompt in zip(models, (PROMPT, TEACHER_PROMPT), strict=True)
+    ]
+    assert best[0] != best[1]
+    return models, best
+
+
+def test_disjoint_supports_raise(scheme):
+    models, _ = apart()
+    with pytest.raises(ValueError, match=r"share no token at new token 0, row 0: .*'mixture'"):
+        generate(
+            *models,
+            PROMPT,
+            TEACHER_PROMPT,
+            max_new_tokens=3,
+            filtered="parents",
+            top_k=1,
+            **scheme,
+        )
+
+
+def test_the_documented_fallback_is_the_even_mixture(scheme):
+    models, best = apart()
+    ids = PROMPT.expand(2_000, -1), TEACHER_PROMPT.expand(2_000, -1)
+    out = generate(
+        *models,
+        *ids,
+        max_new_tokens=1,
+        filtered="parents",
+        top_k=1,
+        disjoint="mixture",
+        generator=0,
+        **scheme,
+    )
+    assert (out.trace.balance.status == STATUSES.index("disjoint")).all()
+    law = np.zeros(VOCAB)
+    law[best] = 0.5
+    assert p_value(out.tokens, law) > FALSE_ALARM
+    law[best] = 0.4, 0.6  # the control
+    assert p_value(out.tokens, law) < FALSE_ALARM
+
+
+# The context window.
+
+
+def watched(model, seen):
+    """The model, which checks where in its text every token stands that it is fed."""
+
+    def look(module, args, kwargs):
+        positions, mask = kwargs["position_ids"], kwargs["attention_mask"]
+        if mask is None:
+            mask = torch.ones(len(positions), kwargs["past_key_values"].get_seq_length() + 1)
+            mask = torch.ones(len(positions), mask.shape[1] - 1 + positions.shape[1])
+        real = mask[:, -positions.shape[1] :] > 0
+        place = (mask.cumsum(-1) - 1)[:, -positions.shape[1] :]
+        assert (place[real] == positions[real]).all(), "a token stands where it should not"
+        seen.append(int(place[real].max()) if real.any() else 0)
+
+    model.register_forward_pre_hook(look, with_kwargs=True)
+    return model
+
+
+@pytest.mark.parametrize("narrow", ["policy", "teacher"])
+def test_a_window_may_be_filled_exactly_and_not_exceeded(scheme, narrow):
+    window, seen = 16, []
+    sizes = {name: window if name == narrow else 64 for name in ("policy", "teacher")}
+    models, again = [
+        (
+            tiny.llama(1, sharpness=2.0, window=sizes["policy"]),
+            tiny.gpt2(4, sharpness=0.7, window=sizes["teacher"]),
+        )
+        for _ in range(2)
+    ]
+    watched(models[["policy", "teacher"].index(narrow)], seen)
+    prompts = [PROMPT, PROMPT[:1]], [TEACHER_PROMPT[:3], TEACHER_PROMPT[:2]]
+    room = window - 3 + 1  # the last token is not read any more
+    options = {"greedy": True, "eos_token_id": None, **scheme}
+    out = generate(*models, *prompts, max_new_tokens=room, **options)
+    assert max(seen) == window - 1
+    for tokens, *row in zip(out.tokens.tolist(), *prompts, strict=True):
+        assert tokens == slow_greedy(*again, room, *row)
+    seen.clear()
+    message = f"the {narrow}'s context window holds 16 tokens, and this text would have 17"
+    with pytest.raises(ValueError, match=message):
+        generate(*models, *prompts, max_new_tokens=room + 1, **options)
+    assert not seen, "refused before anything is read"
+
+
+# Memory and precision.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_caches_take_what_the_formula_says(scheme, dtype, monkeypatch):
+    readers, peak = [], [0]
+
+    class Counted(decode.Reader):
+        def __init__(self, model, *, name="model"):
+            super().__init__(model, name=name)
+            readers.append(self)
+
+        def _forward(self, *args):
+            laws = super()._forward(*args)
+            parents = [reader for reader in readers if reader.name != "draft"]
+            peak[0] = max(peak[0], sum(reader.cache_bytes for reader in parents))
+            return laws
+
+    monkeypatch.setattr(decode, "Reader", Counted)
+    models = pair(dtype=dtype)
+    options = {"max_new_tokens": 30, "generator": 0, "eos_token_id": None} | scheme
+    costs = decode.generate(*models, PROMPT, **options).trace.costs
+    readers.clear()
+    peak[0] = 0
+    generate(*models, PROMPT, **options, costs=costs)
+    gamma = scheme.get("gamma") or 8
+    read = len(PROMPT) + 29
+    exact = memory_bytes(*models, length=read)["caches"]
+    assert exact <= peak[0] <= memory_bytes(*models, length=read + gamma)["caches"]
+    # Ragged: holes may double it, and drafts come on top.
+    readers.clear()
+    peak[0] = 0
+    generate(*models, [PROMPT] * 6, **options, costs=costs)
+    most = memory_bytes(*models, batch=6, length=2 * max(read, 32) + gamma)["caches"]
+    assert peak[0] <= most
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that tensors of at least `smallest` bytes held at a time."""
+
+    def __init__(self, smallest):
+        super().__init__()
+        self.smallest, self.held, self.most = smallest, {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage.nbytes() >= self.smallest:
+                    key = storage.data_ptr()
+                    self.held.setdefault(key, [storage.nbytes(), 0])[1] += 1
+                    weakref.finalize(tensor, self.drop, key)
+        self.most = max(self.most, sum(size for size, _ in self.held.values()))
+        return out
+
+    def drop(self, key):
+        self.held[key][1] -= 1
+        if self.held[key][1] == 0:
+            del self.held[key]
+
+
+@pytest.mark.parametrize("name", ["one-sided", "alternating, wide", "lookup"])
+def test_the_laws_of_a_round_take_about_what_the_formula_says(name):
+    vocab, gamma, batch = 4_000, 4, 3
+    models = [make(1, vocab=vocab, dtype=torch.float32) for make in (tiny.llama, tiny.gpt2)]
+    claimed = memory_bytes(*models, batch=batch, length=1, gamma=gamma)["laws"]
+    ids = [torch.arange(4).repeat(3)] * batch
+    with Peak(smallest=4 * vocab) as peak:
+        generate(*models, ids, max_new_tokens=12, generator=0, **SCHEMES[name])
+    assert 0.3 * claimed < peak.most < 2 * claimed
+
+
+def test_bfloat16_models_are_decoded_in_float32(scheme, monkeypatch):
+    """The law that drafts, the law that judges and q* are all wider than the weights."""
+    models = pair(dtype=torch.bfloat16)
+    if "draft_model" in scheme:
+        scheme["draft_model"] = tiny.llama(1, dtype=torch.bfloat16)
+    seen = set()
+    between, verify = decode._Law.between, speculative.verify
+
+    def watched_between(self, log_policy, log_teacher):
+        seen.update([log_policy.dtype, log_teacher.dtype])
+        return between(self, log_policy, log_teacher)
+
+    def watched_verify(tokens, log_draft, log_target, **options):
+        seen.update([log_draft.dtype, log_target.dtype])
+        return verify(tokens, log_draft, log_target, **options)
+
+    monkeypatch.setattr(decode._Law, "between", watched_between)
+    monkeypatch.setattr(speculative, "verify", watched_verify)
+    out = generate(*models, PROMPT, max_new_tokens=20, generator=0, top_p=0.9, **scheme)
+    assert seen == {torch.float32}
+    balance = out.trace.balance
+    assert (balance.status != STATUSES.index("invalid")).all()
+    gap = balance.kl_to_policy - balance.kl_to_teacher
+    assert (gap.abs() < 1e-4).all(), "KL(q* || policy) = KL(q* || teacher), to float32"
+
+
+# An accelerator, as far as fake tensors know one.
+
+
+def indexed(tensor, index):
+    """tensor[index], which torch refuses for fake CUDA tensors in a build without CUDA."""
+    index = index if isinstance(index, tuple) else (index,)
+    dots = [i for i, item in enumerate(index) if item is Ellipsis]
+    if dots:
+        missing = tensor.ndim - sum(item is not None for item in index) + 1
+        index = index[: dots[0]] + (slice(None),) * missing + index[dots[0] + 1 :]
+    dim = 0
+    for item in index:
+        if isinstance(item, int):
+            tensor = tensor.select(dim, item)
+            continue
+        if item is None:
+            tensor = tensor.unsqueeze(dim)
+        else:
+            start, stop, _ = item.indices(tensor.shape[dim])
+            tensor = tensor.narrow(dim, start, max(0, stop - start))
+        dim += 1
+    return tensor
+
+
+class FakeRun(decode._Run):
+    """A run whose models answer fake laws on a fake accelerator."""
+
+    def read(self, name, unread, drafts=None, counts=None, positions=1):
+        shape = (len(self.rows), positions, VOCAB)
+        return torch.zeros(shape, device="cuda").log_softmax(-1)
+
+    def unread(self, name):
+        return [[0] for _ in self.rows]
+
+    def _emit(self, plan, proposer, counts, exact, host, known, next_token):
+        assert next_token.is_cuda
+        assert all(value.is_cuda for value in known.values())
+        return [0, 1], [True, False], next_token
+
+
+class UnreadRun(FakeRun):
+    """The same, without the one transfer of a round."""
+
+    def _fetch(self, *tensors):
+        return {}
+
+
+def fake_round(kind, plan, *, filtered="target", steps=(), greedy=False):
+    model = SimpleNamespace(device=torch.device("cuda"))
+    prompts = [[1, 2, 1, 2, 3], [3, 4, 3, 4, 3]]
+    run = kind(
+        readers=dict.fromkeys(("policy", "teacher", "draft"), SimpleNamespace(model=model)),
+        prompts=dict.fromkeys(("policy", "teacher", "draft"), prompts),
+        shown=prompts,
+        law=decode._Law(
+            alpha=None,
+            shaping=shaping(temperature=0.7, top_k=5, logits_processor=steps, greedy=greedy),
+            filtered=filtered,
+            disjoint="mixture",
+        ),
+        chance=Coins(torch.Generator().manual_seed(0)),
+        vocab=VOCAB,
+        max_new_tokens=20,
+        ends=frozenset(),
+        stopping_criteria=(),
+        verify=speculative.verify,
+        on_tokens=None,
+    )
+    run.rows, run.text = [0, 1], [[1, 2], [3, 4]]
+    run.lookups = [decode.schemes.Lookup(p + t) for p, t in zip(prompts, run.text, strict=True)]
+    with FakeTensorMode():
+        run.round(plan)
+        if plan.scheme == "alternating":
+            assert run.outstanding.tokens.is_cuda
+            run.round(plan)  # one row has a proposal, the other rides along
+
+
+PLANS = [
+    Plan("plain", 0, "policy"),
+    Plan("one-sided", 1, "policy"),
+    Plan("one-sided", 3, "teacher"),
+    Plan("alternating", 1, "policy"),
+    Plan("alternating", 3, "teacher"),
+    Plan("lookup", 3, "policy"),
+    Plan("draft-model", 3, "policy"),
+]
+
+
+@pytest.mark.parametrize("filtered", ["target", "parents"])
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: f"{plan.scheme} {plan.gamma}")
+def test_a_round_runs_on_an_accelerator_and_waits_for_it_once(plan, filtered, monkeypatch):
+    """Fake CUDA tensors raise where devices are mixed and where the host reads."""
+    monkeypatch.setattr(FakeTensor, "__getitem__", indexed)
+    monkeypatch.setattr(FakeTensor, "__invert__", lambda tensor: torch.bitwise_not(tensor))
+    fake_round(UnreadRun, plan, filtered=filtered)
+    fake_round(UnreadRun, plan, filtered=filtered, greedy=True)
+    reading = [lambda ids, scores: scores - 0.1 * ids.sum(-1, keepdim=True)]
+    fake_round(UnreadRun, plan, filtered=filtered, steps=reading)
+    with pytest.raises(DataDependentOutputException):  # the control: the transfer is a read
+        fake_round(FakeRun, plan, filtered=filtered)
