@@ -1,0 +1,283 @@
+"""The planner picks what the cost formulas say; the lookup finds what a slow search finds."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from qstar import costs as cost
+from qstar import schemes
+from qstar.costs import Costs
+from qstar.decode import generate
+from qstar.schemes import GAMMAS, PRIOR, Evidence, Lookup, Plan, Planner, observe
+
+FLAT = {1: 1.0, 9: 1.0}  # a forward takes the same at every width
+STEEP = {1: 1.0, 2: 3.0, 9: 17.0}
+
+
+def evidence(*, remaining=100, matched=0.0, outstanding=False, **accept):
+    """Evidence of a long text: acceptance probabilities by drafter, the rest as if unobserved."""
+    observed = {name: (1e6 * value, 1e6) for name, value in accept.items()}
+    return Evidence(observed, remaining, matched, outstanding)
+
+
+def planned(costs, seen, **wishes):
+    return Planner(**{"scheme": "auto", "costs": costs} | wishes).plan(seen)
+
+
+# Which scheme.
+
+
+def test_plain_is_chosen_where_wide_forwards_are_dear():
+    seen = evidence(policy=0.95, teacher=0.95, lookup=0.9, matched=1.0)
+    assert planned(Costs(STEEP, STEEP), seen).scheme == "plain"
+
+
+def test_alternating_is_chosen_where_wide_forwards_are_cheap():
+    plan = planned(Costs(FLAT, FLAT), evidence(policy=0.8, teacher=0.8))
+    assert (plan.scheme, plan.gamma) == ("alternating", 1)
+
+
+def test_a_cheap_parent_drafts_for_a_dear_one():
+    cheap = {1: 0.05, 9: 0.05}
+    plan = planned(Costs(cheap, FLAT), evidence(policy=0.9, teacher=0.9))
+    assert (plan.scheme, plan.drafter) == ("one-sided", "policy")
+    assert plan.gamma > 3
+    plan = planned(Costs(FLAT, cheap), evidence(policy=0.9, teacher=0.9))
+    assert (plan.scheme, plan.drafter) == ("one-sided", "teacher")
+
+
+def test_lookup_is_chosen_where_its_matches_are_right():
+    seen = evidence(policy=0.8, teacher=0.8, lookup=0.9, matched=1.0)
+    plan = planned(Costs(FLAT, FLAT), seen)
+    assert (plan.scheme, plan.gamma) == ("lookup", max(GAMMAS))
+    without = evidence(policy=0.8, teacher=0.8, lookup=0.9, matched=0.0)
+    assert planned(Costs(FLAT, FLAT), without).scheme == "alternating"
+    wrong = evidence(policy=0.8, teacher=0.8, lookup=0.1, matched=1.0)
+    assert planned(Costs(FLAT, FLAT), wrong).scheme == "alternating"
+
+
+def test_a_draft_model_is_chosen_where_it_is_good_and_cheap():
+    costs = Costs(FLAT, FLAT, draft={1: 0.05})
+    good = evidence(policy=0.8, teacher=0.8, draft=0.9)
+    assert planned(costs, good, has_draft=True).scheme == "draft-model"
+    assert planned(costs, good).scheme != "draft-model"
+    bad = evidence(policy=0.8, teacher=0.8, draft=0.2)
+    assert planned(costs, bad, has_draft=True).scheme != "draft-model"
+    dear = Costs(FLAT, FLAT, draft={1: 1.0})
+    assert planned(dear, good, has_draft=True).scheme != "draft-model"
+
+
+def formulas(costs, seen, *, has_draft, batch):
+    """Seconds per token of every plan that is open, straight from `qstar.costs`."""
+    accept = {name: seen.acceptance(name) for name in PRIOR}
+    found = {("plain", 0): cost.plain(costs)}
+    for gamma in GAMMAS:
+        used = max(1, min(gamma, seen.remaining))
+        third = max(1, min(gamma, seen.remaining - 1))
+        for drafter in cost.PARENTS:
+            key = "one-sided", used, drafter
+            found[key] = cost.one_sided(costs, drafter, used, accept[drafter])
+        pair = accept["policy"], accept["teacher"]
+        found["alternating", used] = cost.alternating(costs, used, *pair, best_proposes=batch == 1)
+        if seen.matched:
+            rates = [
+                1 / cost.third(costs, third, a, draft_forwards=0) for a in (accept["lookup"], 0.0)
+            ]
+            found["lookup", third] = 1 / (seen.matched * rates[0] + (1 - seen.matched) * rates[1])
+        if has_draft:
+            found["draft-model", third] = cost.third(
+                costs, third, accept["draft"], draft_forwards=third
+            )
+    return found
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_the_plan_is_the_cheapest_of_all_that_are_open(seed):
+    rng = np.random.default_rng(seed)
+
+    def times(scale):
+        grown = np.cumprod([1.0, *rng.uniform(1.0, 1.8, size=3)])
+        return dict(zip((1, 2, 4, 9), scale * grown, strict=True))
+
+    costs = Costs(times(1.0), times(rng.uniform(0.1, 2)), draft=times(rng.uniform(0.02, 0.5)))
+    seen = evidence(
+        remaining=int(rng.integers(1, 12)),
+        matched=float(rng.choice([0.0, 0.3, 1.0])),
+        **{name: rng.uniform() for name in PRIOR if rng.uniform() < 0.8},
+    )
+    has_draft, batch = bool(rng.integers(2)), int(rng.integers(1, 3))
+    planner = Planner(scheme="auto", costs=costs, has_draft=has_draft, batch=batch)
+    plan = planner.plan(seen)
+    open_plans = formulas(costs, seen, has_draft=has_draft, batch=batch)
+    best = min(open_plans.values())
+    assert planner.predict(plan, seen) == pytest.approx(best, rel=1e-12)
+    key = (plan.scheme, plan.gamma)
+    chosen = open_plans[(*key, plan.drafter) if plan.scheme == "one-sided" else key]
+    assert chosen == pytest.approx(best, rel=1e-12)
+    assert best <= open_plans["plain", 0]
+
+
+# What is left open.
+
+
+def test_a_wish_is_followed_whatever_it_costs():
+    costs = Costs(STEEP, STEEP, draft={1: 1.0})
+    seen = evidence(policy=0.1, teacher=0.2, draft=0.1, lookup=0.1)
+    for scheme in ("alternating", "lookup"):
+        plan = planned(costs, seen, scheme=scheme, gamma=4)
+        assert (plan.scheme, plan.gamma) == (scheme, 4)
+    plan = planned(costs, seen, scheme="draft-model", gamma=4, has_draft=True)
+    assert (plan.scheme, plan.gamma) == ("draft-model", 4)
+    plan = planned(costs, seen, scheme="one-sided", gamma=4, drafter="policy")
+    assert plan == Plan("one-sided", 4, "policy")
+    assert planned(costs, seen, scheme="one-sided", gamma=4).drafter == "teacher"
+    assert planned(costs, seen, scheme="plain") == Plan("plain", 0, "policy")
+
+
+def test_a_free_draft_length_grows_with_acceptance():
+    costs = Costs({1: 0.2, 9: 0.3}, {1: 1.0, 9: 1.3})
+    gammas = [
+        planned(costs, evidence(policy=a), scheme="one-sided", drafter="policy").gamma
+        for a in (0.1, 0.5, 0.8, 0.95)
+    ]
+    assert gammas == sorted(gammas)
+    assert gammas[0] == 1
+    assert gammas[-1] > 4
+
+
+@pytest.mark.parametrize("remaining", [1, 2, 3, 5])
+def test_no_more_is_drafted_than_can_be_used(remaining):
+    costs = Costs({1: 0.01, 9: 0.01}, FLAT, draft={1: 0.001})
+    seen = evidence(remaining=remaining, policy=1.0, teacher=1.0, draft=1.0)
+    wishes = {"scheme": "one-sided", "gamma": 8}
+    assert planned(costs, seen, **wishes).gamma == remaining
+    wishes = {"scheme": "draft-model", "gamma": 8, "has_draft": True}
+    assert planned(costs, seen, **wishes).gamma == max(1, remaining - 1)
+
+
+def test_the_better_parent_proposes_after_a_rejection():
+    for accepts, better in (((0.9, 0.5), "policy"), ((0.5, 0.9), "teacher")):
+        seen = evidence(policy=accepts[0], teacher=accepts[1])
+        plan = planned(Costs(FLAT, FLAT), seen, scheme="alternating", gamma=1)
+        assert plan.drafter == better
+
+
+# Proposals that wait.
+
+
+def test_outstanding_proposals_are_given_up_for_a_gain_above_a_threshold():
+    planner = Planner(scheme="auto", costs=Costs(FLAT, FLAT))
+
+    def at(accept):
+        return [
+            evidence(policy=0.8, teacher=0.8, lookup=accept, matched=1.0, outstanding=waiting)
+            for waiting in (False, True)
+        ]
+
+    turns = planner.predict(Plan("alternating", 1, "policy"), at(0.5)[0])
+    for accept in np.linspace(0.3, 0.9, 601):
+        free, bound = at(accept)
+        gain = turns / min(planner.predict(Plan("lookup", g, "policy"), free) for g in GAMMAS) - 1
+        if abs(gain) > 1e-9:
+            assert (planner.plan(free).scheme == "lookup") == (gain > 0)
+        if abs(gain - schemes.STAY) > 1e-9:
+            assert (planner.plan(bound).scheme == "lookup") == (gain > schemes.STAY)
+
+
+# What is observed.
+
+
+def test_acceptance_starts_at_the_prior_and_goes_to_what_is_seen():
+    observed = {}
+    assert Evidence(observed, 1, 0.0, False).acceptance("policy") == PRIOR["policy"]
+    for _ in range(400):
+        observe(observed, "policy", 0.3, 1)
+    assert Evidence(observed, 1, 0.0, False).acceptance("policy") == pytest.approx(0.3, abs=0.03)
+    assert Evidence(observed, 1, 0.0, False).acceptance("teacher") == PRIOR["teacher"]
+
+
+def test_old_observations_fade():
+    observed = {}
+    observe(observed, "policy", 200.0, 200)
+    for _ in range(200):
+        observe(observed, "policy", 0.0, 1)
+    assert Evidence(observed, 1, 0.0, False).acceptance("policy") < 0.1
+    assert observed["policy"][1] < 1 / (1 - schemes.MEMORY) + 1e-9 + 200 * schemes.MEMORY**200
+
+
+def test_nothing_observed_changes_nothing():
+    observed = {"lookup": (3.0, 5.0)}
+    observe(observed, "lookup", 0, 0)
+    assert observed == {"lookup": (3.0, 5.0)}
+
+
+# The decoder follows.
+
+
+@pytest.mark.parametrize(
+    ("costs", "allowed"),
+    [(Costs(STEEP, STEEP), {"plain"}), (Costs(FLAT, FLAT), {"alternating", "lookup"})],
+)
+def test_auto_decodes_by_what_it_was_told(costs, allowed):
+    pair = tiny.llama(1, sharpness=0.3, vocab=40), tiny.llama(2, sharpness=0.3, vocab=40)
+    trace = generate(
+        *pair, torch.tensor([1, 4, 0]), max_new_tokens=30, costs=costs, generator=0
+    ).trace
+    assert {round_.scheme for round_ in trace.rounds} <= allowed
+    assert trace.costs == costs
+
+
+def test_auto_goes_over_to_lookups_once_the_text_repeats_itself():
+    """A model of very sharp laws under greedy decoding falls into a loop."""
+    pair = tiny.llama(1, sharpness=3.0), tiny.llama(2, sharpness=3.0)
+    trace = generate(
+        *pair, torch.tensor([1, 4, 0]), max_new_tokens=50, costs=Costs(FLAT, FLAT), greedy=True
+    ).trace
+    followed = [round_.scheme for round_ in trace.rounds]
+    assert followed[0] != "lookup"
+    assert followed[-1] == "lookup"
+    assert max(round_.emitted for round_ in trace.rounds if round_.scheme == "lookup") > 4
+
+
+# The lookup.
+
+
+def slow_search(text, gamma):
+    """What followed the last three tokens where they stood before, else the last two."""
+    for size in (3, 2):
+        for start in range(len(text) - size - 1, -1, -1):
+            if text[start : start + size] == text[-size:]:
+                found = list(text)
+                for i in range(start + size, start + size + gamma):
+                    found.append(found[i])
+                return found[len(text) :]
+    return []
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_lookup_finds_what_a_slow_search_finds(seed):
+    rng = np.random.default_rng(seed)
+    letters = int(rng.integers(1, 6))
+    text = rng.integers(0, letters, size=int(rng.integers(0, 9))).tolist()
+    lookup = Lookup(text)
+    assert (lookup.tested, lookup.right) == (0, 0)
+    tested = right = 0
+    for _ in range(15):
+        gamma = int(rng.integers(1, 9))
+        assert lookup.propose(gamma) == slow_search(text, gamma)
+        assert lookup.match() == bool(slow_search(text, 1))
+        for token in rng.integers(0, letters, size=int(rng.integers(0, 4))).tolist():
+            guess = slow_search(text, 1)
+            tested += bool(guess)
+            right += guess == [token]
+            text.append(token)
+            lookup.append([token])
+        assert (lookup.tested, lookup.right) == (tested, right)
+    assert lookup.text == text
+
+
+def test_a_repetition_is_taken_to_go_on():
+    assert Lookup([1, 2, 1, 2]).propose(5) == [1, 2, 1, 2, 1]
+    assert Lookup([7, 7, 7]).propose(4) == [7, 7, 7, 7]
+    assert Lookup([1, 2, 3]).propose(4) == []
