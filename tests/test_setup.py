@@ -502,7 +502,7 @@ def test_pages_are_built_anew_when_anything_they_need_changes(pages, monkeypatch
 
 def test_the_readmes_snippet_prints_what_the_readme_says():
     readme = (ROOT / "README.md").read_text(encoding="utf8")
-    (snippet,) = re.findall(r"```python\n(.*?)```", readme, re.S)
+    snippet = re.findall(r"```python\n(.*?)```", readme, re.S)[0]
     said = re.findall(r"^# (.*)$", snippet, re.M)
     printed = run(sys.executable, "-c", snippet, check=True).stdout.splitlines()
     numbers = [[float(x) for x in re.findall(r"[\d.]+", line)] for line in (*said, *printed)]

@@ -1,6 +1,8 @@
 """Text in and out: chats with a system prompt for each parent, stop strings, streams."""
 
+import re
 import threading
+from pathlib import Path
 
 import pytest
 import tiny
@@ -163,3 +165,15 @@ def test_what_makes_no_sense_is_refused():
         decoder(tokenizer=None).complete("x")
     with pytest.raises(ValueError, match="no chat template"):
         decoder(tokenizer=bytes_tokenizer(template=None)).complete(CHAT)
+
+
+def test_the_readmes_snippet_runs_as_it_stands(capsys):
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf8")
+    snippet = re.findall(r"```python\n(.*?)```", readme, re.S)[1]
+    policy, teacher = pair()
+    ids = torch.tensor([65, 66, 67])
+    given = {"policy": policy, "teacher": teacher, "tokenizer": TOKENIZER, "messages": CHAT}
+    given |= {"policy_ids": ids, "teacher_ids": ids[1:], "inputs": {"input_ids": ids[None]}}
+    exec(snippet, given)
+    assert given["result"].tokens.shape == (40,)
+    assert capsys.readouterr().out
