@@ -42,6 +42,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -361,8 +362,10 @@ def write(record: dict[str, Any], path: Path) -> None:
     """The record as JSON, complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as part:
-        json.dump(record, part, indent=1)
-        part.write("\n")
+        text = json.dumps(record, indent=1)
+        # A list of plain values takes one line, not one for each value.
+        text = re.sub(r"\[\n[^\[\]{}]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), text)
+        part.write(text + "\n")
     os.chmod(part.name, 0o644)
     os.replace(part.name, path)
 

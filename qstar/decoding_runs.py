@@ -17,7 +17,7 @@ The record (JSON) holds
             way, prompt, seed, tokens, wall_s, cpu_s, forwards, model_calls
             and of our own decoder: model_s (inside the models, after the prompts), rounds (each
             [scheme, gamma, proposer, drafted, tested, accepted, emitted]), and by new token
-            accept_policy, accept_teacher and chernoff
+            accept_policy, accept_teacher and chernoff; of "auto" also the costs it measured
 
 Wall and processor seconds are of whole calls, prompts included. Each cell has a process of its own,
 whose threads sleep while they wait: on a machine with other work to do, threads that spin take its
@@ -35,7 +35,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -99,8 +99,13 @@ NOISE = {"noised copy": 0.07, "far copy": 0.3}
 CELLS = (
     Cell("two prompts", "packed", tuple(OURS), seeds=2),
     Cell("two prompts", "as loaded", ("plain", "plain, one call", "alternating 1", "auto")),
-    Cell("noised copy", "packed", ("plain", "alternating 1", "alternating 2", *PEERS), seeds=2),
-    Cell("far copy", "as loaded", ("plain", "alternating 1", "auto"), new_tokens=24),
+    Cell(
+        "noised copy",
+        "packed",
+        ("plain", "alternating 1", "alternating 2", "one-sided 4", "auto", *PEERS),
+        seeds=2,
+    ),
+    Cell("far copy", "as loaded", ("plain", "alternating 1", "auto"), new_tokens=32, seeds=2),
 )
 
 WIDTHS = (1, 2, 3, 4, 5, 8, 16)
@@ -175,7 +180,8 @@ def seconds_by_width(
             for width in WIDTHS:
                 drafts = prompt[:1].repeat(rows, width - 1)
                 begun = time.perf_counter(), time.process_time()
-                reader.feed([[int(prompt[-1])]] * rows, drafts, positions=width)
+                law = reader.feed([[int(prompt[-1])]] * rows, drafts, positions=width)
+                float(law[0, 0, 0])  # waits for a device
                 now = time.perf_counter(), time.process_time()
                 reader.truncate(read)
                 spent[width].append((now[0] - begun[0], now[1] - begun[1]))
@@ -228,15 +234,17 @@ def _ours(
         rounds.append([r.scheme, r.gamma, proposer, r.drafted, r.tested, r.accepted, r.emitted])
         at += r.emitted
     calls = [forward for r in trace.rounds for forward in r.forwards]
+    measured = {"policy": trace.costs.policy, "both": trace.costs.both}
     return {
         "tokens": int(result.lengths),
+        **({"costs": measured} if options["scheme"] == "auto" else {}),
         "forwards": trace.forwards,
         "model_calls": trace.model_calls,
         "model_s": round(sum(forward.seconds for forward in calls), 4),
         "rounds": rounds,
         "accept_policy": [round(x, 4) for x in trace.accept_policy.tolist()],
         "accept_teacher": [round(x, 4) for x in trace.accept_teacher.tolist()],
-        "chernoff": [round(x, 6) for x in trace.balance.chernoff.tolist()],
+        "chernoff": [float(f"{x:.4g}") for x in trace.balance.chernoff.tolist()],
     }
 
 
@@ -452,7 +460,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cell", type=int, help=argparse.SUPPRESS)  # one cell, in its own process
     chosen = parser.parse_args(arguments)
     if chosen.cell is not None:
-        print(json.dumps(_run_cell(CELLS[chosen.cell], chosen)))
+        cell = CELLS[chosen.cell]
+        if chosen.device != "cpu":  # packing is for CPUs
+            cell = replace(cell, layers="as loaded")
+        print(json.dumps(_run_cell(cell, chosen)))
         return
     given = list(arguments if arguments is not None else sys.argv[1:])
     waiting = {"OMP_NUM_THREADS": str(chosen.threads), "OMP_WAIT_POLICY": "PASSIVE"}
