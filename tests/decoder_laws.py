@@ -101,17 +101,23 @@ class EveryRow:
     early ends alike for every way to go on, so its weight is shared among that many rows.
     """
 
-    def __init__(self, prompts, leaves, length):
+    def __init__(self, prompts, leaves, length, end=None):
         self.leaf = torch.arange(leaves).repeat(prompts)
         self.weight = torch.ones(prompts * leaves, dtype=torch.float64)
         self.seen = torch.ones(prompts * leaves, dtype=torch.long)
         self.emitted = torch.zeros(prompts * leaves, dtype=torch.long)
-        self.length = length
+        self.ended = torch.zeros(prompts * leaves, dtype=torch.bool)
+        self.running = torch.ones(prompts * leaves, dtype=torch.bool)
+        self.length, self.end = length, end
         self.options = 1
 
     def listen(self, block):
         """Called by `generate` after each round: who is still running?"""
         self.emitted += (block >= 0).sum(-1)
+        self.running = self.emitted < self.length
+        if self.end is not None:
+            self.ended |= (block == self.end).any(-1)
+            self.running &= ~self.ended
 
     def keep(self, log_probability):
         rows, choice, events = self._choose(log_probability.shape[1:], 2)
@@ -129,7 +135,7 @@ class EveryRow:
         return token
 
     def _choose(self, events, options):
-        rows = (self.emitted < self.length).nonzero().squeeze(-1)
+        rows = self.running.nonzero().squeeze(-1)
         digits = torch.zeros(len(rows), events.numel(), dtype=torch.long)
         for event in range(events.numel()):
             digits[:, event] = self.leaf[rows] // self.options % options
@@ -138,7 +144,17 @@ class EveryRow:
         return rows, digits, events
 
 
-def enumerated_law(models, prompts, length, *, vocab, **options):
+def ended_law(law, length, vocab, end):
+    """The law of outcomes that stop at a token and are filled up with it."""
+    stopped = np.zeros_like(law)
+    for place, outcome in enumerate(itertools.product(range(vocab), repeat=length)):
+        at = outcome.index(end) if end in outcome else length
+        filled = outcome[:at] + (end,) * (length - at)
+        stopped[np.ravel_multi_index(filled, (vocab,) * length)] += law[place]
+    return stopped
+
+
+def enumerated_law(models, prompts, length, *, vocab, end=None, **options):
     """The law of every prompt's tokens, exactly, and the result of the run that gave it.
 
     Args:
@@ -146,19 +162,21 @@ def enumerated_law(models, prompts, length, *, vocab, **options):
         prompts: Pairs of prompts, one for each parent; each is one row of the answer.
         length: How many tokens.
         vocab: Outcomes of a token.
+        end: The token that ends a row, if one does.
         options: What else `generate` is asked.
     """
     leaves = 1
     while True:
         assert leaves * len(prompts) <= MOST_ROWS, f"{leaves} scripts are too many"
-        chance = EveryRow(len(prompts), leaves, length)
+        chance = EveryRow(len(prompts), leaves, length, end)
         ids = [[pair[side] for pair in prompts for _ in range(leaves)] for side in range(2)]
         result = generate(
             *models,
             *ids,
             max_new_tokens=length,
             generator=chance,
-            eos_token_id=None,
+            eos_token_id=end,
+            vocab=vocab,
             on_tokens=chance.listen,
             **options,
         )

@@ -110,6 +110,36 @@ def test_the_trace_is_what_a_full_recomputation_finds(pair, scheme):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_long_ragged_batch_never_loses_its_texts(pair, scheme, monkeypatch):
+    """Rows reject, end and leave; caches are cut and squeezed: the laws stay those of the texts."""
+    monkeypatch.setattr("qstar.reader.SQUEEZE_FROM", 8)
+    prompts = [torch.tensor([3]), POLICY_PROMPT, TEACHER_PROMPT, torch.tensor([6, 6])]
+    teachers = [TEACHER_PROMPT, torch.tensor([1, 1]), torch.tensor([0]), POLICY_PROMPT]
+    result = generate(
+        *pair,
+        prompts,
+        teachers,
+        max_new_tokens=45,
+        generator=1,
+        eos_token_id=None,
+        stopping_criteria=[lambda ids, _: ids.shape[-1] in (25, 40)],
+        **asked(scheme),
+    )
+    assert result.lengths.tolist() == [24, 22, 20, 23]
+    for row, length in enumerate(result.lengths.tolist()):
+        text = result.tokens[row, :length]
+        known = measure(
+            *[
+                models.log_laws(model, ids[row], text)
+                for model, ids in zip(pair, (prompts, teachers), strict=True)
+            ]
+        )
+        for name in ("alpha", "minus_log_partition", "accept_policy", "accept_teacher"):
+            actual = getattr(result.trace, name)[row, :length]
+            torch.testing.assert_close(actual, getattr(known, name), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_rounds_and_positions_tell_one_story(llamas, scheme):
     ids = POLICY_PROMPT.expand(6, -1)
     result = generate(

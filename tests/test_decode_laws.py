@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from decoder_laws import enumerated_law, expected_law, options_of
+from decoder_laws import ended_law, enumerated_law, expected_law, options_of
 from sampling import smallest_detectable_tv
 from scipy.stats import chisquare
 
@@ -149,6 +149,40 @@ def test_filters_read_the_text_at_every_draft(where, scheme):
     models = PAIRS["two GPT-2s"]()
     filters = {"penalty": 0.8, "temperature": 1.3}
     error = law_error(models, length, options, prompts=PROMPTS[2:], where=where, **filters)
+    assert error < EXACT
+
+
+@pytest.mark.parametrize("scheme", LONGER | OF_THREE)
+def test_a_row_that_ends_inside_a_block_keeps_its_law(scheme):
+    """Token 1 ends a row: accepted drafts behind it are dropped, and other rows go on."""
+    options, length = (LONGER | OF_THREE)[scheme], 3 if scheme in OF_THREE else 2
+    models = PAIRS["two GPT-2s"]()
+    actual, result = enumerated_law(
+        models, PROMPTS[1:], length, vocab=VOCAB, end=1, **asked(options)
+    )
+    for row, pair in zip(actual, PROMPTS[1:], strict=True):
+        free = expected_law(models, pair, length, vocab=VOCAB)
+        assert np.abs(row - ended_law(free, length, VOCAB, 1)).max() < EXACT
+    assert result.lengths.min() == 1
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("scheme", ["plain", "lookup of two", "a third model drafts"])
+def test_one_model_under_two_prompts_has_the_token_level_law(scheme, together):
+    """Whether the two texts are read by two calls or as rows of one."""
+    model = PAIRS["two GPT-2s"]()[1]
+    options = (SHORT | OF_THREE)[scheme] | {"one_call": together}
+    length = 3 if scheme in OF_THREE else 2
+    assert law_error([model, model], length, options, alpha=0.3) < EXACT
+    _, result = enumerated_law([model] * 2, PROMPTS, length, vocab=VOCAB, **asked(options))
+    called = {call.model for round_ in result.trace.rounds for call in round_.forwards}
+    assert ("both" in called) == together
+
+
+@pytest.mark.parametrize("scheme", SHORT)
+def test_padded_output_layers_leave_the_law_over_the_shared_part(scheme):
+    models = [tiny.llama(1, vocab=5, sharpness=2.0), tiny.gpt2(2, vocab=4, sharpness=0.5)]
+    error = law_error(models, 2, SHORT[scheme], prompts=PROMPTS[1:])
     assert error < EXACT
 
 
