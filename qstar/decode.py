@@ -872,12 +872,13 @@ class _Run:
             new = host["tokens"][place][: accepted[place]]
             if exact or not full[place]:
                 new += host["next"][place]
+            emitted.append(self._append(row, new))
             if trouble:
                 # What is judged as a whole depends on every draft, else on those that were tested.
+                length = len(emitted[-1])
                 whole = self.verify is speculative.verify_block
-                judged = counts[place] if whole else len(new)
-                self._check(host, place, row, len(new), proposer, judged)
-            emitted.append(self._append(row, new))
+                judged = counts[place] if whole else length
+                self._check(host, place, row, starts[place], length, proposer, judged)
         for name, reader in self.readers.items():
             settled = [start + kept for start, kept in zip(starts, accepted, strict=True)]
             prompts = [len(prompt) for prompt, _ in self.texts_of(name)]
@@ -918,6 +919,7 @@ class _Run:
         host: dict[str, Any],
         place: int,
         row: int,
+        at: int,
         length: int,
         proposer: str,
         judged: int,
@@ -927,7 +929,6 @@ class _Run:
         So does a draft that was judged and came from no law, even if it was not kept: a block that
         is judged as a whole would follow another law.
         """
-        at = len(self.text[row])
 
         def no_nan(name: str, is_nan: Tensor) -> None:
             bad = is_nan.nonzero()
