@@ -211,7 +211,7 @@ def generate(
     pass `trace.costs` on to agree across processes.
 
     Memory: a cache takes 2 * layers * key-value heads * head size * bytes per number for each
-    token, row and model; a round holds about 8 blocks of rows * (gamma + 1) * vocabulary numbers
+    token, row and model; a round holds at most 16 blocks of rows * (gamma + 1) * vocabulary numbers
     (`memory_bytes`).
 
     Args:
@@ -352,7 +352,8 @@ def memory_bytes(
     The caches hold 2 * layers * key-value heads * head size numbers for each token, row and
     parent. In a batch whose rows accept different numbers of drafts they can grow to twice that,
     before holes are squeezed out. The laws of a round (both parents', the target, and what is
-    worked out from them) are about 8 blocks of batch * (gamma + 1) * vocabulary numbers.
+    worked out from them, some of it in double precision) are at most 16 blocks of batch *
+    (gamma + 1) * vocabulary numbers: 8 to 16 were counted, more with filters and with few rows.
 
     Args:
         policy: A causal language model of transformers.
@@ -372,7 +373,7 @@ def memory_bytes(
     vocab = policy.get_output_embeddings().weight.shape[0]
     return {
         "caches": caches * batch * length,
-        "laws": 8 * batch * (gamma + 1) * vocab * wide,
+        "laws": 16 * batch * (gamma + 1) * vocab * wide,
     }
 
 
