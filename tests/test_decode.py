@@ -554,6 +554,23 @@ def test_alternating_takes_one_forward_per_token_and_one_per_rejection(llamas, s
         assert result.trace.forwards <= 2 * n
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_rejection_in_one_row_costs_the_others_nothing(llamas, seed):
+    """A batch that alternates takes the forwards of its unluckiest row, not one more."""
+    trace = generate(
+        *llamas,
+        [POLICY_PROMPT, TEACHER_PROMPT, torch.tensor([3])] * 4,
+        max_new_tokens=20,
+        generator=seed,
+        eos_token_id=None,
+        scheme="alternating",
+        gamma=1,
+    ).trace
+    rejections = (~trace.accepted[:, :-1]).sum(-1).tolist()
+    assert len(set(rejections)) > 2
+    assert trace.forwards == max(expected_forwards_alternating(20, n) for n in rejections)
+
+
 @pytest.mark.parametrize("alpha", [None, 0.3])
 @pytest.mark.parametrize(
     ("scheme", "gamma", "drafter"),
