@@ -69,7 +69,9 @@ class RoundTrace:
         gamma: The draft length that was planned.
         forwards: The forwards since the round before, the verifying ones last.
         drafted: Draft tokens that were put to the test or would have been.
-        tested: Those that were: the accepted ones, and the first rejected one of a row.
+        tested: Those that were: the accepted ones, and the first rejected one of a row; with
+            `block_verification` all of them, so that accepted / tested is then no estimate of an
+            acceptance probability.
         accepted: Those that were kept.
         emitted: New tokens.
         seconds: Wall time since the round before.
