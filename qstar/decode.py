@@ -274,6 +274,7 @@ def generate(
         Fu et al. (2025), "Fast large language model collaborative decoding via speculation",
         ICML (PMLR 267:17764).
     """
+    _check_adapters(policy, teacher)
     readers = {"policy": Reader(policy, name="policy"), "teacher": Reader(teacher, name="teacher")}
     if draft_model is not None:
         readers["draft"] = Reader(draft_model, name="draft")
@@ -294,6 +295,10 @@ def generate(
         max_new_tokens,
         {"policy": policy_ids, "teacher": teacher_ids, "draft": draft_ids},
     )
+    longest = max(len(prompt) for rows in prompts.values() for prompt in rows) + max_new_tokens
+    slides = any(reader.slides(longest) for reader in readers.values())
+    if scheme == "auto" and slides and len(prompts["policy"]) > 1:
+        scheme = "plain"  # rejections would leave holes, which no sliding window must meet
     law = _Law(
         alpha=check_alpha(alpha),
         shaping=shaping(
@@ -437,16 +442,6 @@ class _Drafts:
     log_draft: Laws
     log_parent: Laws | None
     counts: list[int]
-
-    def select(self, rows: list[int]) -> "_Drafts":
-        index = torch.tensor(rows, device=self.tokens.device)
-        return _Drafts(
-            self.proposer,
-            self.tokens.index_select(0, index),
-            self.log_draft.index_select(0, index),
-            None if self.log_parent is None else self.log_parent.index_select(0, index),
-            [self.counts[row] for row in rows],
-        )
 
 
 # --- A run ---------------------------------------------------------------------------------------
@@ -1188,6 +1183,17 @@ def _eval_mode(*models: Any) -> Iterator[None]:
 
 
 # --- What can be wrong ---------------------------------------------------------------------------
+
+
+def _check_adapters(policy: Any, teacher: Any) -> None:
+    """ValueError where one parent is an adapter on the other, which changed it in place."""
+    for one, other in ((policy, teacher), (teacher, policy)):
+        base = one.get_base_model() if hasattr(one, "get_base_model") else None
+        if base is not None and base is other:
+            raise ValueError(
+                "policy and teacher are one model: an adapter changes its base in place, so that "
+                "both would answer alike. Load the base model a second time for the other parent."
+            )
 
 
 def _check_count(name: str, count: int) -> None:

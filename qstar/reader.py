@@ -67,6 +67,10 @@ class Reader:
                 f"have {length}. Shorten the prompt or ask for fewer new tokens."
             )
 
+    def slides(self, length: int) -> bool:
+        """Whether a text of so many tokens is longer than a window that it looks back through."""
+        return self._sliding is not None and length > self._sliding
+
     def start(self, texts: Sequence[Sequence[int]]) -> int:
         """Forget everything, and read all but the last token of each text.
 

@@ -593,3 +593,13 @@ def test_a_round_runs_on_an_accelerator_and_waits_for_it_once(plan, filtered, mo
     fake_round(UnreadRun, plan, filtered=filtered, steps=reading)
     with pytest.raises(DataDependentOutputException):  # the control: the transfer is a read
         fake_round(FakeRun, plan, filtered=filtered)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_adapter_and_the_base_it_changes_in_place_are_refused(turned):
+    base = tiny.llama(1)
+    adapted = tiny.llama(2)
+    adapted.get_base_model = lambda: base
+    pair = (base, adapted)[:: -1 if turned else 1]
+    with pytest.raises(ValueError, match="Load the base model a second time"):
+        generate(*pair, torch.tensor([1, 2]), max_new_tokens=2)

@@ -367,3 +367,16 @@ def test_a_truncation_that_keeps_the_last_tokens_is_caught(monkeypatch):
     monkeypatch.setattr(Reader, "truncate", truncate)
     with pytest.raises(AssertionError):
         play(Script(FAMILIES["Llama"](), [[3], [1, 4, 0, 2, 2]], 0), 8)
+
+
+@pytest.mark.parametrize("family", SLIDING)
+def test_auto_leaves_batches_that_outgrow_a_sliding_window_plain(family):
+    model, other = SLIDING[family]().float(), FAMILIES["Llama"]().float()
+    prompts = [torch.tensor([1, 4, 0]), torch.tensor([2])]
+    made = generate(model, other, prompts, max_new_tokens=20, greedy=True, eos_token_id=None)
+    assert {r.scheme for r in made.trace.rounds} == {"plain"}
+    for prompt, tokens in zip(prompts, made.tokens, strict=True):
+        alone = generate(
+            model, other, prompt, max_new_tokens=20, scheme="plain", greedy=True, eos_token_id=None
+        )
+        assert alone.tokens.tolist() == tokens.tolist()
