@@ -1,0 +1,74 @@
+"""Figures of decoding show what they are given: slots, curves, intervals, and who proposed."""
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from qstar import figures
+
+mpl.use("Agg")
+
+
+@pytest.fixture
+def ax():
+    with figures.style():
+        fig, ax = plt.subplots()
+        yield ax
+        fig.canvas.draw()
+        plt.close(fig)
+
+
+def test_a_round_shows_every_slot_and_marks_what_is_taken_back(ax):
+    steps = [
+        ("policy", [("a", "cached"), ("b", "read"), ("c", "next")], "proposes"),
+        ("teacher", [("b", "read"), ("c", "masked")], "rejects"),
+    ]
+    figures.one_round(steps, ax=ax)
+    boxes = ax.patches
+    assert len(boxes) == 5
+    assert [bool(box.get_hatch()) for box in boxes] == [False] * 4 + [True]
+    words = [text.get_text() for text in ax.texts]
+    assert words == ["policy", "a", "b", "c", "proposes", "teacher", "b", "c", "rejects"]
+    proposal = mpl.colors.to_hex(boxes[2].get_edgecolor())
+    assert proposal == figures.COLOURS["policy"].lower()
+
+
+def test_a_draft_has_the_colour_of_the_other_parent(ax):
+    figures.one_round([("teacher", [("b", "read"), ("c", "draft")], "")], ax=ax)
+    assert mpl.colors.to_hex(ax.patches[1].get_edgecolor()) == figures.COLOURS["policy"].lower()
+
+
+def test_costs_by_width_are_drawn_as_given(ax):
+    curves = {"as loaded": (np.array([1, 2, 4]), np.array([1.0, 1.6, 1.7]))}
+    figures.width_costs(curves, ax=ax)
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [1.0, 1.6, 1.7])
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "2", "4"]
+
+
+def test_marks_lie_where_they_were_counted(ax):
+    grid = np.linspace(0, 1, 5)
+    curves = {"alternating 1": 2 - grid, "alternating 2": 3 - 2 * grid}
+    figures.forwards_by_acceptance(grid, curves, {"alternating 2": (0.9, 1.2)}, ax=ax)
+    marks = [line for line in ax.lines if line.get_marker() not in (None, "None", "")]
+    assert [(m.get_xdata()[0], m.get_ydata()[0]) for m in marks] == [(0.9, 1.2)]
+
+
+def test_a_ratio_has_its_interval_and_its_processor_time(ax):
+    groups = {"one": {"auto": (1.2, 1.1, 1.4, 1.3)}, "two": {"transformers": (0.9, 0.8, 1.0, 0.95)}}
+    figures.speed_ratios(groups, ax=ax)
+    spans = [tuple(line.get_xdata()) for line in ax.lines[:-1]]
+    assert spans == [(1.1, 1.4), (1.2,), (1.3,), (0.8, 1.0), (0.9,), (0.95,)]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["auto", "transformers"]
+
+
+def test_a_proposed_text_says_who_and_is_safe_to_show():
+    page = figures.proposed_text(
+        ["<b>", " sea", "\n"], ["policy", "teacher", "none"], [True, False, False], [0.5, 0.25, 1.0]
+    )
+    assert "<b>" not in page
+    assert "&lt;b&gt;" in page
+    assert "policy proposed, kept; acceptance probability 0.50" in page
+    assert "teacher proposed, replaced; acceptance probability 0.25" in page
+    assert "drawn from q*, not proposed" in page
+    assert page.count("dashed") == 1  # the key alone: the teacher's proposal was replaced
