@@ -19,6 +19,7 @@ FEWER = {  # enough to reach the verdicts, and quick
     "01_kl_symmetry": {"trials": 200},
     "03_gaussians": {"trials": 100},
     "05_exact_sampling": {"trials": 200, "draws": 40_000},
+    "07_speculative_decoding": {"tiny_runs": 4, "max_new_tokens": 4},
 }
 
 

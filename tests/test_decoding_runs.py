@@ -1,0 +1,183 @@
+"""The record of what decoding took: how it is made, how it is read, and the published one."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qstar import costs, decode, decoding_runs
+from qstar.decoding_runs import Cell, count_forwards, find_cell, measure_cell, speed_ratio
+from qstar.exactness import tiny_model
+from qstar.experiments import data_file
+
+TESTS = Path(__file__).parent
+PROMPTS = [
+    (torch.tensor([0, 1, 2, 0, 1]), torch.tensor([2, 1])),
+    (torch.tensor([1, 2, 2, 1, 2]), torch.tensor([1])),
+]
+
+
+@pytest.fixture(scope="module")
+def cell():
+    """A cell of a forgetful model: its acceptance is 1, or with another one always the same."""
+    pair = [tiny_model(seed, vocab=6, forgetful=True) for seed in (1, 2)]
+    wanted = Cell(
+        "tiny",
+        "as loaded",
+        ("plain", "alternating 1", "alternating 2", "one-sided 4", "lookup 2", "auto"),
+        new_tokens=20,
+        seeds=3,
+    )
+    return measure_cell(wanted, *pair, PROMPTS, seed=5, width_rounds=2)
+
+
+@pytest.fixture(scope="module")
+def record():
+    return json.loads(data_file("results/decoding_cpu.json").read_text(encoding="utf8"))
+
+
+def test_every_way_answers_every_prompt_with_every_seed(cell):
+    for way in ("plain", "alternating 1", "auto"):
+        blocks = [(run["prompt"], run["seed"]) for run in cell["runs"] if run["way"] == way]
+        assert sorted(blocks) == [(p, s) for p in (0, 1) for s in (5, 6, 7)]
+    order = [run["way"] for run in cell["runs"]]
+    assert len({order.index(way) for way in order}) == 6
+    assert order[0] != order[6]  # another way begins
+    assert all(run["tokens"] == 20 == len(run["chernoff"]) for run in cell["runs"])
+    assert json.loads(json.dumps(cell))["widths"].keys() == {str(w) for w in cell["widths"]}
+
+
+def test_rounds_add_up_to_their_run(cell):
+    for run in cell["runs"]:
+        rounds = [dict(zip(decoding_runs.ROUND, r, strict=True)) for r in run["rounds"]]
+        assert sum(r["emitted"] for r in rounds) == run["tokens"]
+        for r in rounds:
+            assert r["accepted"] <= r["tested"] <= r["drafted"]
+            assert (r["proposer"] == "none") == (r["drafted"] == 0)
+
+
+def test_alternating_with_one_proposal_is_counted_exactly(cell):
+    count = count_forwards(cell, "alternating 1")
+    runs = decoding_runs.runs_of(cell, "alternating 1")
+    rejections = [sum(r[5] == 0 for r in run["rounds"][:-1]) for run in runs]
+    exact = sum(costs.expected_forwards_alternating(20, r) for r in rejections)
+    assert count.forwards == exact
+    assert count.tokens == 120
+    assert abs(count.margin) < 1 / 20  # but for the last token of a run
+
+
+def test_a_prediction_at_another_acceptance_misses(cell):
+    """Negative control: the margin sees a wrong acceptance."""
+    wrong = dict.fromkeys(costs.PARENTS, 0.2)
+    assert abs(count_forwards(cell, "alternating 1", wrong).margin) > 0.2
+    assert abs(count_forwards(cell, "one-sided 4", wrong).margin) > 0.2
+
+
+def test_the_proposer_of_a_round_is_the_one_whose_law_was_judged(cell):
+    """The rates by proposer estimate the two acceptance probabilities, which differ."""
+    means = decoding_runs.mean_acceptance(cell)
+    tested, kept = {}, {}
+    for run in decoding_runs.runs_of(cell, "one-sided 4"):
+        for r in run["rounds"]:
+            tested[r[2]] = tested.get(r[2], 0) + r[4]
+            kept[r[2]] = kept.get(r[2], 0) + r[5]
+    assert set(tested) == {"policy"}
+    rate = kept["policy"] / tested["policy"]
+    assert abs(rate - means["policy"]) < 6 * math.sqrt(0.25 / tested["policy"])
+
+
+def test_a_speed_ratio_is_the_median_over_blocks_with_an_interval():
+    runs = [
+        {"way": way, "prompt": p, "seed": 0, "tokens": 10, "wall_s": seconds}
+        for p in range(5)
+        for way, seconds in (("plain", 2.0 + p), ("fast", 1.0))
+    ]
+    ratio = speed_ratio({"runs": runs[::-1]}, "fast")
+    assert ratio.median == 4.0
+    assert 2.0 <= ratio.low < 4.0 < ratio.high <= 6.0
+    itself = speed_ratio({"runs": runs}, "plain")
+    assert (itself.low, itself.high) == (1.0, 1.0)
+
+
+def test_peers_decode_as_many_tokens_from_the_product():
+    pair = [tiny_model(seed, vocab=6) for seed in (1, 2)]
+    prompts = [(PROMPTS[0][0], PROMPTS[0][0])]
+    ways = ("plain", *decoding_runs.PEERS)
+    wanted = Cell("tiny", "as loaded", ways, new_tokens=12)
+    made = measure_cell(wanted, *pair, prompts, seed=0, width_rounds=1)
+    found = {run["way"]: run for run in made["runs"]}
+    assert {run["tokens"] for run in found.values()} == {12}
+    # transformers reads the whole prompt to draw the first token: no forward after it.
+    assert found["transformers plain"]["forwards"] == 22
+    assert found["transformers assisted 2"]["forwards"] < 40
+
+
+def test_noise_is_multiplicative_seeded_and_spares_the_head():
+    model = tiny_model(1)
+    other, again = (decoding_runs.noised(model, 0.1, seed=3) for _ in range(2))
+    layer = "model.layers.0.mlp.up_proj.weight"
+    first, second = model.get_parameter(layer), other.get_parameter(layer)
+    assert torch.equal(second, again.get_parameter(layer))
+    assert float((second / first).detach().std()) == pytest.approx(0.1, rel=0.2)
+    head = "lm_head.weight"
+    assert torch.equal(model.get_parameter(head), other.get_parameter(head))
+
+
+# --- The published record ------------------------------------------------------------------------
+
+
+def test_the_published_record_says_how_it_was_made(record):
+    assert record["command"].startswith("python -m qstar.decoding_runs --out data/results/")
+    assert {"torch", "transformers", "numpy", "python"} <= record["versions"].keys()
+    assert {"cpu", "cores", "threads", "waiting", "device"} <= record["machine"].keys()
+    for cell in record["cells"]:
+        assert len(cell["load"]) == 2
+    wanted = [(cell.pair, cell.layers) for cell in decoding_runs.CELLS]
+    assert [(cell["pair"], cell["layers"]) for cell in record["cells"]] == wanted
+
+
+def test_forwards_of_the_real_pair_are_within_3_percent_of_theory(record):
+    """Every scheme, at the acceptance rates of its own runs, over 2,000 tokens and more."""
+    real = find_cell(record, "two prompts", "packed")
+    counts = {way: count_forwards(real, way) for way in decoding_runs.OURS}
+    assert sum(count.tokens for count in counts.values()) >= 2_000
+    assert {way: count.margin for way, count in counts.items() if abs(count.margin) > 0.03} == {}
+
+
+def test_alternating_with_one_proposal_never_took_more_forwards_than_plain(record):
+    for cell in record["cells"]:
+        for run in decoding_runs.runs_of(cell, "alternating 1"):
+            rejected = sum(r[5] == 0 for r in run["rounds"][:-1])
+            assert run["forwards"] == 1 + run["tokens"] + rejected <= 2 * run["tokens"]
+
+
+def test_recorded_acceptances_respect_the_bound_of_the_chernoff_information(record):
+    for cell in record["cells"]:
+        for run in cell["runs"]:
+            if run["way"] in decoding_runs.OURS:
+                bound = 1 - np.sqrt(np.array(run["chernoff"]) / 2)
+                for parent in costs.PARENTS:
+                    assert (np.array(run[f"accept_{parent}"]) >= bound - 1e-3).all()
+
+
+def test_a_test_that_the_chapter_names_exists():
+    """The table of features fills its column with tests; each of them is one."""
+    chapter = json.loads(
+        (TESTS.parent / "notebooks" / "07_speculative_decoding.ipynb").read_text(encoding="utf8")
+    )
+    prose = "".join("".join(c["source"]) for c in chapter["cells"] if c["cell_type"] == "markdown")
+    named = set(re.findall(r"`(test_\w+)`", prose))
+    text = "\n".join(path.read_text(encoding="utf8") for path in TESTS.glob("test_*.py"))
+    assert len(named) > 8
+    assert {name for name in named if f"def {name}(" not in text} == set()
+
+
+def test_the_proposers_of_a_record_are_the_decoders(record):
+    named = {
+        r[2] for cell in record["cells"] for run in cell["runs"] for r in run.get("rounds", [])
+    }
+    assert named <= set(decode.PROPOSERS)
