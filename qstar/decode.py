@@ -12,7 +12,6 @@ need. What proposes never decides: a draft is judged by `speculative.verify` aga
 """
 
 import operator
-import statistics
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -1114,8 +1113,8 @@ def _timed(
 
 
 MEASURED_WIDTHS = (1, 2, 3, 5, 9)
-MEASURED_TIMES = 3
-MEASURED_SECONDS = 1.0  # for one model; after it, one forward of a width must do
+MEASURED_TIMES = 4
+MEASURED_SECONDS = 2.0  # after which one forward of each kind must do
 
 _COSTS: weakref.WeakKeyDictionary[Any, dict[tuple[int, ...], Costs]] = weakref.WeakKeyDictionary()
 """What was measured, by policy; so that a seed repeats within a process."""
@@ -1124,22 +1123,28 @@ _COSTS: weakref.WeakKeyDictionary[Any, dict[tuple[int, ...], Costs]] = weakref.W
 def _measured_costs(run: _Run) -> Costs:
     """What forwards of each width take here, on the caches as they are; measured once."""
     policy = run.readers["policy"].model
-    key = (len(run.prompts["policy"]), *(id(reader.model) for reader in run.readers.values()))
+    models = [reader.model for reader in run.readers.values()]
+    # Layers that answer in another way (`qstar.packed`) take another time.
+    swapped = ["forward" in vars(module) for model in models for module in model.modules()]
+    key = (len(run.prompts["policy"]), sum(swapped), *map(id, models))
     kept = _COSTS.setdefault(policy, {})
     # A call for few tokens measures few widths, which must not be all that later calls know.
     if key not in kept or max(kept[key].policy) < max(_measured_widths(run.max_new_tokens)):
         run.start()
-        seconds: dict[str, dict[int, float]] = {}
-        for name, reader in run.readers.items():
-            same = [n for n in seconds if run.readers[n].model is reader.model]
-            seconds[name] = seconds[same[0]] if same else _seconds_by_width(run, name)
-        both = None
+        runs = {"policy": run, "teacher": run, "draft": run}
+        runs = {name: run for name in runs if name in run.readers}
         if run.readers["teacher"].model is policy:
-            twins = replace(run, readers={name: run.readers[name] for name in PARENTS})
-            twins.read_together()
-            twins.start()
-            both = _seconds_by_width(twins, "both")
-        kept[key] = Costs(seconds["policy"], seconds["teacher"], seconds.get("draft"), both)
+            del runs["teacher"]
+            runs["both"] = replace(run, readers={name: run.readers[name] for name in PARENTS})
+            runs["both"].read_together()
+            runs["both"].start()
+        seconds = _seconds_by_width(runs)
+        kept[key] = Costs(
+            policy=seconds["policy"],
+            teacher=seconds.get("teacher", seconds["policy"]),
+            draft=seconds.get("draft"),
+            both=seconds.get("both"),
+        )
         run.prefill.clear()
     return kept[key]
 
@@ -1148,24 +1153,30 @@ def _measured_widths(max_new_tokens: int) -> list[int]:
     return [width for width in MEASURED_WIDTHS if width <= max_new_tokens]
 
 
-def _seconds_by_width(run: _Run, name: str) -> dict[int, float]:
-    """The median time of a forward by width; what was read for it is taken back."""
-    reader, spent = run.readers[name], {}
-    unread = run.unread(name)
-    lengths = list(reader.lengths)
+def _seconds_by_width(runs: dict[str, _Run]) -> dict[str, dict[int, float]]:
+    """The least time of a forward of each reader and width; what was read for it is taken back.
+
+    They take turns, so that what else the machine does for a while falls on all of them, and of
+    each the least counts: a time that something disturbed is never shorter.
+    """
+    spent: dict[str, dict[int, float]] = {name: {} for name in runs}
+    unread = {name: run.unread(name) for name, run in runs.items()}
+    lengths = {name: list(run.readers[name].lengths) for name, run in runs.items()}
     begun = time.perf_counter()
-    rows = len(reader.lengths)
-    for width in _measured_widths(run.max_new_tokens):
-        drafts = torch.zeros(rows, width - 1, dtype=torch.long, device=run.device)
-        timers: list[_Timer] = []
-        for _ in range(MEASURED_TIMES + (width == 1)):  # the first forward warms up
-            if timers and time.perf_counter() - begun > MEASURED_SECONDS:
-                break
-            with _timed(timers, name, width, rows, reader.model.device):
-                reader.feed(unread, drafts, positions=width)
-            reader.truncate(lengths)
-        times = [timer.forward().seconds for timer in timers]
-        spent[width] = statistics.median(times[-MEASURED_TIMES:])
+    for turn in range(MEASURED_TIMES + 1):
+        if turn > 1 and time.perf_counter() - begun > MEASURED_SECONDS:
+            break
+        for name, run in runs.items():
+            reader, rows = run.readers[name], len(lengths[name])
+            for width in _measured_widths(run.max_new_tokens)[: None if turn else 1]:
+                drafts = torch.zeros(rows, width - 1, dtype=torch.long, device=run.device)
+                timers: list[_Timer] = []
+                with _timed(timers, name, width, rows, reader.model.device):
+                    reader.feed(unread[name], drafts, positions=width)
+                reader.truncate(lengths[name])
+                if turn > 0:  # the first one warms up
+                    taken = timers[0].forward().seconds
+                    spent[name][width] = min(taken, spent[name].get(width, taken))
     return spent
 
 
