@@ -99,6 +99,7 @@ def draw(
                 models.chat_ids(tokenizer, prompt.user, system=prompt.policy_system),
                 models.chat_ids(tokenizer, prompt.user, system=prompt.teacher_system),
                 max_new_tokens=max_new_tokens,
+                scheme="plain",  # a seed's draw must not hang on what was fast that day
                 generator=seed + i,
                 on_tokens=lambda block: bar.update(block.shape[-1]),
             )

@@ -45,6 +45,7 @@ def test_an_answer_is_what_its_seed_draws(corpus, model, tokenizer):
             models.chat_ids(tokenizer, prompt.user, system=prompt.policy_system),
             models.chat_ids(tokenizer, prompt.user, system=prompt.teacher_system),
             max_new_tokens=9,
+            scheme="plain",
             generator=4 + i,
         )
         assert list(answer.tokens) == result.tokens[: int(result.lengths)].tolist()
@@ -66,6 +67,7 @@ def test_scoring_sees_what_decoding_saw(corpus, model, tokenizer):
             models.chat_ids(tokenizer, prompt.user, system=prompt.policy_system),
             models.chat_ids(tokenizer, prompt.user, system=prompt.teacher_system),
             max_new_tokens=9,
+            scheme="plain",
             generator=4 + i,
         )
         seen.append(result.trace.alpha[: int(result.lengths)])
