@@ -161,8 +161,8 @@ def speed_ratios(
     """
     y, ticks, labels = 0.0, [], []
     for heading, rows in groups.items():
-        ax.text(0.0, y, heading, transform=ax.get_yaxis_transform(), weight="bold", fontsize=9.5,
-                va="center")  # fmt: skip
+        place: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center"}
+        halo(ax.text(0.01, y, heading, weight="bold", fontsize=9.5, zorder=3, **place))
         y += 1
         for way, (median, low, high, processor) in rows.items():
             theirs = way.startswith("transformers")
@@ -181,7 +181,7 @@ def speed_ratios(
             labels.append(way)
             y += 1
         y += 0.4
-    ax.axvline(1, color=COLOURS["ink"], linewidth=1.0)
+    ax.axvline(1, color=COLOURS["ink"], linewidth=1.0, zorder=1)
     ax.set_yticks(ticks, labels)
     ax.set(xlabel="times faster than plain decoding", ylim=(y - 0.6, -0.6))
     ax.set_xlim(min(0.5, ax.get_xlim()[0]), None)
