@@ -173,7 +173,7 @@ class _CellsThatDecide(SphinxTransform):
 
     def apply(self, **kwargs: object) -> None:
         file = Path(self.env.doc2path(self.env.docname))
-        if file.suffix != ".ipynb":
+        if file.suffix != ".ipynb" or PAGE not in self.env.found_docs:
             return
         claims, _ = _register(Path(self.env.srcdir))
         decided: dict[str, list[Claim]] = {}
@@ -213,6 +213,8 @@ class _LinksOfClaims(SphinxPostTransform):
     default_priority = 7
 
     def run(self, **kwargs: object) -> None:
+        if PAGE not in self.env.found_docs:  # nowhere to lead to
+            return
         claims, _ = _register(Path(self.env.srcdir))
         known = {claim.key for claim in claims} | {_legend_id(verdict) for verdict in VERDICTS}
         for node in self.document.findall(nodes.paragraph):
