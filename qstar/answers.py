@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Int
 from numpy import ndarray
 from torch import Tensor
 from tqdm import tqdm
 
 from . import models, montecarlo
+from .reader import Reader
 from .sequences import Particles, sample_token_level, smc
 
 
@@ -50,18 +50,20 @@ class ModelPair:
         *,
         ends: Sequence[int] = (),
     ):
-        self._steppers = models.Stepper(model), models.Stepper(model)
+        self._readers = Reader(model), Reader(model)
         self._ends = np.asarray(list(ends), dtype=np.int64)
         self._last = np.full(num_particles, -1)
+        for reader, ids in zip(self._readers, (policy_ids, teacher_ids), strict=True):
+            reader.start([ids.tolist()] * num_particles)
         # Read only when their laws are asked for: nobody asks after the last token.
-        self._unread = [ids.repeat(num_particles, 1) for ids in (policy_ids, teacher_ids)]
+        self._unread = [[ids[-1:].tolist()] * num_particles for ids in (policy_ids, teacher_ids)]
 
     def log_rows(self) -> tuple[ndarray, ndarray]:
         """See `Pair`."""
         over = np.isin(self._last, self._ends)
         rows = []
-        for stepper, ids in zip(self._steppers, self._unread, strict=True):
-            laws = stepper.feed(ids)[:, -1].double().log_softmax(-1).cpu().numpy()
+        for reader, ids in zip(self._readers, self._unread, strict=True):
+            laws = reader.feed(ids)[:, -1].double().log_softmax(-1).cpu().numpy()
             laws[over] = -np.inf
             laws[over, self._last[over]] = 0.0
             rows.append(laws)
@@ -69,14 +71,14 @@ class ModelPair:
 
     def keep(self, rows: Int[ndarray, " particles"]) -> None:
         """See `Pair`; the laws have been asked for, so that nothing is unread."""
-        for stepper in self._steppers:
-            stepper.select(rows.tolist())
+        for reader in self._readers:
+            reader.select(rows.tolist())
         self._last = self._last[rows]
 
     def extend(self, tokens: Int[ndarray, " particles"]) -> None:
         """See `Pair`."""
         self._last = tokens.copy()
-        self._unread = [torch.from_numpy(tokens)[:, None]] * 2
+        self._unread = [[[token] for token in tokens.tolist()]] * 2
 
 
 # --- The recorded run ----------------------------------------------------------------------------

@@ -1,9 +1,8 @@
-"""Two Hugging Face causal language models as steppers, and where to get one without a hub.
+"""Hugging Face causal language models, and where to get one without a hub.
 
     model, tokenizer = models.load("smollm2-135m-instruct-q4")    # or a hub id, or a folder
     models.check_same_vocabulary(tokenizer, other_tokenizer)
-    stepper = models.Stepper(model)
-    log_p = stepper.feed(models.chat_ids(tokenizer, "Why is the sky blue?")[None])
+    log_p = models.log_laws(model, models.chat_ids(tokenizer, "Why is the sky blue?"), answer_ids)
 
 `python -m qstar.models fetch` puts the shipped model into the cache, so that nothing is downloaded
 later. Weights are read from safetensors files only, and no model brings code of its own.
@@ -527,83 +526,40 @@ def _first_difference(policy: Mapping[Any, Any], teacher: Mapping[Any, Any]) -> 
     )
 
 
-# --- Stepping ------------------------------------------------------------------------------------
+# --- Laws ----------------------------------------------------------------------------------------
 
 
-class Stepper:
-    """A causal language model and the key-value cache of the text it has read.
-
-    The model is shared (two steppers may read two prompts with one model); the cache is the
-    stepper's own. All rows of a batch have the same length; there is no padding.
-
-    Attributes:
-        model: A causal language model of transformers.
-        vocab: The number of token ids the model gives a probability to.
-        length: How many tokens it has read.
-    """
-
-    def __init__(self, model: Any):
-        self.model = model
-        self.vocab: int = model.get_output_embeddings().weight.shape[0]
-        self.length = 0
-        self._cache: Any = None
-        text = model.config.get_text_config()
-        self._window: int | None = getattr(text, "max_position_embeddings", None)
-        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-
-    def check_room(self, length: int) -> None:
-        """Raise ValueError if a text of so many tokens exceeds the model's context window."""
-        if self._window is not None and length > self._window:
-            raise ValueError(
-                f"the context window holds {self._window} tokens, and this text would have "
-                f"{length}. Shorten the prompt or ask for fewer new tokens."
-            )
-
-    @torch.no_grad()
-    def feed(
-        self, tokens: Int[Tensor, "batch width"], *, positions: int = 1
-    ) -> Float[Tensor, "batch positions vocab"]:
-        """Read tokens, and return the log-probabilities of what follows the last `positions`.
-
-        The last row of the answer is the law of the next token. The softmax is taken in float32,
-        or in float64 if the weights are that wide.
-
-        Raises:
-            ValueError: No tokens came, or more than the model's context window holds.
-        """
-        width = tokens.shape[-1]
-        if not 1 <= positions <= width:
-            raise ValueError(
-                f"expected tokens to read, and between 1 and {width} positions to return: got "
-                f"tokens of shape {tuple(tokens.shape)} and positions={positions}."
-            )
-        self.check_room(self.length + width)
-        keep = {"logits_to_keep": positions} if self._keeps_logits else {}
-        out = self.model(
-            tokens.to(self.model.device), past_key_values=self._cache, use_cache=True, **keep
-        )
-        self._cache = out.past_key_values
-        self.length += width
-        logits = out.logits[:, -positions:]
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        return torch.log_softmax(logits, dim=-1, dtype=wide)
-
-    def select(self, rows: Sequence[int]) -> None:
-        """Let the batch go on from these of its rows, each as often as it is named."""
-        if self._cache is not None:
-            self._cache.batch_select_indices(torch.as_tensor(rows, device=self.model.device))
-
-
+@torch.no_grad()
 def log_laws(
-    model: Any, prompt_ids: Int[Tensor, " length"], tokens: Int[Tensor, " new"]
-) -> Float[Tensor, "new vocab"]:
+    model: Any, prompt_ids: Int[Tensor, "*batch length"], tokens: Int[Tensor, "*batch new"]
+) -> Float[Tensor, "*batch new vocab"]:
     """The model's law of each of `tokens`, given the prompt and the tokens before it.
 
-    One forward over the whole text (teacher forcing): what decoding these very tokens would have
-    seen, to rounding.
+    One forward over the whole text (teacher forcing), without a cache: what decoding these very
+    tokens would have seen, to rounding (`qstar.reader` keeps a cache). The last token is not read.
+    The softmax is taken in float32, or in float64 if the weights are that wide.
+
+    Raises:
+        ValueError: There is nothing to read, or no token, or more than the context window holds.
     """
-    text = torch.cat([prompt_ids, tokens[:-1]])
-    return Stepper(model).feed(text[None], positions=len(tokens))[0]
+    text, new = torch.cat([prompt_ids, tokens[..., :-1]], dim=-1), tokens.shape[-1]
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if prompt_ids.shape[-1] == 0 or new == 0:
+        raise ValueError(
+            f"expected a prompt and tokens after it, at least one each: got "
+            f"{prompt_ids.shape[-1]} and {new}."
+        )
+    if window is not None and text.shape[-1] > window:
+        raise ValueError(
+            f"the context window holds {window} tokens, and this text has {text.shape[-1]}."
+        )
+    keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+    rows = text.reshape(-1, text.shape[-1]).to(model.device)
+    out = model(rows, use_cache=False, **({"logits_to_keep": new} if keeps else {}))
+    logits = out.logits[:, -new:]
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    laws = torch.log_softmax(logits, dim=-1, dtype=wide)
+    return laws.reshape(*tokens.shape, -1)
 
 
 def main(arguments: list[str] | None = None) -> None:

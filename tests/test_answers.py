@@ -69,7 +69,7 @@ def test_copied_particles_go_on_with_the_caches_of_what_they_copied(model):
 
 def test_a_cache_that_is_not_copied_is_caught(model, monkeypatch):
     """The control: particles change places, their caches stay."""
-    monkeypatch.setattr(answers.models.Stepper, "select", lambda self, rows: None)
+    monkeypatch.setattr(answers.Reader, "select", lambda self, rows: None)
     drawn = smc(
         ModelPair(model, POLICY, TEACHER, 6),
         5,

@@ -1,6 +1,5 @@
 """A model is what was published or it is refused; its cache changes no law."""
 
-import itertools
 import json
 import zipfile
 
@@ -276,7 +275,7 @@ def test_the_shipped_model_is_what_was_published():
     weights = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}  # tied
     assert models.weights_digest(weights) == shipped.weights_sha256
     ids = torch.tensor(tokenizer("The capital of France is").input_ids)
-    log_p = models.Stepper(model).feed(ids[None])[0, -1]
+    log_p = models.log_laws(model, ids, ids[:1])[0]
     assert tokenizer.decode(log_p.argmax()) == " Paris"
     assert abs(float(log_p.exp().sum()) - 1) < 1e-4
 
@@ -359,36 +358,21 @@ def test_a_tokenizer_without_chat_template_is_refused():
         models.chat_ids(byte_pairs(), "hello")
 
 
-# --- Stepping ------------------------------------------------------------------------------------
+# --- Laws ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])
-def test_a_cache_gives_the_laws_of_a_full_recomputation(make):
+def test_the_laws_of_tokens_are_those_of_their_prefixes(make):
     model = make(0)
-    tokens = torch.randint(7, (3, 20), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        full = torch.log_softmax(model(tokens, use_cache=False).logits, dim=-1)
-    stepper = models.Stepper(model)
-    cuts = [0, 5, 6, 7, 11, 20]
-    for start, end in itertools.pairwise(cuts):
-        laws = stepper.feed(tokens[:, start:end], positions=end - start)
-        torch.testing.assert_close(laws, full[:, start:end], rtol=0, atol=1e-12)
-        assert stepper.length == end
-    torch.testing.assert_close(
-        models.log_laws(model, tokens[0, :4], tokens[0, 4:]), full[0, 3:-1], rtol=0, atol=1e-12
-    )
-
-
-def test_two_steppers_may_share_a_model():
-    model = tiny.llama(0)
-    first, second = models.Stepper(model), models.Stepper(model)
-    alone = models.Stepper(model)
-    a, b = torch.tensor([[1, 2, 3]]), torch.tensor([[4]])
-    first.feed(a)
-    second.feed(b)
-    alone.feed(a)
-    assert torch.equal(first.feed(b), alone.feed(b))
-    assert (first.length, second.length) == (4, 1)
+    text = torch.randint(7, (3, 20), generator=torch.Generator().manual_seed(0))
+    laws = models.log_laws(model, text[:, :4], text[:, 4:])
+    assert laws.shape == (3, 16, 7)
+    for i in range(16):  # one prefix at a time, nothing after it in sight
+        with torch.no_grad():
+            logits = model(text[:, : 4 + i], use_cache=False).logits[:, -1]
+        torch.testing.assert_close(laws[:, i], torch.log_softmax(logits, -1), rtol=0, atol=1e-12)
+    alone = models.log_laws(model, text[1, :4], text[1, 4:])
+    torch.testing.assert_close(alone, laws[1], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -400,24 +384,24 @@ def test_two_steppers_may_share_a_model():
     ],
 )
 def test_the_softmax_is_taken_in_float32_or_wider(weights, law):
-    log_p = models.Stepper(tiny.llama(0, dtype=weights)).feed(torch.tensor([[1, 2]]))
+    model = tiny.llama(0, dtype=weights)
+    log_p = models.log_laws(model, torch.tensor([1, 2]), torch.tensor([3]))
     assert log_p.dtype == law
-    assert abs(float(log_p[0, -1].double().exp().sum()) - 1) < 1e-6
+    assert abs(float(log_p[-1].double().exp().sum()) - 1) < 1e-6
 
 
-def test_a_stepper_refuses_what_its_window_cannot_hold():
-    stepper = models.Stepper(tiny.gpt2(0, window=4))
-    stepper.feed(torch.tensor([[1, 2, 3]]))
-    with pytest.raises(ValueError, match="window holds 4 tokens, and this text would have 5"):
-        stepper.feed(torch.tensor([[1, 2]]))
-    assert stepper.feed(torch.tensor([[1]])).shape == (1, 1, 7)
+def test_laws_beyond_the_context_window_are_refused():
+    model, prompt = tiny.gpt2(0, window=4), torch.tensor([1, 2, 3])
+    assert models.log_laws(model, prompt, prompt[:2]).shape == (2, 7)
+    with pytest.raises(ValueError, match="window holds 4 tokens, and this text has 5"):
+        models.log_laws(model, prompt, prompt)
 
 
-@pytest.mark.parametrize(("width", "positions"), [(0, 1), (3, 0), (3, 4)])
-def test_a_stepper_refuses_positions_it_was_not_fed(width, positions):
-    tokens = torch.zeros(1, width, dtype=torch.long)
-    with pytest.raises(ValueError, match=f"between 1 and {width} positions"):
-        models.Stepper(tiny.llama(0)).feed(tokens, positions=positions)
+@pytest.mark.parametrize(("length", "new"), [(0, 2), (2, 0)])
+def test_laws_of_nothing_or_after_nothing_are_refused(length, new):
+    given = [torch.zeros(n, dtype=torch.long) for n in (length, new)]
+    with pytest.raises(ValueError, match=f"at least one each: got {length} and {new}"):
+        models.log_laws(tiny.llama(0), *given)
 
 
 def test_no_sampling_default_comes_from_the_shipped_model(shipped, wheel, tmp_path):

@@ -380,3 +380,13 @@ def test_auto_leaves_batches_that_outgrow_a_sliding_window_plain(family):
             model, other, prompt, max_new_tokens=20, scheme="plain", greedy=True, eos_token_id=None
         )
         assert alone.tokens.tolist() == tokens.tolist()
+
+
+def test_two_readers_may_share_a_model():
+    model = FAMILIES["Llama"]()
+    first, second, alone = Reader(model), Reader(model), Reader(model)
+    first.start([[1, 2, 3]])
+    second.start([[4, 0]])
+    alone.start([[1, 2, 3]])
+    assert torch.equal(first.feed([[3]]), alone.feed([[3]]))
+    assert (first.lengths, second.lengths) == ([3], [1])
