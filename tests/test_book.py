@@ -474,6 +474,22 @@ def test_without_scripts_the_register_is_the_whole_table(site: str, browser: Bro
     context.close()
 
 
+@pytest.mark.parametrize("view", VIEWS)
+def test_no_cell_covers_what_it_decides(
+    site: str, contexts: dict[str, BrowserContext], view: str
+) -> None:
+    page = contexts[view].new_page()
+    page.goto(f"{site}/chapters/08_high_dimension.html", wait_until="load")
+    gaps = page.evaluate(
+        """() => [...document.querySelectorAll(".qs-decides")].map((line) =>
+          line.nextElementSibling.getBoundingClientRect().top -
+          line.getBoundingClientRect().bottom)"""
+    )
+    page.close()
+    assert gaps
+    assert min(gaps) >= 0
+
+
 def test_a_claim_and_its_deciding_cell_link_to_each_other(built: Path):
     """Row to cell, cell to row, and the verdict in the prose to the row as well."""
     _, register = claims.read_claims(ROOT / "data" / "claims.yaml")
