@@ -5,7 +5,6 @@ one of its parents (the bounds hold for either), and every function is NumPy flo
 """
 
 import numpy as np
-from jaxtyping import Float
 from numpy import ndarray
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq, elementwise
@@ -20,7 +19,7 @@ LARGE_CHERNOFF = 40.0
 """Above it the sharp bound is exp(-chernoff), to within rounding."""
 
 
-def sharpest_acceptance_bound(chernoff: Float[ArrayLike, "*any"]) -> Float[ndarray, "*any"]:
+def sharpest_acceptance_bound(chernoff: ArrayLike) -> ndarray:
     """The smallest acceptance probability that a Chernoff information allows.
 
     It holds for either parent as the draft. At alpha*, KL(q* || draft) = C for both, and among all
@@ -32,7 +31,7 @@ def sharpest_acceptance_bound(chernoff: Float[ArrayLike, "*any"]) -> Float[ndarr
     With t > 0 the minimising coin is b = (1 - coth t + 1/t) / 2, and V = 2 t b (1 - b).
 
     Args:
-        chernoff: In nats, not negative; inf gives 0, nan gives nan.
+        chernoff: In nats, not negative; inf gives 0, nan gives nan. Shape (*any).
 
     Raises:
         ValueError: A negative Chernoff information.
@@ -50,14 +49,14 @@ def sharpest_acceptance_bound(chernoff: Float[ArrayLike, "*any"]) -> Float[ndarr
     return np.where(values <= TINY_CHERNOFF, pinsker_acceptance_bound(values), bound)
 
 
-def pinsker_acceptance_bound(chernoff: Float[ArrayLike, "*any"]) -> Float[ndarray, "*any"]:
+def pinsker_acceptance_bound(chernoff: ArrayLike) -> ndarray:
     """max(0, 1 - sqrt(C / 2)): Pinsker's inequality; says nothing beyond 2 nats."""
     return np.maximum(0.0, 1 - np.sqrt(_check_chernoff(chernoff) / 2))
 
 
 def bretagnolle_huber_acceptance_bound(
-    chernoff: Float[ArrayLike, "*any"],
-) -> Float[ndarray, "*any"]:
+    chernoff: ArrayLike,
+) -> ndarray:
     """1 - sqrt(1 - exp(-C)): weaker than Pinsker's for small C, and never empty.
 
     Source: Bretagnolle and Huber (1979), "Estimation des densites: risque minimax".
@@ -65,12 +64,12 @@ def bretagnolle_huber_acceptance_bound(
     return 1 - np.sqrt(-np.expm1(-_check_chernoff(chernoff)))
 
 
-def tightest_pair(chernoff: float) -> tuple[Float[ndarray, " two"], Float[ndarray, " two"]]:
+def tightest_pair(chernoff: float) -> tuple[ndarray, ndarray]:
     """Two coins whose Chernoff information is `chernoff` and whose policy drafts the worst.
 
     Returns:
         (log_policy, log_teacher), over two outcomes: the policy's acceptance probability against
-        q* is `sharpest_acceptance_bound(chernoff)`.
+        q* is `sharpest_acceptance_bound(chernoff)`. Shape (two,).
 
     Raises:
         ValueError: A Chernoff information outside [1e-10, 3] nats: beyond, alpha* of the pair is
@@ -90,9 +89,7 @@ def tightest_pair(chernoff: float) -> tuple[Float[ndarray, " two"], Float[ndarra
     return log_policy, teacher_for(log_policy, log_target)[0]
 
 
-def pair_at(
-    chernoff: float, acceptance: float
-) -> tuple[Float[ndarray, " two"], Float[ndarray, " two"]]:
+def pair_at(chernoff: float, acceptance: float) -> tuple[ndarray, ndarray]:
     """Two coins with a given Chernoff information and a given acceptance of the policy.
 
     There are such coins for every acceptance from `sharpest_acceptance_bound(chernoff)` up to 1,
@@ -100,7 +97,7 @@ def pair_at(
     to 0, and so takes the value `chernoff`.
 
     Returns:
-        (log_policy, log_teacher), over two outcomes.
+        (log_policy, log_teacher), over two outcomes. Shape (two,).
 
     Raises:
         ValueError: An acceptance below the bound, or so near 1 that chernoff / (1 - acceptance)
@@ -133,9 +130,7 @@ def pair_at(
     return log_policy, teacher_for(log_policy, log_target)[0]
 
 
-def teacher_for(
-    log_policy: Float[ArrayLike, " vocab"], log_target: Float[ArrayLike, " vocab"]
-) -> tuple[Float[ndarray, " vocab"], float]:
+def teacher_for(log_policy: ArrayLike, log_target: ArrayLike) -> tuple[ndarray, float]:
     """The teacher that makes `target` the q* of (policy, teacher), and the alpha* of that pair.
 
     There is one for any two laws whose ratio is not constant on the target's support: take
@@ -146,7 +141,7 @@ def teacher_for(
     through C alone are sharp.
 
     Returns:
-        (log_teacher, alpha).
+        (log_teacher, alpha). Shape (vocab,).
 
     Raises:
         ValueError: The target puts mass where the policy has none, their ratio is constant on the
@@ -186,9 +181,7 @@ def teacher_for(
     return log_teacher, float(order / (1 + order))
 
 
-def pair_with(
-    alpha: float, acceptance: float
-) -> tuple[Float[ndarray, " vocab"], Float[ndarray, " vocab"]]:
+def pair_with(alpha: float, acceptance: float) -> tuple[ndarray, ndarray]:
     """A policy and a teacher with a given alpha* and a given acceptance probability of the policy.
 
     Every pair of numbers in (0, 1) occurs, so alpha* says nothing about acceptance. The laws are
@@ -200,7 +193,7 @@ def pair_with(
         acceptance: 1 - TV(policy, q*), in [0.01, 0.99].
 
     Returns:
-        (log_policy, log_teacher), of equal shape.
+        (log_policy, log_teacher), of equal shape. Shape (vocab,).
 
     Raises:
         ValueError: A number outside its range.
@@ -225,10 +218,10 @@ def pair_with(
 
 
 def source_loop_law(
-    log_draft: Float[ArrayLike, "*batch vocab"],
-    log_target: Float[ArrayLike, "*batch vocab"],
+    log_draft: ArrayLike,
+    log_target: ArrayLike,
     num_candidates: int,
-) -> Float[ndarray, "*batch vocab"]:
+) -> ndarray:
     """The law that the source's loop really draws from, with independent candidates.
 
     It is (1 - (1 - a)^k) m + (1 - a)^k target, where a is the acceptance probability and
@@ -237,7 +230,7 @@ def source_loop_law(
     The bias grows with k, from none at k = 0 to TV(m, target).
 
     Returns:
-        Probabilities (not logarithms).
+        Probabilities (not logarithms). Shape (*batch, vocab).
 
     Raises:
         ValueError: A row is not a normalised distribution, the shapes differ, or the two laws share
@@ -252,9 +245,7 @@ def source_loop_law(
     return (1 - all_rejected) * shared / acceptance + all_rejected * np.exp(pair.log_teacher)
 
 
-def tokens_per_round(
-    acceptance: Float[ArrayLike, "*any"], gamma: Float[ArrayLike, "*any"]
-) -> Float[ndarray, "*any"]:
+def tokens_per_round(acceptance: ArrayLike, gamma: ArrayLike) -> ndarray:
     """Mean tokens that a round of gamma drafts emits: (1 - a^(gamma+1)) / (1 - a).
 
     For positions that each accept with the same probability a, independently of the past; at least
@@ -269,7 +260,7 @@ def tokens_per_round(
     return np.where(a == 1, drafts + 1, emitted)
 
 
-def _check_chernoff(chernoff: ArrayLike) -> Float[ndarray, "*any"]:
+def _check_chernoff(chernoff: ArrayLike) -> ndarray:
     values = np.asarray(chernoff, dtype=np.float64)
     if (values < 0).any():
         raise ValueError(
@@ -278,7 +269,7 @@ def _check_chernoff(chernoff: ArrayLike) -> Float[ndarray, "*any"]:
     return values
 
 
-def _sharp_parameter(chernoff: Float[ndarray, "*any"]) -> Float[ndarray, "*any"]:
+def _sharp_parameter(chernoff: ndarray) -> ndarray:
     """The t at which the extremal coins diverge by `chernoff`."""
 
     def excess(log_t: ndarray, wanted: ndarray) -> ndarray:
@@ -291,14 +282,14 @@ def _sharp_parameter(chernoff: Float[ndarray, "*any"]) -> Float[ndarray, "*any"]
     return np.where(np.isnan(chernoff), np.nan, np.exp(root.x))
 
 
-def _sharp_coin(t: Float[ndarray, "*any"]) -> Float[ndarray, "*any"]:
+def _sharp_coin(t: ndarray) -> ndarray:
     """b = (1 - coth t + 1/t) / 2 = 1/(2t) - 1/(e^(2t) - 1)."""
     with np.errstate(over="ignore"):
         coin = 1 / (2 * t) - 1 / np.expm1(2 * t)
     return np.where(t < 1e-3, 0.5 - t / 6 + t**3 / 90, coin)
 
 
-def _sharp_divergence(t: Float[ndarray, "*any"]) -> Float[ndarray, "*any"]:
+def _sharp_divergence(t: ndarray) -> ndarray:
     """kl(b + V, b) in nats, from terms that stay small where the coins are close."""
     coin = _sharp_coin(t)
     variation = 2 * t * coin * (1 - coin)
@@ -329,7 +320,7 @@ def _coin_alpha(policy: float, teacher: float) -> float:
     return float((logit(mean) - teacher) / (policy - teacher))
 
 
-def _log_binomial(tosses: int, log_odds: float) -> Float[ndarray, " heads"]:
+def _log_binomial(tosses: int, log_odds: float) -> ndarray:
     """The law of the number of heads, in logs, normalised exactly."""
     heads = np.arange(tosses + 1)
     log_ways = gammaln(tosses + 1) - gammaln(heads + 1) - gammaln(tosses - heads + 1)

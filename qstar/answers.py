@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 from numpy import ndarray
 from torch import Tensor
 from tqdm import tqdm
@@ -44,8 +43,8 @@ class ModelPair:
     def __init__(
         self,
         model: Any,
-        policy_ids: Int[Tensor, " length"],
-        teacher_ids: Int[Tensor, " teacher_length"],
+        policy_ids: Tensor,
+        teacher_ids: Tensor,
         num_particles: int,
         *,
         ends: Sequence[int] = (),
@@ -69,13 +68,13 @@ class ModelPair:
             rows.append(laws)
         return rows[0], rows[1]
 
-    def keep(self, rows: Int[ndarray, " particles"]) -> None:
+    def keep(self, rows: ndarray) -> None:
         """See `Pair`; the laws have been asked for, so that nothing is unread."""
         for reader in self._readers:
             reader.select(rows.tolist())
         self._last = self._last[rows]
 
-    def extend(self, tokens: Int[ndarray, " particles"]) -> None:
+    def extend(self, tokens: ndarray) -> None:
         """See `Pair`."""
         self._last = tokens.copy()
         self._unread = [[[token] for token in tokens.tolist()]] * 2

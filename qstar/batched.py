@@ -16,7 +16,6 @@ import threading
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -54,8 +53,8 @@ INTERIOR, BOUNDARY_0, BOUNDARY_1, DEGENERATE_ALL, DISJOINT, INVALID = range(len(
 
 
 def solve_kl_symmetry(
-    log_policy: Float[Tensor, "*batch vocab"],
-    log_teacher: Float[Tensor, "*batch vocab"],
+    log_policy: Tensor,
+    log_teacher: Tensor,
     *,
     tolerance: float | None = None,
     validate: bool | None = None,
@@ -101,8 +100,9 @@ def solve_kl_symmetry(
 
     Args:
         log_policy: Log-probabilities, natural log; -inf off the support. float64 or float32;
-            bfloat16 and float16 are computed in float32. Rows are renormalised.
-        log_teacher: The same, over the same vocabulary, on the same device.
+            bfloat16 and float16 are computed in float32. Rows are renormalised. Shape (*batch,
+            vocab).
+        log_teacher: The same, over the same vocabulary, on the same device. Shape (*batch, vocab).
         tolerance: Error of q* in total variation at which to stop; by default 1e-12 in float64,
             1e-6 in float32, 1e-4 for the half types, whose own rounding moves q* by far more.
         validate: Whether to raise on rows that are no distributions. By default on for CPU tensors
@@ -145,10 +145,10 @@ def solve_kl_symmetry(
 
 
 def log_partition(
-    log_policy: Float[Tensor, "*batch vocab"],
-    log_teacher: Float[Tensor, "*batch vocab"],
-    alpha: Float[Tensor, "*batch"],
-) -> Float[Tensor, "*batch"]:
+    log_policy: Tensor,
+    log_teacher: Tensor,
+    alpha: Tensor,
+) -> Tensor:
     """log Z(alpha) = log sum_x policy(x)^alpha teacher(x)^(1 - alpha), in nats.
 
     As `qstar.log_partition`, but the rows are trusted to be normalised and log Z near zero has
@@ -159,10 +159,10 @@ def log_partition(
 
 
 def log_geometric_mean(
-    log_policy: Float[Tensor, "*batch vocab"],
-    log_teacher: Float[Tensor, "*batch vocab"],
-    alpha: Float[Tensor, "*batch"],
-) -> Float[Tensor, "*batch vocab"]:
+    log_policy: Tensor,
+    log_teacher: Tensor,
+    alpha: Tensor,
+) -> Tensor:
     """log q_alpha, the normalised geometric mean; at alpha* it is q*.
 
     As `qstar.log_geometric_mean`, but nothing is checked. nan where the parents share no outcome.
@@ -170,9 +170,7 @@ def log_geometric_mean(
     return _log_path(log_policy, log_teacher, alpha).log_softmax(-1)
 
 
-def kl(
-    log_p: Float[Tensor, "*batch vocab"], log_q: Float[Tensor, "*batch vocab"]
-) -> Float[Tensor, "*batch"]:
+def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q) in nats; 0 log 0 = 0, and inf where p puts mass that q lacks.
 
     As `qstar.kl`, but the rows are trusted to be normalised.
@@ -187,16 +185,12 @@ def kl(
     return (torch.where(on, p * log_ratio, 0.0) - excess).sum(-1).clamp(min=0)
 
 
-def total_variation(
-    log_p: Float[Tensor, "*batch vocab"], log_q: Float[Tensor, "*batch vocab"]
-) -> Float[Tensor, "*batch"]:
+def total_variation(log_p: Tensor, log_q: Tensor) -> Tensor:
     """TV(p, q) = 1/2 sum_x |p(x) - q(x)|. As `qstar.total_variation`, but nothing is checked."""
     return 0.5 * (_widen(log_p).exp() - _widen(log_q).exp()).abs().sum(-1)
 
 
-def acceptance_probability(
-    log_draft: Float[Tensor, "*batch vocab"], log_target: Float[Tensor, "*batch vocab"]
-) -> Float[Tensor, "*batch"]:
+def acceptance_probability(log_draft: Tensor, log_target: Tensor) -> Tensor:
     """sum_x min(draft(x), target(x)) = 1 - TV(draft, target), at one position.
 
     As `qstar.acceptance_probability`, but nothing is checked.
@@ -464,8 +458,8 @@ class _Row(NamedTuple):
 
 
 def _solve_row(
-    log_policy: Float[Tensor, " vocab"],
-    log_teacher: Float[Tensor, " vocab"],
+    log_policy: Tensor,
+    log_teacher: Tensor,
     work: tuple[Tensor, ...],
     plan: _Plan,
 ) -> _Row | None:
@@ -570,9 +564,7 @@ def _from_rows(solved: list["_Row | _Fields"], batch: list[int], plan: _Plan) ->
     )
 
 
-def _solve_block(
-    log_policy: Float[Tensor, "rows vocab"], log_teacher: Float[Tensor, "rows vocab"], plan: _Plan
-) -> _Fields:
+def _solve_block(log_policy: Tensor, log_teacher: Tensor, plan: _Plan) -> _Fields:
     """The complete algorithm on a few rows at once; every branch is a `where`."""
     policy, teacher = log_policy.to(plan.dtype), log_teacher.to(plan.dtype)
     eps = torch.finfo(plan.dtype).eps
@@ -635,12 +627,12 @@ class _Moments(NamedTuple):
 class _Path(NamedTuple):
     """Normalised rows, as every point of their path needs them."""
 
-    base: Float[Tensor, "rows vocab"]  # log teacher; -inf off the shared support
-    ratio: Float[Tensor, "rows vocab"]  # log policy - log teacher; 0 off the shared support
-    size: Float[Tensor, "rows vocab"]  # |log policy| + |log teacher|; 0 off the shared support
-    unshared: Float[Tensor, " rows"]  # the teacher's mass off the shared support
+    base: Tensor  # log teacher; -inf off the shared support
+    ratio: Tensor  # log policy - log teacher; 0 off the shared support
+    size: Tensor  # |log policy| + |log teacher|; 0 off the shared support
+    unshared: Tensor  # the teacher's mass off the shared support
 
-    def moments(self, alpha: Float[Tensor, " rows"]) -> _Moments:
+    def moments(self, alpha: Tensor) -> _Moments:
         # Sums of products, not matrix products: those may run in TF32 or bfloat16.
         weight = torch.addcmul(self.base, self.ratio, alpha.unsqueeze(-1))
         top = weight.amax(-1, keepdim=True)
@@ -654,7 +646,7 @@ class _Path(NamedTuple):
         third = weight.mul_(deviation).sum(-1)
         return _Moments((top + z.log()).squeeze(-1), slope, curvature, third, size)
 
-    def log_partition(self, alpha: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+    def log_partition(self, alpha: Tensor) -> Tensor:
         log_path = torch.addcmul(self.base, self.ratio, alpha.unsqueeze(-1))
         log_z = log_path.logsumexp(-1)
         # Between close parents Z is 1 - a little: sum what each outcome lacks, not what it has.
@@ -697,8 +689,8 @@ class _Search(NamedTuple):
     alpha: Tensor
     low: Tensor
     high: Tensor
-    left: Float[Tensor, "rows 2"]  # the tangent nearest to the minimum from below
-    right: Float[Tensor, "rows 2"]  # and from above
+    left: Tensor  # the tangent nearest to the minimum from below
+    right: Tensor  # and from above
     last: Tensor  # |slope| at the previous alpha
     passes: Tensor
     done: Tensor
@@ -770,7 +762,7 @@ def _minimise(path: _Path, search: _Search, plan: _Plan) -> tuple[Tensor, ...]:
     return found
 
 
-def _highest_alpha(ratio: Float[Tensor, "rows vocab"]) -> Float[Tensor, " rows"]:
+def _highest_alpha(ratio: Tensor) -> Tensor:
     """B(R) = log((e^R - 1) / R) / R, with room for rounding: alpha* is in [1 - B, B].
 
     R is the range of the log-ratio, and the supports agree.

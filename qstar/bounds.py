@@ -5,7 +5,6 @@ models. Divergences and log-ratios in nats; NumPy float64.
 """
 
 import numpy as np
-from jaxtyping import Float
 from numpy import ndarray
 from numpy.typing import ArrayLike
 from scipy.optimize import elementwise
@@ -18,10 +17,10 @@ SMALL_RANGE = 0.1
 
 
 def derivative_bounds(
-    chernoff: Float[ArrayLike, "*any"],
-    policy_to_teacher: Float[ArrayLike, "*any"],
-    teacher_to_policy: Float[ArrayLike, "*any"],
-) -> tuple[Float[ndarray, "*any"], Float[ndarray, "*any"]]:
+    chernoff: ArrayLike,
+    policy_to_teacher: ArrayLike,
+    teacher_to_policy: ArrayLike,
+) -> tuple[ndarray, ndarray]:
     """The interval that the two divergences between the parents leave for alpha*.
 
     log Z is convex, zero at both ends, with slope -KL(teacher || policy) at 0 and
@@ -30,13 +29,13 @@ def derivative_bounds(
         C <= alpha* KL(teacher || policy)  and  C <= (1 - alpha*) KL(policy || teacher).
 
     Args:
-        chernoff: The Chernoff information C of the pair, not negative.
-        policy_to_teacher: KL(policy || teacher); inf is a value.
-        teacher_to_policy: KL(teacher || policy); inf is a value.
+        chernoff: The Chernoff information C of the pair, not negative. Shape (*any).
+        policy_to_teacher: KL(policy || teacher); inf is a value. Shape (*any).
+        teacher_to_policy: KL(teacher || policy); inf is a value. Shape (*any).
 
     Returns:
         (low, high) with low <= alpha* <= high; (0, 1) where both divergences are infinite. Equal
-        parents, where all three are 0, give nan.
+        parents, where all three are 0, give nan. Shape (*any).
 
     Raises:
         ValueError: A number is negative, or C is larger than the two divergences allow
@@ -57,14 +56,12 @@ def derivative_bounds(
         return c / back, 1 - c / there
 
 
-def largest_chernoff(
-    policy_to_teacher: Float[ArrayLike, "*any"], teacher_to_policy: Float[ArrayLike, "*any"]
-) -> Float[ndarray, "*any"]:
+def largest_chernoff(policy_to_teacher: ArrayLike, teacher_to_policy: ArrayLike) -> ndarray:
     """Where the tangents of log Z at its two ends meet: C is at most a b / (a + b).
 
     Args:
-        policy_to_teacher: a = KL(policy || teacher); inf is a value.
-        teacher_to_policy: b = KL(teacher || policy); inf is a value.
+        policy_to_teacher: a = KL(policy || teacher); inf is a value. Shape (*any).
+        teacher_to_policy: b = KL(teacher || policy); inf is a value. Shape (*any).
 
     Raises:
         ValueError: A divergence is negative.
@@ -77,7 +74,7 @@ def largest_chernoff(
         return np.asarray(1 / total)
 
 
-def range_bound(log_ratio_range: Float[ArrayLike, "*any"]) -> Float[ndarray, "*any"]:
+def range_bound(log_ratio_range: ArrayLike) -> ndarray:
     """B(R) = log((e^R - 1) / R) / R: alpha* lies in [1 - B, B] if the log-ratio's range is R.
 
     The range is the largest minus the smallest of log policy - log teacher over the common
@@ -85,7 +82,7 @@ def range_bound(log_ratio_range: Float[ArrayLike, "*any"]) -> Float[ndarray, "*a
     sharp (`range_extremal_pair`). It is 1/2 + R/24 for small R and 1 - log(R)/R for large R.
 
     Args:
-        log_ratio_range: R in nats, not negative; 0 gives 1/2, inf gives 1.
+        log_ratio_range: R in nats, not negative; 0 gives 1/2, inf gives 1. Shape (*any).
 
     Raises:
         ValueError: A negative range.
@@ -100,11 +97,11 @@ def range_bound(log_ratio_range: Float[ArrayLike, "*any"]) -> Float[ndarray, "*a
     return np.where(np.isposinf(r), 1.0, np.where(np.isnan(r), np.nan, bound))
 
 
-def widest_range(alpha: Float[ArrayLike, "*any"]) -> Float[ndarray, "*any"]:
+def widest_range(alpha: ArrayLike) -> ndarray:
     """The largest range of the log-ratio that keeps alpha* in [1 - alpha, alpha]: B's inverse.
 
     Args:
-        alpha: The upper end of the interval, in [1/2, 0.999].
+        alpha: The upper end of the interval, in [1/2, 0.999]. Shape (*any).
 
     Raises:
         ValueError: An alpha outside [1/2, 0.999].
@@ -127,9 +124,7 @@ def widest_range(alpha: Float[ArrayLike, "*any"]) -> Float[ndarray, "*any"]:
     return np.where(at == 0.5, 0.0, root.x)
 
 
-def range_extremal_pair(
-    log_ratio_range: float, rarity: float
-) -> tuple[Float[ndarray, " two"], Float[ndarray, " two"]]:
+def range_extremal_pair(log_ratio_range: float, rarity: float) -> tuple[ndarray, ndarray]:
     """Two coins whose log-ratio has a given range, and whose alpha* nears `range_bound` from below.
 
     The teacher's heads have odds `rarity`, the policy's odds are e^R times as long. As the rarity
@@ -140,7 +135,7 @@ def range_extremal_pair(
         rarity: The teacher's odds of heads; small against e^-R for an alpha* near the bound.
 
     Returns:
-        (log_policy, log_teacher) over (heads, tails).
+        (log_policy, log_teacher) over (heads, tails). Shape (two,).
 
     Raises:
         ValueError: A range or a rarity that is not positive and finite.
@@ -153,9 +148,7 @@ def range_extremal_pair(
     return policy, teacher
 
 
-def local_law(
-    log_policy: Float[ArrayLike, "*batch vocab"], log_teacher: Float[ArrayLike, "*batch vocab"]
-) -> Float[ndarray, "*batch"]:
+def local_law(log_policy: ArrayLike, log_teacher: ArrayLike) -> ndarray:
     """1/2 + k3 / (24 k2), cumulants of the log-ratio under q_1/2: alpha* where the parents agree.
 
     Its error is of third order in the log-ratio. No bound: far apart it may leave [0, 1]. Equal
@@ -171,9 +164,7 @@ def local_law(
     return np.where(variance == 0, 0.5, 0.5 + shift)
 
 
-def fixed_exponent_bound(
-    chernoff: Float[ArrayLike, "*any"], alpha: Float[ArrayLike, "*any"]
-) -> Float[ndarray, "*any"]:
+def fixed_exponent_bound(chernoff: ArrayLike, alpha: ArrayLike) -> ndarray:
     """C / min(alpha, 1 - alpha): at most so far is q_alpha from the parent that it serves worse.
 
     KL(q_alpha || teacher) = -F + alpha F', and F lies below zero at alpha with a tangent that is
@@ -182,8 +173,8 @@ def fixed_exponent_bound(
     never worse than twice what q* achieves, and no other fixed exponent promises as much.
 
     Args:
-        chernoff: C in nats, not negative.
-        alpha: The fixed exponent, in (0, 1).
+        chernoff: C in nats, not negative. Shape (*any).
+        alpha: The fixed exponent, in (0, 1). Shape (*any).
 
     Raises:
         ValueError: A negative C, or an alpha outside (0, 1).
@@ -195,7 +186,7 @@ def fixed_exponent_bound(
     return c / np.minimum(at, 1 - at)
 
 
-def _not_negative(**numbers: ArrayLike) -> list[Float[ndarray, "*any"]]:
+def _not_negative(**numbers: ArrayLike) -> list[ndarray]:
     values = [np.asarray(value, dtype=np.float64) for value in numbers.values()]
     for name, value in zip(numbers, values, strict=True):
         if (value < 0).any():

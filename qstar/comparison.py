@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from .batched import kl, log_geometric_mean, log_partition, solve_kl_symmetry
@@ -27,41 +26,44 @@ class Comparison:
 
     Attributes:
         balance: alpha*, the Chernoff information, the status and the rest of the solution.
-        alpha: The exponent that was used: alpha*, unless it was fixed.
-        minus_log_partition: -log Z(alpha); at alpha* it is the Chernoff information.
+        alpha: The exponent that was used: alpha*, unless it was fixed. Shape (*positions).
+        minus_log_partition: -log Z(alpha); at alpha* it is the Chernoff information. Shape
+            (*positions).
         minus_log_partition_half: -log Z(1/2), the Bhattacharyya distance of the parents. It is
-            below the Chernoff information by KL(q* || q_1/2): what solving for alpha* buys.
-        policy_to_teacher: KL(policy || teacher).
-        teacher_to_policy: KL(teacher || policy).
+            below the Chernoff information by KL(q* || q_1/2): what solving for alpha* buys. Shape
+            (*positions).
+        policy_to_teacher: KL(policy || teacher). Shape (*positions).
+        teacher_to_policy: KL(teacher || policy). Shape (*positions).
         accept_policy: The acceptance probability of a token drafted by the policy if the output
-            must follow q_alpha.
-        accept_teacher: The same for a token drafted by the teacher.
-        log_ratio_range: The largest minus the smallest of log policy - log teacher over the
-            shared support, which bounds how far alpha* can be from 1/2.
+            must follow q_alpha. Shape (*positions).
+        accept_teacher: The same for a token drafted by the teacher. Shape (*positions).
+        log_ratio_range: The largest minus the smallest of log policy - log teacher over the shared
+            support, which bounds how far alpha* can be from 1/2. Shape (*positions).
     """
 
     balance: TensorBalance
-    alpha: Float[Tensor, "*positions"]
-    minus_log_partition: Float[Tensor, "*positions"]
-    minus_log_partition_half: Float[Tensor, "*positions"]
-    policy_to_teacher: Float[Tensor, "*positions"]
-    teacher_to_policy: Float[Tensor, "*positions"]
-    accept_policy: Float[Tensor, "*positions"]
-    accept_teacher: Float[Tensor, "*positions"]
-    log_ratio_range: Float[Tensor, "*positions"]
+    alpha: Tensor
+    minus_log_partition: Tensor
+    minus_log_partition_half: Tensor
+    policy_to_teacher: Tensor
+    teacher_to_policy: Tensor
+    accept_policy: Tensor
+    accept_teacher: Tensor
+    log_ratio_range: Tensor
 
 
 def measure(
-    log_policy: Float[Tensor, "*positions vocab"],
-    log_teacher: Float[Tensor, "*positions vocab"],
+    log_policy: Tensor,
+    log_teacher: Tensor,
     *,
     alpha: float | None = None,
 ) -> Comparison:
     """Compare the parents at positions where they have these laws.
 
     Args:
-        log_policy: Log-probabilities of the policy, in any precision; computed in float64.
-        log_teacher: The same for the teacher, of the same shape.
+        log_policy: Log-probabilities of the policy, in any precision; computed in float64. Shape
+            (*positions, vocab).
+        log_teacher: The same for the teacher, of the same shape. Shape (*positions, vocab).
         alpha: None solves for alpha*; a number in [0, 1] fixes the exponent.
 
     Raises:
@@ -106,15 +108,15 @@ def check_alpha(alpha: float | None) -> float | None:
     return float(alpha)
 
 
-def _widen(log_p: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
+def _widen(log_p: Tensor) -> Tensor:
     """The same laws in the widest type the device has, normalised in it."""
     wide = torch.float32 if log_p.device.type == "mps" else torch.float64
     return torch.log_softmax(log_p, dim=-1, dtype=wide)
 
 
 def _compare(
-    log_policy: Float[Tensor, "batch vocab"],
-    log_teacher: Float[Tensor, "batch vocab"],
+    log_policy: Tensor,
+    log_teacher: Tensor,
     fixed: float | None,
 ) -> Comparison:
     balance = solve_kl_symmetry(log_policy, log_teacher)

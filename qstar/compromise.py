@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 from numpy import ndarray
 from numpy.typing import ArrayLike
 from scipy.optimize import elementwise
@@ -23,32 +22,32 @@ class Cost:
     """What a law q between two parents costs them, in nats per token.
 
     Attributes:
-        to_policy: KL(q || policy), the reverse divergence.
-        to_teacher: KL(q || teacher).
-        from_policy: KL(policy || q), the forward one.
-        from_teacher: KL(teacher || q).
+        to_policy: KL(q || policy), the reverse divergence. Shape (*batch).
+        to_teacher: KL(q || teacher). Shape (*batch).
+        from_policy: KL(policy || q), the forward one. Shape (*batch).
+        from_teacher: KL(teacher || q). Shape (*batch).
     """
 
-    to_policy: Float[ndarray, "*batch"]
-    to_teacher: Float[ndarray, "*batch"]
-    from_policy: Float[ndarray, "*batch"]
-    from_teacher: Float[ndarray, "*batch"]
+    to_policy: ndarray
+    to_teacher: ndarray
+    from_policy: ndarray
+    from_teacher: ndarray
 
     @property
-    def worse(self) -> Float[ndarray, "*batch"]:
+    def worse(self) -> ndarray:
         """The larger reverse divergence: at least C, and C only for q*."""
         return np.maximum(self.to_policy, self.to_teacher)
 
     @property
-    def worse_forward(self) -> Float[ndarray, "*batch"]:
+    def worse_forward(self) -> ndarray:
         """The larger forward divergence: smallest for `forward_mixture`."""
         return np.maximum(self.from_policy, self.from_teacher)
 
 
 def cost(
-    log_law: Float[ArrayLike, "*batch vocab"],
-    log_policy: Float[ArrayLike, "*batch vocab"],
-    log_teacher: Float[ArrayLike, "*batch vocab"],
+    log_law: ArrayLike,
+    log_policy: ArrayLike,
+    log_teacher: ArrayLike,
 ) -> Cost:
     """The four divergences between a law and the two parents; inf where a support is left.
 
@@ -64,10 +63,10 @@ def cost(
 
 
 def log_mixture(
-    log_policy: Float[ArrayLike, "*batch vocab"],
-    log_teacher: Float[ArrayLike, "*batch vocab"],
-    weight: Float[ArrayLike, "*batch"],
-) -> Float[ndarray, "*batch vocab"]:
+    log_policy: ArrayLike,
+    log_teacher: ArrayLike,
+    weight: ArrayLike,
+) -> ndarray:
     """log of weight * policy + (1 - weight) * teacher; at 1/2 the Jensen-Shannon midpoint.
 
     Raises:
@@ -81,9 +80,7 @@ def log_mixture(
     return _log_mixture(pair, weights)
 
 
-def reverse_mixture(
-    log_policy: Float[ArrayLike, "*batch vocab"], log_teacher: Float[ArrayLike, "*batch vocab"]
-) -> tuple[Float[ndarray, "*batch"], Float[ndarray, "*batch vocab"]]:
+def reverse_mixture(log_policy: ArrayLike, log_teacher: ArrayLike) -> tuple[ndarray, ndarray]:
     """The mixture m with KL(m || policy) = KL(m || teacher): the best one can do without powers.
 
     KL(m_w || policy) is convex in the weight w and 0 at w = 1, so it falls; the other one rises:
@@ -91,6 +88,7 @@ def reverse_mixture(
 
     Returns:
         (the weight on the policy, the log-probabilities of the mixture). Equal parents get 1/2.
+        Shape (*batch) and (*batch, vocab).
 
     Raises:
         ValueError: The supports differ (both divergences are then infinite), or as `log_mixture`.
@@ -104,9 +102,7 @@ def reverse_mixture(
     return _balance(pair, _reverse_gap)
 
 
-def forward_mixture(
-    log_policy: Float[ArrayLike, "*batch vocab"], log_teacher: Float[ArrayLike, "*batch vocab"]
-) -> tuple[Float[ndarray, "*batch"], Float[ndarray, "*batch vocab"]]:
+def forward_mixture(log_policy: ArrayLike, log_teacher: ArrayLike) -> tuple[ndarray, ndarray]:
     """The law m whose larger forward divergence KL(policy || m), KL(teacher || m) is smallest.
 
     It is a mixture, and the common divergence is the capacity of the channel that sends one bit as
@@ -114,6 +110,7 @@ def forward_mixture(
 
     Returns:
         (the weight on the policy, the log-probabilities of the mixture). Equal parents get 1/2.
+        Shape (*batch) and (*batch, vocab).
 
     Raises:
         ValueError: As `log_mixture`.
@@ -123,19 +120,19 @@ def forward_mixture(
     return _balance(check_pair(log_policy, log_teacher), _forward_gap)
 
 
-def _log_mixture(pair: Pair, weight: ndarray) -> Float[ndarray, "*batch vocab"]:
+def _log_mixture(pair: Pair, weight: ndarray) -> ndarray:
     with np.errstate(divide="ignore"):  # a weight of 0 leaves the other parent
         first, second = np.log(weight)[..., None], np.log1p(-weight)[..., None]
     return np.logaddexp(first + pair.log_policy, second + pair.log_teacher)
 
 
-def _reverse_gap(pair: Pair, weight: ndarray) -> Float[ndarray, "*batch"]:
+def _reverse_gap(pair: Pair, weight: ndarray) -> ndarray:
     """KL(m || teacher) - KL(m || policy) = E_m[log policy - log teacher]; it rises with w."""
     mass = np.exp(_log_mixture(pair, weight))
     return (mass * pair.log_ratio).sum(axis=-1)
 
 
-def _forward_gap(pair: Pair, weight: ndarray) -> Float[ndarray, "*batch"]:
+def _forward_gap(pair: Pair, weight: ndarray) -> ndarray:
     """KL(teacher || m) - KL(policy || m); it rises with w."""
     log_m = _log_mixture(pair, weight)
     terms = 0.0
@@ -146,9 +143,7 @@ def _forward_gap(pair: Pair, weight: ndarray) -> Float[ndarray, "*batch"]:
     return np.asarray(terms).sum(axis=-1)
 
 
-def _balance(
-    pair: Pair, gap: Callable[[Pair, ndarray], ndarray]
-) -> tuple[Float[ndarray, "*batch"], Float[ndarray, "*batch vocab"]]:
+def _balance(pair: Pair, gap: Callable[[Pair, ndarray], ndarray]) -> tuple[ndarray, ndarray]:
     *batch, vocab = pair.log_policy.shape
     flat = Pair(*(getattr(pair, name).reshape(-1, vocab) for name in Pair.__slots__))
     count = len(flat.log_policy)

@@ -21,7 +21,6 @@ from itertools import takewhile
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from . import batched, schemes, speculative
@@ -38,8 +37,8 @@ SCHEMES = (*schemes.SCHEMES, "auto")
 PROPOSERS = ("none", "policy", "teacher", "draft", "lookup")
 PARENTS = ("policy", "teacher")
 
-Prompts = Int[Tensor, "*batch length"] | Sequence[Int[Tensor, " length"]]
-Stop = Callable[[Int[Tensor, "1 length"], Any], Any]
+Prompts = Tensor | Sequence[Tensor]
+Stop = Callable[[Tensor, Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,25 +94,26 @@ class Trace:
 
     Attributes:
         balance: alpha*, the Chernoff information, the status and the rest of the solution.
-        alpha: The exponent that was used: alpha*, unless it was fixed.
-        minus_log_partition: -log Z(alpha); at alpha* it is the Chernoff information.
+        alpha: The exponent that was used: alpha*, unless it was fixed. Shape (*positions).
+        minus_log_partition: -log Z(alpha); at alpha* it is the Chernoff information. Shape
+            (*positions).
         accept_policy: The acceptance probability of a token drafted by the policy, after the
-            filters.
-        accept_teacher: The same for a token drafted by the teacher.
-        proposer: Who proposed a token there, as an index into `PROPOSERS`.
-        accepted: Whether the proposal was kept. False where nobody proposed.
+            filters. Shape (*positions).
+        accept_teacher: The same for a token drafted by the teacher. Shape (*positions).
+        proposer: Who proposed a token there, as an index into `PROPOSERS`. Shape (*positions).
+        accepted: Whether the proposal was kept. False where nobody proposed. Shape (*positions).
         rounds: The rounds in order.
         prefill: The forwards that read the prompts (all but their last tokens).
         costs: What the choice of schemes and draft lengths was based on.
     """
 
     balance: TensorBalance
-    alpha: Float[Tensor, "*positions"]
-    minus_log_partition: Float[Tensor, "*positions"]
-    accept_policy: Float[Tensor, "*positions"]
-    accept_teacher: Float[Tensor, "*positions"]
-    proposer: Int[Tensor, "*positions"]
-    accepted: Bool[Tensor, "*positions"]
+    alpha: Tensor
+    minus_log_partition: Tensor
+    accept_policy: Tensor
+    accept_teacher: Tensor
+    proposer: Tensor
+    accepted: Tensor
     rounds: tuple[RoundTrace, ...]
     prefill: tuple[Forward, ...]
     costs: Costs
@@ -150,14 +150,15 @@ class Generation:
     """New tokens, how many there are, and what was known where each was drawn.
 
     Attributes:
-        tokens: The new tokens only, `max_new_tokens` of them; a row that ended earlier is filled
-            up with the token that ended it.
-        lengths: How many tokens of each row were drawn, the one that ended it included.
+        tokens: The new tokens only, `max_new_tokens` of them; a row that ended earlier is filled up
+            with the token that ended it. Shape (*batch, new).
+        lengths: How many tokens of each row were drawn, the one that ended it included. Shape
+            (*batch).
         trace: What was known at each position; its entries have the shape of `tokens`.
     """
 
-    tokens: Int[Tensor, "*batch new"]
-    lengths: Int[Tensor, "*batch"]
+    tokens: Tensor
+    lengths: Tensor
     trace: Trace
 
 
@@ -180,7 +181,7 @@ def generate(
     generator: torch.Generator | Chance | int | None = None,
     eos_token_id: int | Sequence[int] | str | None = "policy",
     stopping_criteria: Sequence[Stop] = (),
-    shown_ids: Sequence[Int[Tensor, " length"]] | None = None,
+    shown_ids: Sequence[Tensor] | None = None,
     drafter: str | None = None,
     draft_model: Any = None,
     draft_ids: Prompts | None = None,
@@ -189,7 +190,7 @@ def generate(
     vocab: int | None = None,
     one_call: bool | None = None,
     costs: Costs | None = None,
-    on_tokens: Callable[[Int[Tensor, "batch new"]], object] | None = None,
+    on_tokens: Callable[[Tensor], object] | None = None,
 ) -> Generation:
     """Draw tokens from q*, the KL-symmetric geometric mean of two language models.
 
@@ -243,6 +244,7 @@ def generate(
             (ids, None), the ids being the policy's prompt and the new tokens so far.
         shown_ids: What processors and criteria see in place of the policy's prompts, one for each
             row: `qstar.hook` shows the padding of a batch, which lengths are counted with there.
+            Shape (length,).
         drafter: Who drafts in "one-sided": "policy" or "teacher"; None is the better one.
         draft_model: A third causal language model over the same vocabulary.
         draft_ids: Its prompt; None for the policy's.
@@ -258,8 +260,8 @@ def generate(
             it ("plain", "lookup", "draft-model"), and in "auto" if that was measured to be faster.
         costs: What forwards take. None measures it for "auto"; otherwise assumes that a forward
             takes the same at every width, of either parent.
-        on_tokens: Called after each round with its new tokens, on the CPU, one row each, -1 where
-            a row has fewer.
+        on_tokens: Called after each round with its new tokens, on the CPU, one row each, -1 where a
+            row has fewer. Shape (batch, new).
 
     Returns:
         A `Generation` on the device of the prompt.
@@ -385,7 +387,7 @@ def memory_bytes(
 
 # --- The law at a position -----------------------------------------------------------------------
 
-Laws = Float[Tensor, "batch positions vocab"]
+Laws = Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,7 +439,7 @@ class _Drafts:
     """
 
     proposer: str
-    tokens: Int[Tensor, "batch drafts"]
+    tokens: Tensor
     log_draft: Laws
     log_parent: Laws | None
     counts: list[int]
@@ -1313,9 +1315,7 @@ def _check_prompts(
     return prompts, batched_axes["policy"] == 1, device
 
 
-def _check_shown(
-    shown_ids: Sequence[Int[Tensor, " length"]] | None, prompts: list[list[int]]
-) -> list[list[int]]:
+def _check_shown(shown_ids: Sequence[Tensor] | None, prompts: list[list[int]]) -> list[list[int]]:
     """The prompts as outsiders see them, row by row."""
     if shown_ids is None:
         return prompts

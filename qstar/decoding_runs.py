@@ -43,7 +43,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 
 from . import benchmark, costs, decode, experiments, models
@@ -118,7 +117,7 @@ def measure_cell(
     cell: Cell,
     policy: Any,
     teacher: Any,
-    prompts: Sequence[Sequence[Int[Tensor, " length"]]],
+    prompts: Sequence[Sequence[Tensor]],
     *,
     seed: int,
     width_rounds: int = 15,
@@ -129,7 +128,7 @@ def measure_cell(
         cell: What to measure.
         policy: A causal language model.
         teacher: The other, or the same.
-        prompts: The policy's and the teacher's token ids, for each prompt.
+        prompts: The policy's and the teacher's token ids, for each prompt. Shape (length,).
         seed: Of the first block; the next round of prompts has the next one.
         width_rounds: How often a forward of each width is timed.
     """
@@ -165,7 +164,7 @@ def measure_cell(
 
 
 def seconds_by_width(
-    model: Any, prompt: Int[Tensor, " length"], *, rows: int = 1, rounds: int
+    model: Any, prompt: Tensor, *, rows: int = 1, rounds: int
 ) -> dict[int, dict[str, float]]:
     """The median wall and processor seconds of a forward of each of `WIDTHS`, after a prompt.
 

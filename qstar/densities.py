@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float
 from numpy import ndarray
 from numpy.random import Generator
 from numpy.typing import ArrayLike
@@ -96,7 +95,7 @@ class Density(Distribution):
     def landmarks(self) -> tuple[tuple[float, float], ...]:
         return tuple(self.places)  # type: ignore[arg-type]
 
-    def log_density(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         points = np.asarray(x, dtype=float)
         with np.errstate(all="ignore"):
             values = np.asarray(self.function(points), dtype=float)
@@ -117,18 +116,16 @@ class GaussianMixture(Distribution):
     One and two dimensions are integrated; beyond, `qstar.montecarlo` takes it.
 
     Attributes:
-        weights: Positive, summing to 1 (to 1e-6; then normalised).
+        weights: Positive, summing to 1 (to 1e-6; then normalised). Shape (components,).
         components: As many Gaussians, all of one dimension.
     """
 
-    weights: Float[ndarray, " components"]
+    weights: ndarray
     components: tuple[Gaussian, ...]
 
     outcomes = SPACE
 
-    def __init__(
-        self, weights: Float[ArrayLike, " components"], components: Sequence[Gaussian]
-    ) -> None:
+    def __init__(self, weights: ArrayLike, components: Sequence[Gaussian]) -> None:
         values = mixture_weights(weights, len(components))
         dimensions = sorted({component.dimension for component in components})
         if len(dimensions) != 1:
@@ -148,11 +145,11 @@ class GaussianMixture(Distribution):
     def landmarks(self) -> tuple[tuple[ndarray, ndarray], ...]:  # type: ignore[override]
         return tuple((c.mean, np.sqrt(np.diag(c.covariance))) for c in self.components)
 
-    def log_density(self, x: Float[ArrayLike, "*points dimension"]) -> Float[ndarray, "*points"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         terms = [component.log_density(x) for component in self.components]
         return mixture_log_density(self.weights, np.stack(terms, axis=-1))
 
-    def sample(self, count: int, *, generator: Generator) -> Float[ndarray, "count dimension"]:
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
         counts = generator.multinomial(count, self.weights)
         draws = [
             component.sample(int(n), generator=generator)
@@ -200,7 +197,7 @@ class GeometricMean(Distribution):
     def landmarks(self) -> tuple[tuple[float, float], ...]:
         return (*self.policy.landmarks, *self.teacher.landmarks)
 
-    def log_density(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         return self._path(self.policy.log_density(x), self.teacher.log_density(x))
 
     def log_density_at(self, anchor: float, offset: ndarray) -> ndarray:
@@ -254,21 +251,21 @@ class Rows:
     """A pair of laws as a pair of rows, and how well the rows stand for them.
 
     Attributes:
-        log_policy: log(weight x density) at each node, summing to one.
-        log_teacher: The same for the teacher, at the same nodes.
+        log_policy: log(weight x density) at each node, summing to one. Shape (nodes,).
+        log_teacher: The same for the teacher, at the same nodes. Shape (nodes,).
         error: The estimated error of the integrals, relative, before the last halving: what
             remains after it is far smaller.
         converged: Whether every cell met `CELL_TOLERANCE` and both masses were one.
         reach: Per node, the number of the tail or end of a support on which it lies (0: none), how
             far along it in logarithms of the distance, and the log of its step there (nan in the
-            plane).
+            plane). Shape (nodes, 3).
     """
 
-    log_policy: Float[ndarray, " nodes"]
-    log_teacher: Float[ndarray, " nodes"]
+    log_policy: ndarray
+    log_teacher: ndarray
     error: float
     converged: bool
-    reach: Float[ndarray, "nodes 3"]
+    reach: ndarray
 
 
 def solve_kl_symmetry(policy: Distribution, teacher: Distribution) -> Balance[float, str, bool]:
@@ -295,16 +292,14 @@ def solve_kl_symmetry(policy: Distribution, teacher: Distribution) -> Balance[fl
     )
 
 
-def log_partition(
-    policy: Distribution, teacher: Distribution, alpha: Float[ndarray, "*alphas"]
-) -> Float[ndarray, "*alphas"]:
+def log_partition(policy: Distribution, teacher: Distribution, alpha: ndarray) -> ndarray:
     """log Z(alpha) by quadrature or summation; see `qstar.families`."""
     return log_partition_and_slope(policy, teacher, alpha)[0]
 
 
 def log_partition_and_slope(
-    policy: Distribution, teacher: Distribution, alpha: Float[ndarray, "*alphas"]
-) -> tuple[Float[ndarray, "*alphas"], Float[ndarray, "*alphas"]]:
+    policy: Distribution, teacher: Distribution, alpha: ndarray
+) -> tuple[ndarray, ndarray]:
     """log Z(alpha) and its derivative, KL(q_alpha || teacher) - KL(q_alpha || policy).
 
     At an end where that divergence is infinite so is the slope.

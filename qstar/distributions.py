@@ -15,7 +15,6 @@ from dataclasses import dataclass, fields
 from typing import ClassVar, Self
 
 import numpy as np
-from jaxtyping import Float
 from numpy import ndarray
 from numpy.random import Generator
 from numpy.typing import ArrayLike
@@ -52,12 +51,12 @@ class Distribution:
     __slots__ = ()
     outcomes: ClassVar[str] = LINE
 
-    def log_density(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         """The log of the density (of the probability, where outcomes are counted), in nats; -inf
         off the support."""
         raise NotImplementedError
 
-    def pdf(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
+    def pdf(self, x: ArrayLike) -> ndarray:
         """The density, or the probability where outcomes are counted: exp of `log_density`."""
         return np.exp(self.log_density(x))
 
@@ -71,7 +70,7 @@ class Distribution:
         """(place, scale) pairs: where the density is worth looking at, and how closely."""
         raise NotImplementedError
 
-    def sample(self, count: int, *, generator: Generator) -> Float[ndarray, " count"]:
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
         """Independent draws."""
         raise NotImplementedError
 
@@ -125,13 +124,13 @@ class Binomial(Distribution):
         n, p = self.trials, self.probability
         return ((n * p, math.sqrt(n * p * (1 - p)) + 1),)
 
-    def log_density(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         k, inside = _integers(x, 0, self.trials)
         n, p = self.trials, self.probability
         choose = -betaln(n - k + 1, k + 1) - math.log(n + 1)
         return np.where(inside, choose + xlogy(k, p) + xlog1py(n - k, -p), -np.inf)
 
-    def sample(self, count: int, *, generator: Generator) -> Float[ndarray, " count"]:
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
         return generator.binomial(self.trials, self.probability, count).astype(float)
 
     def _kin(self) -> tuple[object, ...] | None:
@@ -167,10 +166,10 @@ class Bernoulli(Distribution):
     def landmarks(self) -> tuple[tuple[float, float], ...]:
         return ((self.probability, 1.0),)
 
-    def log_density(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         return self._general().log_density(x)
 
-    def sample(self, count: int, *, generator: Generator) -> Float[ndarray, " count"]:
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
         return generator.binomial(1, self.probability, count).astype(float)
 
     def _general(self) -> Binomial:
@@ -191,13 +190,13 @@ class Categorical(Distribution):
     """One of a list of labels, 0 to len - 1; probabilities may be zero.
 
     Attributes:
-        probabilities: One a label, summing to 1 (to 1e-6; then normalised).
+        probabilities: One a label, summing to 1 (to 1e-6; then normalised). Shape (vocab,).
     """
 
-    probabilities: Float[ndarray, " vocab"]
+    probabilities: ndarray
     outcomes: ClassVar[str] = LABELS
 
-    def __init__(self, probabilities: Float[ArrayLike, " vocab"]) -> None:
+    def __init__(self, probabilities: ArrayLike) -> None:
         values = _vector(probabilities, "probabilities")
         if (values < 0).any() or abs(values.sum() - 1) > 1e-6:
             raise ValueError(
@@ -208,7 +207,7 @@ class Categorical(Distribution):
         _set(self, probabilities=_frozen(values / values.sum()))
 
     @property
-    def log_probabilities(self) -> Float[ndarray, " vocab"]:
+    def log_probabilities(self) -> ndarray:
         """The row that `qstar.solve_kl_symmetry` takes."""
         with np.errstate(divide="ignore"):
             return np.log(self.probabilities)
@@ -218,11 +217,11 @@ class Categorical(Distribution):
         possible = np.flatnonzero(self.probabilities)
         return float(possible[0]), float(possible[-1])
 
-    def log_density(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         k, inside = _integers(x, 0, len(self.probabilities) - 1)
         return np.where(inside, self.log_probabilities[k.astype(int)], -np.inf)
 
-    def sample(self, count: int, *, generator: Generator) -> Float[ndarray, " count"]:
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
         return generator.choice(len(self.probabilities), count, p=self.probabilities).astype(float)
 
     def __eq__(self, other: object) -> bool:
@@ -257,11 +256,11 @@ class Poisson(Distribution):
     def landmarks(self) -> tuple[tuple[float, float], ...]:
         return ((self.rate, math.sqrt(self.rate) + 1),)
 
-    def log_density(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         k, inside = _integers(x, 0, math.inf)
         return np.where(inside, xlogy(k, self.rate) - self.rate - gammaln(k + 1), -np.inf)
 
-    def sample(self, count: int, *, generator: Generator) -> Float[ndarray, " count"]:
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
         return generator.poisson(self.rate, count).astype(float)
 
     def _kin(self) -> tuple[object, ...] | None:
@@ -304,14 +303,14 @@ class NegativeBinomial(Distribution):
         r, p = self.successes, self.probability
         return ((r * (1 - p) / p, math.sqrt(r * (1 - p)) / p + 1),)
 
-    def log_density(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         k, inside = _integers(x, 0, math.inf)
         r, p = self.successes, self.probability
         with np.errstate(divide="ignore"):
             choose = np.where(k > 0, -betaln(r, np.maximum(k, 1)) - np.log(np.maximum(k, 1)), 0.0)
         return np.where(inside, choose + xlogy(r, p) + xlog1py(k, -p), -np.inf)
 
-    def sample(self, count: int, *, generator: Generator) -> Float[ndarray, " count"]:
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
         return generator.negative_binomial(self.successes, self.probability, count).astype(float)
 
     def _kin(self) -> tuple[object, ...] | None:
@@ -349,10 +348,10 @@ class Geometric(Distribution):
     def landmarks(self) -> tuple[tuple[float, float], ...]:
         return self._general().landmarks
 
-    def log_density(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         return self._general().log_density(x)
 
-    def sample(self, count: int, *, generator: Generator) -> Float[ndarray, " count"]:
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
         return generator.geometric(self.probability, count) - 1.0
 
     def _general(self) -> NegativeBinomial:
@@ -391,13 +390,13 @@ class Gamma(Distribution):
     def landmarks(self) -> tuple[tuple[float, float], ...]:
         return ((self.shape / self.rate, math.sqrt(self.shape) / self.rate),)
 
-    def log_density(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         y, inside = _between_reals(x, 0.0, math.inf)
         scaled = self.rate * y
         log_unit = xlogy(self.shape - 1, scaled) - scaled - gammaln(self.shape)
         return np.where(inside, log_unit + math.log(self.rate), -np.inf)
 
-    def sample(self, count: int, *, generator: Generator) -> Float[ndarray, " count"]:
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
         return generator.gamma(self.shape, 1 / self.rate, count)
 
     def _kin(self) -> tuple[object, ...] | None:
@@ -451,11 +450,11 @@ class Exponential(_ScaleLaw):
     def landmarks(self) -> tuple[tuple[float, float], ...]:
         return ((0.0, 1 / self.rate),)
 
-    def log_density(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         y, inside = _between_reals(x, 0.0, math.inf)
         return np.where(inside, math.log(self.rate) - self.rate * y, -np.inf)
 
-    def sample(self, count: int, *, generator: Generator) -> Float[ndarray, " count"]:
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
         return generator.exponential(1 / self.rate, count)
 
     def _general(self) -> Gamma:
@@ -493,11 +492,11 @@ class Laplace(_ScaleLaw):
     def landmarks(self) -> tuple[tuple[float, float], ...]:
         return ((self.location, self.scale),)
 
-    def log_density(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         distance = np.abs(np.asarray(x, dtype=float) - self.location)
         return -distance / self.scale - math.log(2 * self.scale)
 
-    def sample(self, count: int, *, generator: Generator) -> Float[ndarray, " count"]:
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
         return generator.laplace(self.location, self.scale, count)
 
     def _kin(self) -> tuple[object, ...] | None:
@@ -536,13 +535,13 @@ class Weibull(_ScaleLaw):
     def landmarks(self) -> tuple[tuple[float, float], ...]:
         return ((self.scale, self.scale / max(self.shape, 1.0)),)
 
-    def log_density(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         y, inside = _between_reals(x, 0.0, math.inf)
         unit = y / self.scale
         log_unit = xlogy(self.shape - 1, unit) - unit**self.shape
         return np.where(inside, log_unit + math.log(self.shape / self.scale), -np.inf)
 
-    def sample(self, count: int, *, generator: Generator) -> Float[ndarray, " count"]:
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
         return self.scale * generator.weibull(self.shape, count)
 
     def _kin(self) -> tuple[object, ...] | None:
@@ -581,10 +580,10 @@ class Rayleigh(_ScaleLaw):
     def landmarks(self) -> tuple[tuple[float, float], ...]:
         return self._general().landmarks
 
-    def log_density(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         return self._general().log_density(x)
 
-    def sample(self, count: int, *, generator: Generator) -> Float[ndarray, " count"]:
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
         return generator.rayleigh(self.scale, count)
 
     def _general(self) -> Weibull:
@@ -626,13 +625,13 @@ class Pareto(_ScaleLaw):
     def landmarks(self) -> tuple[tuple[float, float], ...]:
         return ((self.minimum, self.minimum / self.shape),)
 
-    def log_density(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         y, inside = _between_reals(x, self.minimum, math.inf)
         with np.errstate(divide="ignore", invalid="ignore"):
             log_unit = -(self.shape + 1) * (np.log(y) - math.log(self.minimum))
         return np.where(inside, log_unit + math.log(self.shape / self.minimum), -np.inf)
 
-    def sample(self, count: int, *, generator: Generator) -> Float[ndarray, " count"]:
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
         return self.minimum * np.exp(generator.exponential(1 / self.shape, count))
 
     def _kin(self) -> tuple[object, ...] | None:
@@ -670,7 +669,7 @@ class Beta(Distribution):
         mean = self.a / total
         return ((mean, math.sqrt(mean * (self.b / total) / (total + 1))),)
 
-    def log_density(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         y, inside = _between_reals(x, 0.0, 1.0)
         return np.where(inside, self._log_density(y, 1 - y), -np.inf)
 
@@ -684,7 +683,7 @@ class Beta(Distribution):
     def _log_density(self, y: ndarray, from_one: ndarray) -> ndarray:
         return xlogy(self.a - 1, y) + xlogy(self.b - 1, from_one) - betaln(self.a, self.b)
 
-    def sample(self, count: int, *, generator: Generator) -> Float[ndarray, " count"]:
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
         return generator.beta(self.a, self.b, count)
 
     def _kin(self) -> tuple[object, ...] | None:
@@ -703,13 +702,13 @@ class Dirichlet(Distribution):
     """A probability vector: density prod x_i^(concentration_i - 1) on the simplex.
 
     Attributes:
-        concentration: At least two numbers, each positive.
+        concentration: At least two numbers, each positive. Shape (outcomes,).
     """
 
-    concentration: Float[ndarray, " outcomes"]
+    concentration: ndarray
     outcomes: ClassVar[str] = SIMPLEX
 
-    def __init__(self, concentration: Float[ArrayLike, " outcomes"]) -> None:
+    def __init__(self, concentration: ArrayLike) -> None:
         values = _vector(concentration, "concentration")
         if len(values) < 2 or (values <= 0).any():
             raise ValueError(
@@ -718,7 +717,7 @@ class Dirichlet(Distribution):
             )
         _set(self, concentration=_frozen(values))
 
-    def log_density(self, x: Float[ArrayLike, "*points outcomes"]) -> Float[ndarray, "*points"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         """The log-density of the first coordinates, the last being 1 minus their sum; -inf where a
         point is no probability vector (to 1e-9)."""
         points = np.asarray(x, dtype=float)
@@ -732,7 +731,7 @@ class Dirichlet(Distribution):
         powers = xlogy(self.concentration - 1, np.where(points >= 0, points, 0.5)).sum(axis=-1)
         return np.where(inside, powers - log_beta, -np.inf)
 
-    def sample(self, count: int, *, generator: Generator) -> Float[ndarray, "count outcomes"]:
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
         return generator.dirichlet(self.concentration, count)
 
     def __eq__(self, other: object) -> bool:
@@ -774,12 +773,12 @@ class VonMises(Distribution):
     def support(self) -> tuple[float, float]:
         return -math.pi, math.pi
 
-    def log_density(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         """The log-density per radian; an angle may be given modulo 2 pi."""
         half = np.sin((np.asarray(x, dtype=float) - self.location) / 2)
         return -2 * self.concentration * half**2 - np.log(2 * np.pi * i0e(self.concentration))
 
-    def sample(self, count: int, *, generator: Generator) -> Float[ndarray, " count"]:
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
         return generator.vonmises(self.location, self.concentration, count)
 
     def _kin(self) -> tuple[object, ...] | None:
@@ -826,11 +825,11 @@ class Cauchy(Distribution):
     def landmarks(self) -> tuple[tuple[float, float], ...]:
         return ((self.location, self.scale),)
 
-    def log_density(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         unit = (np.asarray(x, dtype=float) - self.location) / self.scale
         return -_log1p_square(unit) - math.log(math.pi * self.scale)
 
-    def sample(self, count: int, *, generator: Generator) -> Float[ndarray, " count"]:
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
         return self.location + self.scale * generator.standard_cauchy(count)
 
 
@@ -856,13 +855,13 @@ class StudentT(Distribution):
     def landmarks(self) -> tuple[tuple[float, float], ...]:
         return ((self.location, self.scale),)
 
-    def log_density(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         unit = (np.asarray(x, dtype=float) - self.location) / self.scale
         nu = self.freedom
         log_constant = betaln(nu / 2, 0.5) + 0.5 * math.log(nu) + math.log(self.scale)
         return -0.5 * (nu + 1) * _log1p_square(unit / math.sqrt(nu)) - log_constant
 
-    def sample(self, count: int, *, generator: Generator) -> Float[ndarray, " count"]:
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
         return self.location + self.scale * generator.standard_t(self.freedom, count)
 
 
@@ -885,11 +884,11 @@ class Logistic(Distribution):
     def landmarks(self) -> tuple[tuple[float, float], ...]:
         return ((self.location, self.scale),)
 
-    def log_density(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         unit = (np.asarray(x, dtype=float) - self.location) / self.scale
         return log_expit(unit) + log_expit(-unit) - math.log(self.scale)
 
-    def sample(self, count: int, *, generator: Generator) -> Float[ndarray, " count"]:
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
         return generator.logistic(self.location, self.scale, count)
 
 
@@ -909,12 +908,12 @@ class GaussianLine(Distribution):
     def landmarks(self) -> tuple[tuple[float, float], ...]:
         return ((self.mean, self.deviation),)
 
-    def log_density(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         unit = (np.asarray(x, dtype=float) - self.mean) / self.deviation
         with np.errstate(over="ignore"):
             return -0.5 * unit**2 - math.log(self.deviation) - 0.5 * math.log(2 * math.pi)
 
-    def sample(self, count: int, *, generator: Generator) -> Float[ndarray, " count"]:
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
         return generator.normal(self.mean, self.deviation, count)
 
 
@@ -946,11 +945,11 @@ class Uniform(Distribution):
     def landmarks(self) -> tuple[tuple[float, float], ...]:
         return ((self.low / 2 + self.high / 2, self.high / 2 - self.low / 2),)
 
-    def log_density(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         _, inside = _between_reals(x, self.low, self.high)
         return np.where(inside, -math.log(self.high - self.low), -np.inf)
 
-    def sample(self, count: int, *, generator: Generator) -> Float[ndarray, " count"]:
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
         return generator.uniform(self.low, self.high, count)
 
     def _general(self) -> Distribution:
@@ -1007,7 +1006,7 @@ class Affine(Distribution):
             for place, scale in self.base.landmarks
         )
 
-    def log_density(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         unit = (np.asarray(x, dtype=float) - self.location) / self.scale
         return self.base.log_density(unit) - math.log(self.scale)
 
@@ -1019,7 +1018,7 @@ class Affine(Distribution):
         log_density = self.base.log_density_at(ends[anchor], offset / self.scale)
         return log_density - math.log(self.scale)
 
-    def sample(self, count: int, *, generator: Generator) -> Float[ndarray, " count"]:
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
         return self.location + self.scale * self.base.sample(count, generator=generator)
 
 
@@ -1030,17 +1029,17 @@ class Mixture(Distribution):
     Mixtures of Gaussians in the plane are `qstar.families.GaussianMixture`.
 
     Attributes:
-        weights: Positive, summing to 1 (to 1e-6; then normalised).
+        weights: Positive, summing to 1 (to 1e-6; then normalised). Shape (components,).
         components: As many laws, all of them of the same kind of outcome; one-dimensional
             Gaussians too.
     """
 
-    weights: Float[ndarray, " components"]
+    weights: ndarray
     components: tuple[Distribution, ...]
 
     def __init__(
         self,
-        weights: Float[ArrayLike, " components"],
+        weights: ArrayLike,
         components: Sequence[Distribution | Gaussian],
     ) -> None:
         values = mixture_weights(weights, len(components))
@@ -1074,12 +1073,12 @@ class Mixture(Distribution):
         ends = {end for component in self.components for end in component.support}
         return tuple(sorted(end for end in ends if math.isfinite(end)))
 
-    def log_density(self, x: Float[ArrayLike, "*points"]) -> Float[ndarray, "*points"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         points = np.asarray(x, dtype=float)
         terms = [component.log_density(points) for component in self.components]
         return mixture_log_density(self.weights, np.stack(terms, axis=-1))
 
-    def sample(self, count: int, *, generator: Generator) -> Float[ndarray, " count"]:
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
         counts = generator.multinomial(count, self.weights)
         draws = [
             component.sample(int(n), generator=generator)
@@ -1111,7 +1110,7 @@ def as_line(law: Distribution | Gaussian) -> Distribution:
     return law
 
 
-def mixture_weights(weights: ArrayLike, count: int) -> Float[ndarray, " components"]:
+def mixture_weights(weights: ArrayLike, count: int) -> ndarray:
     """Checked, normalised weights of a mixture of `count` components.
 
     Raises:
@@ -1126,9 +1125,7 @@ def mixture_weights(weights: ArrayLike, count: int) -> Float[ndarray, " componen
     return values / values.sum()
 
 
-def mixture_log_density(
-    weights: Float[ndarray, " components"], log_terms: Float[ndarray, "*points components"]
-) -> Float[ndarray, "*points"]:
+def mixture_log_density(weights: ndarray, log_terms: ndarray) -> ndarray:
     """log sum_k weights_k exp(log_terms_k)."""
     with np.errstate(divide="ignore"):
         return np.asarray(logsumexp(log_terms, axis=-1, b=weights))
@@ -1182,9 +1179,7 @@ def _relative_gap(log_ratio: float, a: ndarray, b: ndarray) -> ndarray:
     return math.expm1(log_ratio) / (a * math.exp(log_ratio) + b)
 
 
-def _dirichlet_variance(
-    ours: Float[ndarray, " k"], theirs: Float[ndarray, " k"], a: ndarray, b: ndarray
-) -> ndarray:
+def _dirichlet_variance(ours: ndarray, theirs: ndarray, a: ndarray, b: ndarray) -> ndarray:
     # sum gap^2 trigamma(c) - total_gap^2 trigamma(total): the leading 1/c parts of trigamma are
     # written as squares, so that what large concentrations leave of the difference is kept.
     gap = ours - theirs

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from numpy import ndarray
 from scipy.special import log_softmax
 from torch import Tensor
@@ -62,12 +61,12 @@ def tiny_model(seed: int, *, vocab: int = 3, forgetful: bool = False) -> Any:
 def token_level_law(
     policy: Any,
     teacher: Any,
-    policy_ids: Int[Tensor, " length"],
-    teacher_ids: Int[Tensor, " teacher_length"] | None = None,
+    policy_ids: Tensor,
+    teacher_ids: Tensor | None = None,
     *,
     length: int,
     alpha: float | None = None,
-) -> Float[ndarray, "..."]:
+) -> ndarray:
     """The law that a decoder should have: q_alpha after every prefix, multiplied up.
 
     By forwards over whole texts, without a cache, and by the NumPy solver. The answer has `length`
@@ -98,12 +97,12 @@ def token_level_law(
 def decoder_law(
     policy: Any,
     teacher: Any,
-    policy_ids: Int[Tensor, " length"],
-    teacher_ids: Int[Tensor, " teacher_length"] | None = None,
+    policy_ids: Tensor,
+    teacher_ids: Tensor | None = None,
     *,
     length: int,
     **options: Any,
-) -> tuple[Float[ndarray, "..."], int]:
+) -> tuple[ndarray, int]:
     """The joint law of the decoder's tokens, one axis for each, and how many choices were followed.
 
     `decode.generate` runs once, on a batch that has a row for every sequence of choices it can
@@ -112,8 +111,8 @@ def decoder_law(
     Args:
         policy: A model of few tokens.
         teacher: Another.
-        policy_ids: The policy's prompt.
-        teacher_ids: The teacher's; None for the policy's.
+        policy_ids: The policy's prompt. Shape (length,).
+        teacher_ids: The teacher's; None for the policy's. Shape (teacher_length,).
         length: How many new tokens.
         **options: For `generate`.
 

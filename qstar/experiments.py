@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
@@ -139,7 +138,7 @@ def score(
 
 def read_pairs(
     model: Any, tokenizer: Any, corpus: Corpus, index: int
-) -> dict[str, tuple[Float[Tensor, "positions vocab"], Float[Tensor, "positions vocab"]]]:
+) -> dict[str, tuple[Tensor, Tensor]]:
     """(log policy, log teacher) at every position of one recorded answer, by kind of pair.
 
     Args:
@@ -149,7 +148,7 @@ def read_pairs(
         index: Which of them.
 
     Returns:
-        The four kinds that `score` describes, in its order.
+        The four kinds that `score` describes, in its order. Shape (positions, vocab).
     """
     answer = corpus.continuations[index]
     prompt, tokens = answer.prompt, torch.tensor(answer.tokens)

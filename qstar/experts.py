@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from numpy import ndarray
 from numpy.typing import ArrayLike
 
@@ -46,11 +45,11 @@ class Centre:
     """The minimax centre of K experts.
 
     Attributes:
-        weights: One exponent an expert, at least zero, with sum 1; equal where every choice
-            serves (`degenerate_all`); nan for `disjoint` experts.
+        weights: One exponent an expert, at least zero, with sum 1; equal where every choice serves
+            (`degenerate_all`); nan for `disjoint` experts. Shape (experts,).
         chernoff: C at these weights, in nats: a lower bound of the smallest radius, and up to
             `gap` that radius; inf for disjoint experts.
-        kl_to_experts: KL(q* || expert), in nats.
+        kl_to_experts: KL(q* || expert), in nats. Shape (experts,).
         gap: max(kl_to_experts) - chernoff, at least zero: how far q* can be from optimal, in
             nats. A certificate, whatever the solver did. nan for disjoint experts.
         status: One of `STATUSES`.
@@ -59,16 +58,16 @@ class Centre:
         passes: How many sets of weights were evaluated.
     """
 
-    weights: Float[ndarray, " experts"]
+    weights: ndarray
     chernoff: float
-    kl_to_experts: Float[ndarray, " experts"]
+    kl_to_experts: ndarray
     gap: float
     status: str
     converged: bool
     passes: int
 
 
-Experts = Float[ArrayLike, "experts vocab"] | Sequence[Gaussian]
+Experts = ArrayLike | Sequence[Gaussian]
 """Rows of log-probabilities, or Gaussians of one dimension."""
 
 
@@ -117,7 +116,7 @@ def solve_minimax(experts: Experts) -> Centre:
     )
 
 
-def log_partition(experts: Experts, weights: Float[ArrayLike, " experts"]) -> float:
+def log_partition(experts: Experts, weights: ArrayLike) -> float:
     """log sum_x prod_i p_i(x)^{w_i}, in nats: -C(w), convex in the weights; -inf where disjoint.
 
     Raises:
@@ -132,9 +131,7 @@ def log_partition(experts: Experts, weights: Float[ArrayLike, " experts"]) -> fl
     return -float(w @ divergences) + 0.0
 
 
-def log_geometric_mean(
-    log_experts: Float[ArrayLike, "experts vocab"], weights: Float[ArrayLike, " experts"]
-) -> Float[ndarray, " vocab"]:
+def log_geometric_mean(log_experts: ArrayLike, weights: ArrayLike) -> ndarray:
     """log q_w of rows: the normalised log of prod_i p_i^{w_i} on the shared support.
 
     An expert of weight zero still restricts the support: q_w is a limit of positive weights.
@@ -151,7 +148,7 @@ def log_geometric_mean(
     return family.log_mean(_check_weights(weights, family.count))
 
 
-def geometric_mean(experts: Sequence[Gaussian], weights: Float[ArrayLike, " experts"]) -> Gaussian:
+def geometric_mean(experts: Sequence[Gaussian], weights: ArrayLike) -> Gaussian:
     """q_w of Gaussians, again a Gaussian: precisions, and precision-weighted means, are averaged.
 
     Raises:
@@ -164,7 +161,7 @@ def geometric_mean(experts: Sequence[Gaussian], weights: Float[ArrayLike, " expe
 class _Rows:
     """Experts as rows: divergences from q_w and the covariance of the log-probabilities."""
 
-    def __init__(self, log_experts: Float[ArrayLike, "experts vocab"]) -> None:
+    def __init__(self, log_experts: ArrayLike) -> None:
         rows = np.asarray(log_experts)
         if rows.ndim != 2 or len(rows) < 2:
             raise ValueError(
@@ -257,7 +254,7 @@ def _family(experts: Experts) -> Family:
     return _Rows(experts)  # type: ignore[arg-type]
 
 
-def _check_weights(weights: ArrayLike, count: int) -> Float[ndarray, " experts"]:
+def _check_weights(weights: ArrayLike, count: int) -> ndarray:
     w = np.asarray(weights, dtype=float)
     if w.shape != (count,) or not (w >= 0).all() or not abs(w.sum() - 1) <= 1e-9:
         raise ValueError(

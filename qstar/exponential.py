@@ -23,7 +23,6 @@ doi:10.1109/LSP.2013.2243726, for the root.
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float
 from numpy import ndarray
 from scipy.optimize import brentq
 
@@ -126,9 +125,7 @@ def _integrate(function: Callable[[ndarray], ndarray], low: float, high: float) 
     return float(settled)
 
 
-def _gauss(
-    function: Callable[[ndarray], ndarray], panels: Float[ndarray, "panels 2"]
-) -> Float[ndarray, " panels"]:
+def _gauss(function: Callable[[ndarray], ndarray], panels: ndarray) -> ndarray:
     nodes = panels[:, :1] + panels[:, 1:] * _NODES
     with np.errstate(over="ignore", invalid="ignore"):
         return function(nodes) @ _WEIGHTS * panels[:, 1]

@@ -24,7 +24,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from numpy import ndarray
 from numpy.typing import ArrayLike
 
@@ -145,9 +144,7 @@ def solve_kl_symmetry(policy: Parent, teacher: Parent) -> Balance[float, str, bo
     )
 
 
-def log_partition(
-    policy: Parent, teacher: Parent, alpha: Float[ArrayLike, "*alphas"]
-) -> Float[ndarray, "*alphas"]:
+def log_partition(policy: Parent, teacher: Parent, alpha: ArrayLike) -> ndarray:
     """log Z(alpha), the log of the sum or integral of policy^alpha teacher^(1 - alpha), in nats.
 
     Convex in alpha and never positive; at alpha 0 and 1 the limit, which is the log of the mass
@@ -156,7 +153,7 @@ def log_partition(
     Args:
         policy: See `solve_kl_symmetry`.
         teacher: See `solve_kl_symmetry`.
-        alpha: The exponent on the policy, in [0, 1], of any shape.
+        alpha: The exponent on the policy, in [0, 1], of any shape. Shape (*alphas).
 
     Raises:
         ValueError: alpha leaves [0, 1] or is nan; otherwise as `solve_kl_symmetry`.
@@ -175,9 +172,7 @@ def log_partition(
     return -(at * to_policy + (1 - at) * to_teacher) + 0.0
 
 
-def kl_to_parents(
-    policy: Parent, teacher: Parent, alpha: Float[ArrayLike, "*alphas"]
-) -> tuple[Float[ndarray, "*alphas"], Float[ndarray, "*alphas"]]:
+def kl_to_parents(policy: Parent, teacher: Parent, alpha: ArrayLike) -> tuple[ndarray, ndarray]:
     """KL(q_alpha || policy) and KL(q_alpha || teacher) along the path, in nats.
 
     At alpha 0 and 1 one of them is the divergence between the parents (of a parent given the
@@ -186,7 +181,7 @@ def kl_to_parents(
     Args:
         policy: See `solve_kl_symmetry`.
         teacher: See `solve_kl_symmetry`.
-        alpha: The exponent on the policy, in [0, 1], of any shape.
+        alpha: The exponent on the policy, in [0, 1], of any shape. Shape (*alphas).
 
     Raises:
         ValueError: As `log_partition`; or the parents are disjoint, so that there is no q_alpha.
@@ -211,15 +206,13 @@ def kl_to_parents(
     return np.maximum(-log_z - from_policy, zero), np.maximum(-log_z + from_teacher, zero)
 
 
-def kl_gap(
-    policy: Parent, teacher: Parent, alpha: Float[ArrayLike, "*alphas"]
-) -> Float[ndarray, "*alphas"]:
+def kl_gap(policy: Parent, teacher: Parent, alpha: ArrayLike) -> ndarray:
     """KL(q_alpha || teacher) - KL(q_alpha || policy): the slope of log Z, in nats.
 
     Args:
         policy: See `solve_kl_symmetry`.
         teacher: See `solve_kl_symmetry`.
-        alpha: The exponent on the policy, in [0, 1], of any shape.
+        alpha: The exponent on the policy, in [0, 1], of any shape. Shape (*alphas).
 
     Raises:
         ValueError: As `kl_to_parents`.
@@ -346,7 +339,7 @@ def _as_density(law: Law) -> Distribution:
     return law
 
 
-def _check_alpha(alpha: ArrayLike) -> Float[ndarray, "*alphas"]:
+def _check_alpha(alpha: ArrayLike) -> ndarray:
     values = np.asarray(alpha, dtype=np.float64)
     outside = ~((values >= 0) & (values <= 1))
     if outside.any():

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float
 from numpy import ndarray
 from numpy.typing import ArrayLike
 from scipy.linalg import eigh, lapack, solve_triangular
@@ -37,21 +36,22 @@ class Gaussian:
     are float64 copies and cannot be written to.
 
     Attributes:
-        mean: The mean.
+        mean: The mean. Shape (dimension,).
         covariance: The covariance matrix: variances, not standard deviations, on its diagonal.
+            Shape (dimension, dimension).
 
     Raises:
         ValueError: Shapes disagree, a value is not finite, or the covariance is not symmetric (to
             `SYMMETRY_TOLERANCE`) or not positive definite in float64.
     """
 
-    mean: Float[ndarray, " dimension"]
-    covariance: Float[ndarray, "dimension dimension"]
+    mean: ndarray
+    covariance: ndarray
 
     def __init__(
         self,
-        mean: Float[ArrayLike, " dimension"],
-        covariance: Float[ArrayLike, "dimension dimension"],
+        mean: ArrayLike,
+        covariance: ArrayLike,
     ) -> None:
         mean = _real(mean, "mean")
         covariance = _real(covariance, "covariance")
@@ -91,7 +91,7 @@ class Gaussian:
         """How many coordinates an outcome has."""
         return self.mean.size
 
-    def log_density(self, x: Float[ArrayLike, "*batch dimension"]) -> Float[ndarray, "*batch"]:
+    def log_density(self, x: ArrayLike) -> ndarray:
         """The log of the density at each point, in nats.
 
         Raises:
@@ -109,9 +109,7 @@ class Gaussian:
         log_volume = np.log(np.diag(root)).sum() + 0.5 * self.dimension * np.log(2 * np.pi)
         return -0.5 * (standard**2).sum(axis=0).reshape(points.shape[:-1]) - log_volume
 
-    def sample(
-        self, count: int, *, generator: np.random.Generator
-    ) -> Float[ndarray, "count dimension"]:
+    def sample(self, count: int, *, generator: np.random.Generator) -> ndarray:
         """Independent draws, one a row."""
         standard = generator.standard_normal((count, self.dimension))
         return self.mean + standard @ _cholesky(self.covariance).T
@@ -126,9 +124,7 @@ def kl(a: Gaussian, b: Gaussian) -> float:
     return float(_Axes.of(a, b, names=("a", "b")).kl_policy_teacher())
 
 
-def log_partition(
-    policy: Gaussian, teacher: Gaussian, alpha: Float[ArrayLike, "*alphas"]
-) -> Float[ndarray, "*alphas"]:
+def log_partition(policy: Gaussian, teacher: Gaussian, alpha: ArrayLike) -> ndarray:
     """log Z(alpha) = log of the integral of policy^alpha teacher^(1 - alpha), in nats.
 
     Convex in alpha, zero at both ends, never positive; exact to relative precision near zero.
@@ -136,7 +132,7 @@ def log_partition(
     Args:
         policy: The parent with exponent alpha.
         teacher: The parent with exponent 1 - alpha.
-        alpha: The exponent on the policy, in [0, 1], of any shape; nan gives nan.
+        alpha: The exponent on the policy, in [0, 1], of any shape; nan gives nan. Shape (*alphas).
 
     Raises:
         ValueError: The dimensions differ, or alpha leaves [0, 1].
@@ -144,15 +140,13 @@ def log_partition(
     return _Axes.of(policy, teacher).log_partition(_check_alpha(alpha))
 
 
-def kl_gap(
-    policy: Gaussian, teacher: Gaussian, alpha: Float[ArrayLike, "*alphas"]
-) -> Float[ndarray, "*alphas"]:
+def kl_gap(policy: Gaussian, teacher: Gaussian, alpha: ArrayLike) -> ndarray:
     """KL(q_alpha || teacher) - KL(q_alpha || policy), the slope of log Z, in nats.
 
     Args:
         policy: The parent with exponent alpha.
         teacher: The parent with exponent 1 - alpha.
-        alpha: The exponent on the policy, in [0, 1], of any shape; nan gives nan.
+        alpha: The exponent on the policy, in [0, 1], of any shape; nan gives nan. Shape (*alphas).
 
     Raises:
         ValueError: The dimensions differ, or alpha leaves [0, 1].
@@ -160,9 +154,7 @@ def kl_gap(
     return _Axes.of(policy, teacher).slope(_check_alpha(alpha))
 
 
-def kl_to_parents(
-    policy: Gaussian, teacher: Gaussian, alpha: Float[ArrayLike, "*alphas"]
-) -> tuple[Float[ndarray, "*alphas"], Float[ndarray, "*alphas"]]:
+def kl_to_parents(policy: Gaussian, teacher: Gaussian, alpha: ArrayLike) -> tuple[ndarray, ndarray]:
     """KL(q_alpha || policy) and KL(q_alpha || teacher) along the path, in nats.
 
     The same as `kl` against each `geometric_mean`, from one decomposition.
@@ -170,7 +162,7 @@ def kl_to_parents(
     Args:
         policy: The parent with exponent alpha.
         teacher: The parent with exponent 1 - alpha.
-        alpha: The exponent on the policy, in [0, 1], of any shape; nan gives nan.
+        alpha: The exponent on the policy, in [0, 1], of any shape; nan gives nan. Shape (*alphas).
 
     Raises:
         ValueError: The dimensions differ, or alpha leaves [0, 1].
@@ -304,9 +296,7 @@ def solve_pair(name: str, policy: Gaussian, teacher: Gaussian) -> SolvedPair:
     )
 
 
-def alpha_same_mean_isotropic(
-    variance_policy: Float[ArrayLike, "*pairs"], variance_teacher: Float[ArrayLike, "*pairs"]
-) -> Float[ndarray, "*pairs"]:
+def alpha_same_mean_isotropic(variance_policy: ArrayLike, variance_teacher: ArrayLike) -> ndarray:
     """alpha* of two isotropic Gaussians with one mean, in any dimension: the scale law.
 
     With rho = variance_teacher / variance_policy it is 1 / log(rho) - 1 / (rho - 1), below 1/2
@@ -356,16 +346,19 @@ class _Axes:
     """A pair of Gaussians as a product of one-dimensional ones, in the teacher's units.
 
     Attributes:
-        basis: M, with teacher covariance M M^T and policy covariance M diag(variance) M^T.
-        excess: The policy's variance on each axis, minus 1 (exact also where it is tiny).
-        variance: The policy's variance on each axis (exact also where it is tiny).
-        gap: Policy mean minus teacher mean, in teacher standard deviations.
+        basis: M, with teacher covariance M M^T and policy covariance M diag(variance) M^T. Shape
+            (dimension, dimension).
+        excess: The policy's variance on each axis, minus 1 (exact also where it is tiny). Shape
+            (dimension,).
+        variance: The policy's variance on each axis (exact also where it is tiny). Shape
+            (dimension,).
+        gap: Policy mean minus teacher mean, in teacher standard deviations. Shape (dimension,).
     """
 
-    basis: Float[ndarray, "dimension dimension"]
-    excess: Float[ndarray, " dimension"]
-    variance: Float[ndarray, " dimension"]
-    gap: Float[ndarray, " dimension"]
+    basis: ndarray
+    excess: ndarray
+    variance: ndarray
+    gap: ndarray
 
     @classmethod
     def of(
@@ -393,19 +386,19 @@ class _Axes:
         return cls(root @ rotation, excess, variance, rotation.T @ apart)
 
     @cached_property
-    def log_variance(self) -> Float[ndarray, " dimension"]:
+    def log_variance(self) -> ndarray:
         return _log(self.excess, self.variance)
 
     @cached_property
-    def log_less_excess(self) -> Float[ndarray, " dimension"]:
+    def log_less_excess(self) -> ndarray:
         return _log_less_linear(self.excess, self.variance)
 
-    def u(self, alpha: Float[ndarray, "*alphas"]) -> Float[ndarray, "*alphas dimension"]:
+    def u(self, alpha: ndarray) -> ndarray:
         """alpha + (1 - alpha) v: what q's precision is, over the policy's."""
         weight = alpha[..., None]
         return weight + (1 - weight) * self.variance
 
-    def log_partition(self, alpha: Float[ndarray, "*alphas"]) -> Float[ndarray, "*alphas"]:
+    def log_partition(self, alpha: ndarray) -> ndarray:
         a, b, u = alpha[..., None], 1 - alpha[..., None], self.u(alpha)
         # Seen from the parent with the larger exponent, of whose excess q keeps the smaller part:
         # b log(1 + e) - log(1 + b e), where first orders cancel and are left out.
@@ -419,7 +412,7 @@ class _Axes:
         spread = np.where(near, second_order, part * log_other - np.log(mix))
         return np.minimum(0.5 * (spread - a * b * self.gap**2 / u).sum(axis=-1), 0.0)
 
-    def slope(self, alpha: Float[ndarray, "*alphas"]) -> Float[ndarray, "*alphas"]:
+    def slope(self, alpha: ndarray) -> ndarray:
         """The derivative of log Z: KL(q || teacher) - KL(q || policy)."""
         a, b, u = alpha[..., None], 1 - alpha[..., None], self.u(alpha)
         near = np.abs(self.excess) < 0.5
@@ -429,25 +422,25 @@ class _Axes:
         location = self.gap**2 * ((a / u) ** 2 - (b / u) * (b * self.variance / u))
         return 0.5 * (spread + location).sum(axis=-1)
 
-    def curvature(self, alpha: Float[ndarray, "*alphas"]) -> Float[ndarray, "*alphas"]:
+    def curvature(self, alpha: ndarray) -> ndarray:
         """The second derivative of log Z: the variance of the log-ratio under q."""
         u = self.u(alpha)
         return (0.5 * (self.excess / u) ** 2 + self.gap**2 * self.variance / u**3).sum(axis=-1)
 
-    def kl_to_policy(self, alpha: Float[ndarray, "*alphas"]) -> Float[ndarray, "*alphas"]:
+    def kl_to_policy(self, alpha: ndarray) -> ndarray:
         b, u = 1 - alpha[..., None], self.u(alpha)
         spread = -_log_less_linear(-b * self.excess / u, 1 / u)
         return 0.5 * (spread + self.gap**2 * (b / u) * (b * self.variance / u)).sum(axis=-1)
 
-    def kl_to_teacher(self, alpha: Float[ndarray, "*alphas"]) -> Float[ndarray, "*alphas"]:
+    def kl_to_teacher(self, alpha: ndarray) -> ndarray:
         a, u = alpha[..., None], self.u(alpha)
         spread = -_log_less_linear(a * self.excess / u, self.variance / u)
         return 0.5 * (spread + (a * self.gap / u) ** 2).sum(axis=-1)
 
-    def kl_policy_teacher(self) -> Float[ndarray, ""]:
+    def kl_policy_teacher(self) -> ndarray:
         return self.kl_to_teacher(np.asarray(1.0))
 
-    def kl_teacher_policy(self) -> Float[ndarray, ""]:
+    def kl_teacher_policy(self) -> ndarray:
         return self.kl_to_policy(np.asarray(0.0))
 
 
@@ -530,7 +523,7 @@ def _symmetric_positive_definite(covariance: ndarray) -> ndarray:
     return covariance / 2 + covariance.T / 2
 
 
-def _check_alpha(alpha: ArrayLike) -> Float[ndarray, "*alphas"]:
+def _check_alpha(alpha: ArrayLike) -> ndarray:
     values = np.asarray(alpha, dtype=np.float64)
     outside = (values < 0) | (values > 1)
     if outside.any():

@@ -12,7 +12,6 @@ so alpha = 1 is the policy and alpha = 0 the teacher, each conditioned on the sh
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
 from numpy import ndarray
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
@@ -22,10 +21,10 @@ NORMALISATION_TOLERANCE = {"float64": 1e-6, "float32": 1e-4, "float16": 2e-2}
 
 
 def log_partition(
-    log_policy: Float[ArrayLike, "*batch vocab"],
-    log_teacher: Float[ArrayLike, "*batch vocab"],
-    alpha: Float[ArrayLike, "*alphas"],
-) -> Float[ndarray, "*alphas"]:
+    log_policy: ArrayLike,
+    log_teacher: ArrayLike,
+    alpha: ArrayLike,
+) -> ndarray:
     """log Z(alpha) = log sum_x policy(x)^alpha teacher(x)^(1 - alpha), in nats.
 
     Convex in alpha and never positive; -inf where the parents share no outcome. Where it is close
@@ -33,9 +32,10 @@ def log_partition(
     log Z is then computed from the gap of the arithmetic-geometric mean inequality.
 
     Args:
-        log_policy: Normalised log-probabilities of the policy.
-        log_teacher: The same for the teacher, of the same shape.
+        log_policy: Normalised log-probabilities of the policy. Shape (*batch, vocab).
+        log_teacher: The same for the teacher, of the same shape. Shape (*batch, vocab).
         alpha: The exponent on the policy, in [0, 1]; broadcasts against the batch. nan gives nan.
+            Shape (*alphas).
 
     Raises:
         ValueError: A row is not a normalised distribution, the shapes differ, or alpha leaves
@@ -46,18 +46,19 @@ def log_partition(
 
 
 def log_geometric_mean(
-    log_policy: Float[ArrayLike, "*batch vocab"],
-    log_teacher: Float[ArrayLike, "*batch vocab"],
-    alpha: Float[ArrayLike, "*alphas"],
-) -> Float[ndarray, "*alphas vocab"]:
+    log_policy: ArrayLike,
+    log_teacher: ArrayLike,
+    alpha: ArrayLike,
+) -> ndarray:
     """log q_alpha, the normalised geometric mean of policy and teacher, in nats.
 
     At alpha* this is q*. A row whose parents share no outcome has no geometric mean: it is nan.
 
     Args:
-        log_policy: Normalised log-probabilities of the policy.
-        log_teacher: The same for the teacher, of the same shape.
+        log_policy: Normalised log-probabilities of the policy. Shape (*batch, vocab).
+        log_teacher: The same for the teacher, of the same shape. Shape (*batch, vocab).
         alpha: The exponent on the policy, in [0, 1]; broadcasts against the batch. nan gives nan.
+            Shape (*alphas).
 
     Raises:
         ValueError: A row is not a normalised distribution, the shapes differ, or alpha leaves
@@ -68,19 +69,20 @@ def log_geometric_mean(
 
 
 def kl_gap(
-    log_policy: Float[ArrayLike, "*batch vocab"],
-    log_teacher: Float[ArrayLike, "*batch vocab"],
-    alpha: Float[ArrayLike, "*alphas"],
-) -> Float[ndarray, "*alphas"]:
+    log_policy: ArrayLike,
+    log_teacher: ArrayLike,
+    alpha: ArrayLike,
+) -> ndarray:
     """KL(q_alpha || teacher) - KL(q_alpha || policy), in nats.
 
     It equals E_q[log policy - log teacher], the slope of log Z, and so never decreases in alpha:
     a root, once bracketed, is the only one.
 
     Args:
-        log_policy: Normalised log-probabilities of the policy.
-        log_teacher: The same for the teacher, of the same shape.
+        log_policy: Normalised log-probabilities of the policy. Shape (*batch, vocab).
+        log_teacher: The same for the teacher, of the same shape. Shape (*batch, vocab).
         alpha: The exponent on the policy, in [0, 1]; broadcasts against the batch. nan gives nan.
+            Shape (*alphas).
 
     Raises:
         ValueError: A row is not a normalised distribution, the shapes differ, or alpha leaves
@@ -91,19 +93,20 @@ def kl_gap(
 
 
 def cumulants(
-    log_policy: Float[ArrayLike, "*batch vocab"],
-    log_teacher: Float[ArrayLike, "*batch vocab"],
-    alpha: Float[ArrayLike, "*alphas"],
-) -> tuple[Float[ndarray, "*alphas"], Float[ndarray, "*alphas"], Float[ndarray, "*alphas"]]:
+    log_policy: ArrayLike,
+    log_teacher: ArrayLike,
+    alpha: ArrayLike,
+) -> tuple[ndarray, ndarray, ndarray]:
     """The first three derivatives of log Z: mean, variance and third central moment of the
     log-ratio log policy - log teacher under q_alpha, in nats, nats^2 and nats^3.
 
     The mean is `kl_gap`. One Newton step towards alpha* is -mean / variance.
 
     Args:
-        log_policy: Normalised log-probabilities of the policy.
-        log_teacher: The same for the teacher, of the same shape.
+        log_policy: Normalised log-probabilities of the policy. Shape (*batch, vocab).
+        log_teacher: The same for the teacher, of the same shape. Shape (*batch, vocab).
         alpha: The exponent on the policy, in [0, 1]; broadcasts against the batch. nan gives nan.
+            Shape (*alphas).
 
     Raises:
         ValueError: A row is not a normalised distribution, the shapes differ, or alpha leaves
@@ -116,9 +119,7 @@ def cumulants(
     return mean, variance, third
 
 
-def kl(
-    log_p: Float[ArrayLike, "*batch vocab"], log_q: Float[ArrayLike, "*batch vocab"]
-) -> Float[ndarray, "*batch"]:
+def kl(log_p: ArrayLike, log_q: ArrayLike) -> ndarray:
     """KL(p || q) in nats; 0 log 0 = 0, and inf where p puts mass that q lacks.
 
     Computed from terms that are never negative, p log(p/q) - p + q, so that close distributions
@@ -131,9 +132,7 @@ def kl(
     return pair.kl()
 
 
-def total_variation(
-    log_p: Float[ArrayLike, "*batch vocab"], log_q: Float[ArrayLike, "*batch vocab"]
-) -> Float[ndarray, "*batch"]:
+def total_variation(log_p: ArrayLike, log_q: ArrayLike) -> ndarray:
     """TV(p, q) = 1/2 sum_x |p(x) - q(x)|, between 0 and 1.
 
     Raises:
@@ -143,9 +142,7 @@ def total_variation(
     return 0.5 * np.abs(np.exp(pair.log_policy) - np.exp(pair.log_teacher)).sum(axis=-1)
 
 
-def acceptance_probability(
-    log_draft: Float[ArrayLike, "*batch vocab"], log_target: Float[ArrayLike, "*batch vocab"]
-) -> Float[ndarray, "*batch"]:
+def acceptance_probability(log_draft: ArrayLike, log_target: ArrayLike) -> ndarray:
     """sum_x min(draft(x), target(x)) = 1 - TV(draft, target), at one position.
 
     The chance that a token drawn from `draft` survives the accept/residual rule when the output
@@ -167,31 +164,32 @@ class Pair:
     Made by `check_pair`; the methods trust it and check nothing again.
 
     Attributes:
-        log_policy: float64, renormalised.
-        log_teacher: The same shape.
-        shared: Where both have mass.
-        log_ratio: log policy - log teacher on the shared support, 0 elsewhere.
-        mass_gap: policy - teacher, exact also where the two are close.
+        log_policy: float64, renormalised. Shape (*batch, vocab).
+        log_teacher: The same shape. Shape (*batch, vocab).
+        shared: Where both have mass. Shape (*batch, vocab).
+        log_ratio: log policy - log teacher on the shared support, 0 elsewhere. Shape (*batch,
+            vocab).
+        mass_gap: policy - teacher, exact also where the two are close. Shape (*batch, vocab).
     """
 
-    log_policy: Float[ndarray, "*batch vocab"]
-    log_teacher: Float[ndarray, "*batch vocab"]
-    shared: Bool[ndarray, "*batch vocab"]
-    log_ratio: Float[ndarray, "*batch vocab"]
-    mass_gap: Float[ndarray, "*batch vocab"]
+    log_policy: ndarray
+    log_teacher: ndarray
+    shared: ndarray
+    log_ratio: ndarray
+    mass_gap: ndarray
 
     def rows(self, index: ndarray) -> "Pair":
         """The rows `index` of a two-dimensional batch."""
         return Pair(*(getattr(self, name)[index] for name in self.__slots__))
 
-    def log_path(self, alpha: Float[ndarray, "*alphas"]) -> Float[ndarray, "*alphas vocab"]:
+    def log_path(self, alpha: ndarray) -> ndarray:
         """The unnormalised log of the path; never positive, -inf off the shared support."""
         weight = alpha[..., None]
         with np.errstate(invalid="ignore"):  # 0 * -inf at the ends, -inf + inf: off the support
             log_path = weight * self.log_policy + (1 - weight) * self.log_teacher
         return np.where(self.shared, log_path, -np.inf)
 
-    def log_partition(self, alpha: Float[ndarray, "*alphas"]) -> Float[ndarray, "*alphas"]:
+    def log_partition(self, alpha: ndarray) -> ndarray:
         """See `qstar.log_partition`."""
         log_path = self.log_path(alpha)
         log_z = _logsumexp(log_path)
@@ -209,9 +207,7 @@ class Pair:
                 log_z = np.where(near, np.log1p(-np.maximum(gap, 0)), log_z)
         return np.where(np.isnan(alpha), np.nan, log_z)
 
-    def log_geometric_mean(
-        self, alpha: Float[ndarray, "*alphas"]
-    ) -> Float[ndarray, "*alphas vocab"]:
+    def log_geometric_mean(self, alpha: ndarray) -> ndarray:
         """See `qstar.log_geometric_mean`."""
         log_path = self.log_path(alpha)
         log_z = np.where(np.isnan(alpha), np.nan, _logsumexp(log_path))
@@ -219,9 +215,7 @@ class Pair:
             log_q = log_path - log_z[..., None]
         return log_q
 
-    def slope_and_curvature(
-        self, alpha: Float[ndarray, "*alphas"]
-    ) -> tuple[Float[ndarray, "*alphas"], Float[ndarray, "*alphas"]]:
+    def slope_and_curvature(self, alpha: ndarray) -> tuple[ndarray, ndarray]:
         """The first two derivatives of log Z: mean and variance of the log-ratio under q."""
         log_path = self.log_path(alpha)
         log_z = _logsumexp(log_path)
@@ -239,7 +233,7 @@ class Pair:
         undefined = np.isnan(alpha) | np.isneginf(log_z)
         return np.where(undefined, np.nan, slope), np.where(undefined, np.nan, curvature)
 
-    def kl(self) -> Float[ndarray, "*batch"]:
+    def kl(self) -> ndarray:
         """KL(first || second)."""
         p = np.exp(self.log_policy)
         terms = np.where(self.shared, p * self.log_ratio, 0.0) - self.mass_gap
@@ -249,8 +243,8 @@ class Pair:
 
 
 def check_pair(
-    log_policy: Float[ArrayLike, "*batch vocab"],
-    log_teacher: Float[ArrayLike, "*batch vocab"],
+    log_policy: ArrayLike,
+    log_teacher: ArrayLike,
     *,
     names: tuple[str, str] = ("policy", "teacher"),
 ) -> Pair:
@@ -278,7 +272,7 @@ def check_pair(
     return Pair(first, second, shared, log_ratio, mass_gap)
 
 
-def _check_rows(log_p: ArrayLike, name: str) -> Float[ndarray, "*batch vocab"]:
+def _check_rows(log_p: ArrayLike, name: str) -> ndarray:
     """One batch of log-probabilities as float64, renormalised; ValueError if it is not one."""
     rows = np.asarray(log_p)
     if rows.dtype.kind != "f":
@@ -314,7 +308,7 @@ def _check_rows(log_p: ArrayLike, name: str) -> Float[ndarray, "*batch vocab"]:
     return rows - log_total[..., None]
 
 
-def _check_alpha(alpha: ArrayLike) -> Float[ndarray, "*alphas"]:
+def _check_alpha(alpha: ArrayLike) -> ndarray:
     values = np.asarray(alpha, dtype=np.float64)
     outside = (values < 0) | (values > 1)
     if outside.any():
@@ -336,6 +330,6 @@ def _close(log_ratio: ndarray) -> ndarray:
     return np.abs(log_ratio) < 1
 
 
-def _logsumexp(log_rows: Float[ndarray, "*batch vocab"]) -> Float[ndarray, "*batch"]:
+def _logsumexp(log_rows: ndarray) -> ndarray:
     with np.errstate(divide="ignore"):  # a row of -inf sums to zero: log 0 is the answer
         return np.asarray(logsumexp(log_rows, axis=-1))

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 from transformers.generation import (
@@ -42,35 +41,37 @@ class QStarOutput(ModelOutput):  # type: ignore[misc]
     """What `generate` returns with `return_dict_in_generate=True`.
 
     Attributes:
-        sequences: The prompts as they came and the new tokens, padded behind.
-        lengths: How many tokens of each row are new, the one that ended it included.
+        sequences: The prompts as they came and the new tokens, padded behind. Shape (batch,
+            length).
+        lengths: How many tokens of each row are new, the one that ended it included. Shape
+            (batch,).
         trace: What was known where each token was drawn (`qstar.decode.Trace`), over all
             `max_new_tokens` positions.
     """
 
-    sequences: Int[Tensor, "batch length"] | None = None
-    lengths: Int[Tensor, " batch"] | None = None
+    sequences: Tensor | None = None
+    lengths: Tensor | None = None
     trace: Trace | None = None
 
 
 def q_star(
     model: Any,
-    input_ids: Int[Tensor, "batch length"],
+    input_ids: Tensor,
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     *,
     teacher: Any = None,
-    teacher_input_ids: Int[Tensor, "rows length"] | None = None,
-    teacher_attention_mask: Int[Tensor, "rows length"] | None = None,
+    teacher_input_ids: Tensor | None = None,
+    teacher_attention_mask: Tensor | None = None,
     scheme: str = "auto",
     gamma: int | None = None,
     alpha: float | None = None,
     filtered: str = "target",
     drafter: str | None = None,
     draft_model: Any = None,
-    draft_input_ids: Int[Tensor, "rows length"] | None = None,
-    draft_attention_mask: Int[Tensor, "rows length"] | None = None,
+    draft_input_ids: Tensor | None = None,
+    draft_attention_mask: Tensor | None = None,
     block_verification: bool = False,
     disjoint: str = "raise",
     vocab: int | None = None,
@@ -79,7 +80,7 @@ def q_star(
     generator: torch.Generator | Chance | int | None = None,
     streamer: Any = None,
     **model_kwargs: Any,
-) -> Int[Tensor, "batch length"] | QStarOutput:
+) -> Tensor | QStarOutput:
     """Draw from q* of two models, called by `policy.generate(custom_generate=q_star, ...)`.
 
     What `generate` takes means what it means there: the generation config (`do_sample=False` is
@@ -92,21 +93,22 @@ def q_star(
 
     Args:
         model: The policy; `generate` passes itself.
-        input_ids: Its prompts, from `generate`, as are the next three.
+        input_ids: Its prompts, from `generate`, as are the next three. Shape (batch, length).
         logits_processor: Prepared processors.
         stopping_criteria: Prepared criteria.
         generation_config: The prepared config.
         teacher: The other parent, a causal language model over the same vocabulary, or the policy.
-        teacher_input_ids: Its prompts; None for the policy's.
+        teacher_input_ids: Its prompts; None for the policy's. Shape (rows, length).
         teacher_attention_mask: Zeros on the padding of its prompts, which must be on the left.
+            Shape (rows, length).
         scheme: As all that follow but the draft's prompts, an option of `qstar.decode.generate`.
         gamma: Draft tokens per round.
         alpha: The exponent on the policy, None for alpha*.
         filtered: What the processors apply to.
         drafter: Who drafts in "one-sided".
         draft_model: A third model, which drafts.
-        draft_input_ids: Its prompts; None for the policy's.
-        draft_attention_mask: As for the teacher.
+        draft_input_ids: Its prompts; None for the policy's. Shape (rows, length).
+        draft_attention_mask: As for the teacher. Shape (rows, length).
         block_verification: Judge a round's drafts together.
         disjoint: What to do where the parents share no token.
         vocab: How many ids the models share, if their output layers are padded.
@@ -119,7 +121,7 @@ def q_star(
     Returns:
         The prompts and the new tokens, rows that ended early padded with the pad token (the first
         end token if there is none; without both, the row's last one); a `QStarOutput` with
-        `return_dict_in_generate=True`.
+        `return_dict_in_generate=True`. Shape (batch, length).
 
     Raises:
         ValueError: Something was asked for that this decoder does not do (beams, another model's
@@ -233,9 +235,7 @@ def _check_request(
         raise ValueError(f"the models are given token ids only: leave {', '.join(extra)} out.")
 
 
-def _mask(
-    input_ids: Int[Tensor, "batch length"], model_kwargs: dict[str, Any]
-) -> Bool[Tensor, "batch length"]:
+def _mask(input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
     """Which ids are text; ValueError if the positions are not what this says."""
     given = model_kwargs.get("attention_mask")
     mask = torch.ones_like(input_ids, dtype=torch.bool) if given is None else given.bool()
@@ -246,9 +246,7 @@ def _mask(
     return mask
 
 
-def _rows(
-    name: str, ids: Int[Tensor, "batch length"], mask: Bool[Tensor, "batch length"]
-) -> list[Tensor]:
+def _rows(name: str, ids: Tensor, mask: Tensor) -> list[Tensor]:
     """The texts of a padded batch, each as long as it is."""
     if ids.ndim != 2 or mask.shape != ids.shape:
         raise ValueError(
@@ -267,8 +265,8 @@ def _rows(
 
 def _other_rows(
     name: str,
-    ids: Int[Tensor, "rows length"] | None,
-    given: Int[Tensor, "rows length"] | None,
+    ids: Tensor | None,
+    given: Tensor | None,
     pad: int | None,
     policy_rows: list[Tensor],
     copies: int,
@@ -316,9 +314,7 @@ def _ends(criteria: StoppingCriteriaList) -> list[int] | None:
     return [int(token) for ids in found for token in ids] or None
 
 
-def _processors(
-    processors: Sequence[Processor], mask: Bool[Tensor, "batch length"], filtered: str
-) -> list[Processor]:
+def _processors(processors: Sequence[Processor], mask: Tensor, filtered: str) -> list[Processor]:
     """The same processors, ready to be asked about one row and one position at a time."""
     steps: list[Processor] = []
     for step in processors:
@@ -366,7 +362,7 @@ def _processors(
 def _seen_with_padding(function: Callable[..., Any]) -> Callable[[Tensor, Any], Any]:
     """The same processor or criterion, which counts the padding as transformers has it."""
 
-    def seen(ids: Int[Tensor, "1 length"], scores: Any) -> Any:
+    def seen(ids: Tensor, scores: Any) -> Any:
         return function(torch.where(ids < 0, ~ids, ids), scores)
 
     return seen
@@ -375,7 +371,7 @@ def _seen_with_padding(function: Callable[..., Any]) -> Callable[[Tensor, Any], 
 def _penalty_without_padding(penalty: float) -> Processor:
     """A repetition penalty on the text alone."""
 
-    def seen(ids: Int[Tensor, "1 length"], scores: Float[Tensor, "1 vocab"]) -> Tensor:
+    def seen(ids: Tensor, scores: Tensor) -> Tensor:
         padding = (ids < 0).sum(-1)
         return RepetitionPenaltyLogitsProcessor(penalty, padding)(ids, scores)  # type: ignore[no-any-return]
 
@@ -386,9 +382,7 @@ def _penalty_without_padding(penalty: float) -> Processor:
 
 
 @contextmanager
-def _following(
-    streamer: Any, input_ids: Int[Tensor, "batch length"]
-) -> Iterator[Callable[[Tensor], None] | None]:
+def _following(streamer: Any, input_ids: Tensor) -> Iterator[Callable[[Tensor], None] | None]:
     """Hands new tokens to a streamer one at a time, as transformers does, and ends it.
 
     Also where something is refused or fails: whoever reads the stream must not wait for ever.
@@ -397,7 +391,7 @@ def _following(
         yield None
         return
 
-    def put(tokens: Int[Tensor, "1 new"]) -> None:
+    def put(tokens: Tensor) -> None:
         for token in tokens[0].split(1):
             streamer.put(token)
 
@@ -409,9 +403,7 @@ def _following(
         streamer.end()
 
 
-def _sequences(
-    input_ids: Int[Tensor, "batch length"], result: Generation, pad: int | None
-) -> Int[Tensor, "batch total"]:
+def _sequences(input_ids: Tensor, result: Generation, pad: int | None) -> Tensor:
     """Prompts and new tokens, as wide as the longest row needs."""
     tokens = result.tokens[:, : int(result.lengths.max())].to(input_ids.device)
     if pad is not None:

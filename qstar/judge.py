@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from jaxtyping import Float
 from numpy import ndarray
 from numpy.typing import ArrayLike
 from scipy.special import gammaln, logsumexp
@@ -32,16 +31,17 @@ class Verdicts:
         error: The estimated probability that the judge errs.
         standard_error: Of that estimate.
         misled: The mean share of each token in the draws that misled the judge; nan if none did.
+            Shape (vocab,).
     """
 
     error: float
     standard_error: float
-    misled: Float[ndarray, " vocab"]
+    misled: ndarray
 
 
 def log_error(
-    log_policy: Float[ArrayLike, " vocab"],
-    log_teacher: Float[ArrayLike, " vocab"],
+    log_policy: ArrayLike,
+    log_teacher: ArrayLike,
     draws: int,
     *,
     prior: float = 0.5,
@@ -51,8 +51,8 @@ def log_error(
     Only how often each token came matters, so it is a sum over tallies.
 
     Args:
-        log_policy: One row of log-probabilities.
-        log_teacher: The same for the teacher.
+        log_policy: One row of log-probabilities. Shape (vocab,).
+        log_teacher: The same for the teacher. Shape (vocab,).
         draws: How many tokens are drawn.
         prior: The probability that the policy was chosen.
 
@@ -82,8 +82,8 @@ def log_error(
 
 
 def simulate(
-    log_policy: Float[ArrayLike, " vocab"],
-    log_teacher: Float[ArrayLike, " vocab"],
+    log_policy: ArrayLike,
+    log_teacher: ArrayLike,
     draws: int,
     trials: int,
     *,
@@ -110,8 +110,8 @@ def simulate(
 
 
 def simulate_tilted(
-    log_policy: Float[ArrayLike, " vocab"],
-    log_teacher: Float[ArrayLike, " vocab"],
+    log_policy: ArrayLike,
+    log_teacher: ArrayLike,
     alpha: float,
     draws: int,
     trials: int,
@@ -159,7 +159,7 @@ def _without(pair: Pair) -> Pair:
     return Pair(*(getattr(pair, name)[pair.shared] for name in Pair.__slots__))
 
 
-def _evidence(pair: Pair, tallies: ndarray) -> Float[ndarray, " trials"]:
+def _evidence(pair: Pair, tallies: ndarray) -> ndarray:
     """The log-likelihood ratio of each tally; infinite where a token belongs to one parent only."""
     evidence = tallies @ pair.log_ratio
     only_policy = np.isneginf(pair.log_teacher) & np.isfinite(pair.log_policy)

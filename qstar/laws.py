@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
@@ -28,7 +27,7 @@ class Every:
     """
 
     def __init__(self, batch: Sequence[int], script: Sequence[int]) -> None:
-        self.weight: Float[Tensor, "*batch"] = torch.ones(tuple(batch), dtype=torch.float64)
+        self.weight: Tensor = torch.ones(tuple(batch), dtype=torch.float64)
         self.path: list[tuple[int, int]] = []
         self._script = list(script)
 
@@ -64,7 +63,7 @@ class Every:
 
 def every_outcome(
     program: Callable[[Every], Outcome], batch: Sequence[int] = ()
-) -> Iterator[tuple[Outcome, Float[Tensor, "*batch"]]]:
+) -> Iterator[tuple[Outcome, Tensor]]:
     """Each outcome of a program of choices, with its probability in each row.
 
     Args:
@@ -85,9 +84,7 @@ def every_outcome(
         script = [index for index, _ in path[:-1]] + [path[-1][0] + 1]
 
 
-def token_law(
-    program: Callable[[Every], Tensor], vocab: int, batch: Sequence[int] = ()
-) -> Float[ndarray, "*batch vocab"]:
+def token_law(program: Callable[[Every], Tensor], vocab: int, batch: Sequence[int] = ()) -> ndarray:
     """The law of a program that returns one token per row; negative tokens are left out."""
     law = torch.zeros((*batch, vocab), dtype=torch.float64)
     for token, weight in every_outcome(program, batch):
@@ -99,27 +96,28 @@ def token_law(
 def pick_law(
     rule: Callable[..., Any],
     draw_candidates: Callable[..., Tensor],
-    log_draft: Float[ndarray, " vocab"],
-    log_target: Float[ndarray, " vocab"],
+    log_draft: ndarray,
+    log_target: ndarray,
     num_candidates: int,
     *,
     replacement: bool,
     dtype: torch.dtype = torch.float64,
-) -> tuple[Float[ndarray, " vocab"], float]:
+) -> tuple[ndarray, float]:
     """What a rule for a single position emits, and how often it accepts, both exactly.
 
     Args:
         rule: Such as `speculative.accept_or_redraw`, called as rule(candidates, log_draft,
             log_target, generator=...) and returning a `Pick`; anything else it needs is bound.
         draw_candidates: `speculative.draw_candidates`, or a drafter that lies about its law.
-        log_draft: The draft's log-probabilities.
-        log_target: The target's.
+        log_draft: The draft's log-probabilities. Shape (vocab,).
+        log_target: The target's. Shape (vocab,).
         num_candidates: How many candidates are drawn.
         replacement: Whether they are drawn with replacement.
         dtype: In which precision the rule computes.
 
     Returns:
         The law of the emitted token, and the probability that it is an accepted candidate.
+        Shape (vocab,).
     """
     draft, target = (torch.tensor(law, dtype=dtype) for law in (log_draft, log_target))
     drawn = [
@@ -150,12 +148,12 @@ def pick_law(
 
 def block_law(
     rule: Callable[..., Any],
-    draft: Sequence[Float[ndarray, "..."]],
-    target: Sequence[Float[ndarray, "..."]],
+    draft: Sequence[ndarray],
+    target: Sequence[ndarray],
     *,
     drafted: int | None = None,
     dtype: torch.dtype = torch.float64,
-) -> tuple[Float[ndarray, "..."], Float[ndarray, " gamma+1"], float]:
+) -> tuple[ndarray, ndarray, float]:
     """The joint law of what one round emits, completed by the target, and its counts; exactly.
 
     A round emits between 1 and gamma + 1 tokens. Completing it with draws from the target, as the
@@ -165,14 +163,15 @@ def block_law(
         rule: `speculative.verify` or `verify_block`, called with the tensors of all vocab^gamma
             draft blocks at once and returning a `Round`.
         draft: Conditional log-probabilities of the draft: entry i has shape [vocab] * (i + 1), the
-            last axis being the token that follows the i tokens of the others; gamma entries.
-        target: The same for the target; gamma + 1 entries.
+            last axis being the token that follows the i tokens of the others; gamma entries. Any
+            shape.
+        target: The same for the target; gamma + 1 entries. Any shape.
         drafted: How many of the gamma draft tokens are real; all if not given.
         dtype: In which precision the rule computes.
 
     Returns:
         The joint law, of shape [vocab] * (gamma + 1); the law of the number of accepted tokens; and
-        the mean number of tested ones.
+        the mean number of tested ones. Shape any shape and (gamma+1,).
     """
     gamma, vocab = len(draft), len(target[0])
     real = gamma if drafted is None else drafted
@@ -201,9 +200,7 @@ def block_law(
     return joint, accepted_law, mean_tested
 
 
-def _rows_of(
-    laws: Sequence[ndarray], blocks: Int[ndarray, "blocks gamma"], vocab: int
-) -> Float[ndarray, "blocks positions vocab"]:
+def _rows_of(laws: Sequence[ndarray], blocks: ndarray, vocab: int) -> ndarray:
     """The law at each position, given each block of draft tokens."""
     rows = np.empty((len(blocks), len(laws), vocab))
     for position, law in enumerate(laws):
@@ -211,7 +208,7 @@ def _rows_of(
     return rows
 
 
-def joint_law(laws: Sequence[Float[ndarray, "..."]]) -> Float[ndarray, "..."]:
+def joint_law(laws: Sequence[ndarray]) -> ndarray:
     """The joint law of a sequence from its conditional log-probabilities (as in `block_law`)."""
     return _completion(laws, ())
 

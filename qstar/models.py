@@ -27,7 +27,6 @@ from typing import Any
 
 import torch
 import tqdm
-from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import TqdmWarning
 
@@ -331,7 +330,7 @@ def _dequantised(reader: Any, config: Any, progress: bool) -> Iterator[tuple[str
         yield f"{layer}{GGUF_NAMES[name]}.{kind}", values.contiguous()
 
 
-def _unrotate(rows: Float[Tensor, "rows columns"], heads: int) -> Float[Tensor, "rows columns"]:
+def _unrotate(rows: Tensor, heads: int) -> Tensor:
     """Undo llama.cpp's order of a head's rotary pairs: it interleaves what transformers halves."""
     size = len(rows) // heads
     return rows.reshape(heads, size // 2, 2, -1).transpose(1, 2).reshape(rows.shape)
@@ -447,7 +446,7 @@ def _no_progress_bar() -> Iterator[None]:
 
 def chat_ids(
     tokenizer: Any, user: str | Sequence[Mapping[str, str]], *, system: str | None = None
-) -> Int[Tensor, " length"]:
+) -> Tensor:
     """A user's message, or the messages of a chat, as token ids, ready for the assistant's answer.
 
     The tokenizer's chat template decides the form. Without `system` it may put a default of its
@@ -530,9 +529,7 @@ def _first_difference(policy: Mapping[Any, Any], teacher: Mapping[Any, Any]) -> 
 
 
 @torch.no_grad()
-def log_laws(
-    model: Any, prompt_ids: Int[Tensor, "*batch length"], tokens: Int[Tensor, "*batch new"]
-) -> Float[Tensor, "*batch new vocab"]:
+def log_laws(model: Any, prompt_ids: Tensor, tokens: Tensor) -> Tensor:
     """The model's law of each of `tokens`, given the prompt and the tokens before it.
 
     One forward over the whole text (teacher forcing), without a cache: what decoding these very

@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Float
 from numpy import ndarray
 from numpy.random import Generator
 from numpy.typing import ArrayLike
@@ -72,13 +71,14 @@ class Sample:
 
     Attributes:
         log_policy: The policy's log-density at each draw; the first `num_policy` draws are its.
-        log_teacher: The teacher's.
+            Shape (draws,).
+        log_teacher: The teacher's. Shape (draws,).
         num_policy: How many draws came from the policy.
         control: How much of the control variate is used, from 0 (far parents) to 1 (close ones).
     """
 
-    log_policy: Float[ndarray, " draws"]
-    log_teacher: Float[ndarray, " draws"]
+    log_policy: ndarray
+    log_teacher: ndarray
     num_policy: int
     control: float
 
@@ -93,12 +93,12 @@ class Estimate:
     """Numbers with their standard errors.
 
     Attributes:
-        value: The estimates.
-        error: One standard error each, in the same unit.
+        value: The estimates. Shape (*alphas).
+        error: One standard error each, in the same unit. Shape (*alphas).
     """
 
-    value: Float[ndarray, "*alphas"]
-    error: Float[ndarray, "*alphas"]
+    value: ndarray
+    error: ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +235,7 @@ def draw_sample(
     return replace(sample, control=_control(sample))
 
 
-def log_partition(sample: Sample, alpha: Float[ArrayLike, "*alphas"]) -> Estimate:
+def log_partition(sample: Sample, alpha: ArrayLike) -> Estimate:
     """log Z(alpha) of one sample at every alpha, in nats, with standard errors.
 
     The draws are common to all alpha, and exp of the values is convex in alpha.

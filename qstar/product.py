@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import (
     DynamicCache,
@@ -97,9 +96,9 @@ class ProductModel(PreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        input_ids: Int[Tensor, "batch width"],
-        attention_mask: Int[Tensor, "batch length"] | None = None,
-        position_ids: Int[Tensor, "batch width"] | None = None,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: DynamicCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
@@ -134,9 +133,9 @@ class ProductModel(PreTrainedModel, GenerationMixin):
 
     def _log_q(
         self,
-        log_policy: Float[Tensor, "batch width vocab"],
-        log_teacher: Float[Tensor, "batch width vocab"],
-    ) -> Float[Tensor, "batch width vocab"]:
+        log_policy: Tensor,
+        log_teacher: Tensor,
+    ) -> Tensor:
         if self.alpha is None:
             alpha = solve_kl_symmetry(log_policy, log_teacher, validate=False).alpha
         else:

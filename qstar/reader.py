@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -57,7 +56,7 @@ class Reader:
             )
         self._keeps_logits = "logits_to_keep" in parameters
         self._cache: Any = DynamicCache()
-        self._slots: Bool[Tensor, "batch slots"] = torch.zeros(0, 0, dtype=torch.bool)
+        self._slots: Tensor = torch.zeros(0, 0, dtype=torch.bool)
 
     def check_room(self, length: int) -> None:
         """Raise ValueError if a text of so many tokens exceeds the model's context window."""
@@ -98,11 +97,11 @@ class Reader:
     def feed(
         self,
         unread: Sequence[Sequence[int]],
-        drafts: Int[Tensor, "batch drafts"] | None = None,
+        drafts: Tensor | None = None,
         counts: Sequence[int] | None = None,
         *,
         positions: int = 1,
-    ) -> Float[Tensor, "batch positions vocab"]:
+    ) -> Tensor:
         """Read on, and return log-probabilities of what follows the last `positions` columns.
 
         Columns are each row's unread tokens, right-aligned, then its drafts, left-aligned. So with
@@ -111,12 +110,13 @@ class Reader:
 
         Args:
             unread: Tokens that are known here, per row; rows may have none.
-            drafts: Tokens that are only known on the device.
+            drafts: Tokens that are only known on the device. Shape (batch, drafts).
             counts: How many drafts of each row are to be read; all of them if not given.
             positions: How many columns, from the last one, to return laws for.
 
         Returns:
             Laws in float32, or in float64 if the weights are that wide.
+            Shape (batch, positions, vocab).
 
         Raises:
             ValueError: Holes in a ragged batch meet a sliding window.
@@ -169,7 +169,7 @@ class Reader:
         counts: Sequence[int],
         width: int,
         positions: int,
-    ) -> Float[Tensor, "batch positions vocab"]:
+    ) -> Tensor:
         device = self.model.device
         num_drafts = 0 if drafts is None else drafts.shape[-1]
         held = self._slots.shape[-1]
@@ -232,7 +232,7 @@ def _base(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _solid(slots: Bool[Tensor, "batch slots"]) -> bool:
+def _solid(slots: Tensor) -> bool:
     """Whether each row's slots are in one piece that reaches to the end."""
     return bool((slots[:, 1:] >= slots[:, :-1]).all())
 

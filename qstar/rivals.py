@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy import ndarray
 from tqdm import tqdm
 
@@ -40,25 +39,25 @@ class Rivals:
     """q* and its rivals at every position of one kind of pair, in nats per token.
 
     Attributes:
-        chernoff: C, which is what q* costs either parent.
-        alpha: alpha*.
+        chernoff: C, which is what q* costs either parent. Shape (positions,).
+        alpha: alpha*. Shape (positions,).
         one_sided: The mass of q* on tokens that one parent likes `LIKED` times more than the other.
-        excess: Rival -> its larger divergence KL(q || parent), minus C.
-        strayed: Rival -> KL(q* || q).
-        forward: Law -> its larger forward divergence KL(parent || q), "q*" among them.
+            Shape (positions,).
+        excess: Rival -> its larger divergence KL(q || parent), minus C. Shape (positions,).
+        strayed: Rival -> KL(q* || q). Shape (positions,).
+        forward: Law -> its larger forward divergence KL(parent || q), "q*" among them. Shape
+            (positions,).
     """
 
-    chernoff: Float[ndarray, " positions"]
-    alpha: Float[ndarray, " positions"]
-    one_sided: Float[ndarray, " positions"]
-    excess: Mapping[str, Float[ndarray, " positions"]]
-    strayed: Mapping[str, Float[ndarray, " positions"]]
-    forward: Mapping[str, Float[ndarray, " positions"]]
+    chernoff: ndarray
+    alpha: ndarray
+    one_sided: ndarray
+    excess: Mapping[str, ndarray]
+    strayed: Mapping[str, ndarray]
+    forward: Mapping[str, ndarray]
 
 
-def compare(
-    log_policy: Float[ndarray, "positions vocab"], log_teacher: Float[ndarray, "positions vocab"]
-) -> Rivals:
+def compare(log_policy: ndarray, log_teacher: ndarray) -> Rivals:
     """What q* and its rivals cost, position by position.
 
     The rivals: the geometric means at 0.5, 0.3 and 0.7 ("alpha 0.5" and so on), the arithmetic
@@ -117,7 +116,7 @@ def join(parts: Sequence[Rivals]) -> Rivals:
     )
 
 
-def _tables(rivals: Rivals) -> dict[str, Float[ndarray, " positions"]]:
+def _tables(rivals: Rivals) -> dict[str, ndarray]:
     """Every column of a `Rivals`, under one name: "chernoff", "excess: midpoint", ..."""
     plain = {name: getattr(rivals, name) for name in PLAIN}
     nested = {
@@ -128,7 +127,7 @@ def _tables(rivals: Rivals) -> dict[str, Float[ndarray, " positions"]]:
     return plain | nested
 
 
-def _from_tables(columns: Mapping[str, Float[ndarray, " positions"]]) -> Rivals:
+def _from_tables(columns: Mapping[str, ndarray]) -> Rivals:
     nested: dict[str, dict[str, ndarray]] = {table: {} for table in NESTED}
     for label, values in columns.items():
         table, _, name = label.partition(": ")

@@ -20,7 +20,6 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Float, Int
 from numpy import ndarray
 from numpy.random import Generator
 from numpy.typing import ArrayLike
@@ -42,13 +41,13 @@ class SequenceLaw:
 
     Attributes:
         log_next: Entry t has shape (vocab,) * (t + 1): the log-probabilities of token t, on the
-            last axis, after every prefix of t tokens. float64, normalised.
+            last axis, after every prefix of t tokens. float64, normalised. Shape (*prefix, vocab).
 
     Raises:
         ValueError: A shape is another, or a row is not normalised.
     """
 
-    log_next: tuple[Float[ndarray, "*prefix vocab"], ...]
+    log_next: tuple[ndarray, ...]
 
     def __post_init__(self) -> None:
         tables = [np.asarray(table) for table in self.log_next]
@@ -76,23 +75,23 @@ class SequenceLaw:
         return self.log_next[0].shape[-1]
 
     @cached_property
-    def log_joint(self) -> Float[ndarray, "*sequence"]:
+    def log_joint(self) -> ndarray:
         """The log-probability of every sequence, one axis a token."""
         joint = self.log_next[0]
         for table in self.log_next[1:]:
             joint = joint[..., None] + table
         return joint
 
-    def log_rows(self, prefixes: Int[ndarray, "rows read"]) -> Float[ndarray, "rows vocab"]:
+    def log_rows(self, prefixes: ndarray) -> ndarray:
         """The law of the next token after each prefix."""
         rows = self.log_next[prefixes.shape[1]][tuple(prefixes.T)]
         return np.broadcast_to(rows, (len(prefixes), self.vocab))
 
-    def log_density(self, x: Int[ndarray, "rows length"]) -> Float[ndarray, " rows"]:
+    def log_density(self, x: ndarray) -> ndarray:
         """The log-probability of each sequence."""
         return self.log_joint[tuple(np.asarray(x).T)]
 
-    def sample(self, count: int, *, generator: Generator) -> Int[ndarray, "count length"]:
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
         """Independent sequences, one a row."""
         tokens = np.empty((count, 0), dtype=np.int64)
         for _ in range(self.length):
@@ -102,15 +101,16 @@ class SequenceLaw:
 
 
 def markov_chain(
-    log_first: Float[ArrayLike, " vocab"],
-    log_transition: Float[ArrayLike, "vocab vocab"],
+    log_first: ArrayLike,
+    log_transition: ArrayLike,
     length: int,
 ) -> SequenceLaw:
     """The law of the first `length` states of a Markov chain.
 
     Args:
-        log_first: Log-probabilities of the first state.
-        log_transition: Row i holds the log-probabilities of the state after state i.
+        log_first: Log-probabilities of the first state. Shape (vocab,).
+        log_transition: Row i holds the log-probabilities of the state after state i. Shape (vocab,
+            vocab).
         length: How many states, the first one included.
 
     Raises:
@@ -128,7 +128,7 @@ def markov_chain(
     return SequenceLaw(tuple(tables))
 
 
-def from_joint(log_joint: Float[ArrayLike, "*sequence"]) -> SequenceLaw:
+def from_joint(log_joint: ArrayLike) -> SequenceLaw:
     """The law that has these log-probabilities of all sequences; impossible prefixes go on evenly.
 
     Raises:
@@ -158,17 +158,17 @@ class TokenLevel:
 
     Attributes:
         law: q~.
-        alpha: The exponent at each prefix; entry t has shape (vocab,) * t.
+        alpha: The exponent at each prefix; entry t has shape (vocab,) * t. Shape (*prefix).
         log_partition: log Z at each prefix, in nats; minus the Chernoff information where alpha is
-            alpha*. The same shapes.
+            alpha*. The same shapes. Shape (*prefix).
     """
 
     law: SequenceLaw
-    alpha: tuple[Float[ndarray, "*prefix"], ...]
-    log_partition: tuple[Float[ndarray, "*prefix"], ...]
+    alpha: tuple[ndarray, ...]
+    log_partition: tuple[ndarray, ...]
 
     @property
-    def log_correction(self) -> Float[ndarray, "*sequence"]:
+    def log_correction(self) -> ndarray:
         """sum_t log Z(y[:t]) of every sequence: log Q - log q~ up to the constant log Z_seq."""
         total = np.zeros(())
         for table in self.log_partition:
@@ -259,7 +259,7 @@ def sequence_level(
     return SequenceLevel(from_joint(joint), at, float(log_partition(ours, theirs, at)), balance)
 
 
-def look_ahead(token: TokenLevel) -> tuple[Float[ndarray, "*prefix vocab"], ...]:
+def look_ahead(token: TokenLevel) -> tuple[ndarray, ...]:
     """log E_q~[prod_(s>t) Z(Y[:s]) | y[:t+1]] after every token: what q~ does not look at.
 
     The next-token law of Q is that of q~ times the exp of this, normalised: it is the twist that
@@ -293,8 +293,9 @@ class PerronPair:
     the transition matrix of the sequence-level mean, M_ij v_j / (rho v_i): Doob's transform.
 
     Attributes:
-        log_policy: The policy's log transition matrix; row i is the law after state i.
-        log_teacher: The teacher's.
+        log_policy: The policy's log transition matrix; row i is the law after state i. Shape
+            (states, states).
+        log_teacher: The teacher's. Shape (states, states).
 
     Raises:
         ValueError: Not two square matrices of one shape with normalised rows, or the transitions
@@ -303,8 +304,8 @@ class PerronPair:
     Source: Dembo and Zeitouni (1998), section 3.1; Watanabe and Hayashi (2017).
     """
 
-    log_policy: Float[ndarray, "states states"]
-    log_teacher: Float[ndarray, "states states"]
+    log_policy: ndarray
+    log_teacher: ndarray
 
     def __post_init__(self) -> None:
         pair = check_pair(self.log_policy, self.log_teacher)
@@ -330,7 +331,7 @@ class PerronPair:
         weights = stationary(log_chain)[:, None] * np.exp(log_chain)
         return float(np.where(weights > 0, weights * self._log_ratio(), 0.0).sum())
 
-    def log_transition(self, alpha: float) -> Float[ndarray, "states states"]:
+    def log_transition(self, alpha: float) -> ndarray:
         """The log transition matrix of the sequence-level mean, after Doob's transform."""
         log_root, log_vector = self._solve(alpha)
         rows = self._log_path(alpha) + log_vector[None, :] - log_vector[:, None] - log_root
@@ -390,24 +391,24 @@ class PerronPair:
             log_row = np.asarray(logsumexp(log_row[:, None] + log_path, axis=0))
         return float(logsumexp(log_row))
 
-    def _log_path(self, alpha: float) -> Float[ndarray, "states states"]:
+    def _log_path(self, alpha: float) -> ndarray:
         pair = check_pair(self.log_policy, self.log_teacher)
         return pair.log_path(np.full(len(self.log_policy), float(alpha)))
 
-    def _log_ratio(self) -> Float[ndarray, "states states"]:
+    def _log_ratio(self) -> ndarray:
         return check_pair(self.log_policy, self.log_teacher).log_ratio
 
     def _unshared(self) -> bool:
         return bool((np.isfinite(self.log_policy) != np.isfinite(self.log_teacher)).any())
 
-    def _solve(self, alpha: float) -> tuple[float, Float[ndarray, " states"]]:
+    def _solve(self, alpha: float) -> tuple[float, ndarray]:
         """log of the Perron root and of its right eigenvector."""
         values, vectors = np.linalg.eig(np.exp(self._log_path(alpha)))
         top = int(np.argmax(values.real))  # real, simple and positive by Perron and Frobenius
         return float(np.log(values[top].real)), np.log(np.abs(vectors[:, top].real))
 
 
-def stationary(log_transition: Float[ndarray, "states states"]) -> Float[ndarray, " states"]:
+def stationary(log_transition: ndarray) -> ndarray:
     """The stationary law of an irreducible chain."""
     size = len(log_transition)
     system = np.vstack([np.exp(log_transition).T - np.eye(size), np.ones(size)])
@@ -422,16 +423,16 @@ class Pair(Protocol):
 
     def log_rows(
         self,
-    ) -> tuple[Float[ndarray, "particles vocab"], Float[ndarray, "particles vocab"]]:
+    ) -> tuple[ndarray, ndarray]:
         """The next-token laws of policy and teacher after what each particle has read."""
         ...
 
-    def keep(self, rows: Int[ndarray, " particles"]) -> None:
+    def keep(self, rows: ndarray) -> None:
         """Let every particle become a copy of the particle that `rows` names; called between
         `log_rows` and `extend`."""
         ...
 
-    def extend(self, tokens: Int[ndarray, " particles"]) -> None:
+    def extend(self, tokens: ndarray) -> None:
         """Read one token in every particle."""
         ...
 
@@ -449,11 +450,11 @@ class TablePair:
         ours, theirs = (law.log_rows(self._read) for law in self._laws)
         return ours, theirs
 
-    def keep(self, rows: Int[ndarray, " particles"]) -> None:
+    def keep(self, rows: ndarray) -> None:
         """See `Pair`."""
         self._read = self._read[rows]
 
-    def extend(self, tokens: Int[ndarray, " particles"]) -> None:
+    def extend(self, tokens: ndarray) -> None:
         """See `Pair`."""
         self._read = np.column_stack([self._read, tokens])
 
@@ -470,8 +471,8 @@ class ChainPair:
 
     def __init__(
         self,
-        log_first_policy: Float[ArrayLike, " states"],
-        log_first_teacher: Float[ArrayLike, " states"],
+        log_first_policy: ArrayLike,
+        log_first_teacher: ArrayLike,
         transitions: PerronPair,
         num_particles: int,
     ):
@@ -485,11 +486,11 @@ class ChainPair:
         """See `Pair`."""
         return self._rows[0], self._rows[1]
 
-    def keep(self, rows: Int[ndarray, " particles"]) -> None:
+    def keep(self, rows: ndarray) -> None:
         """See `Pair`; only the last state counts, and the next one is still to be drawn."""
         self._rows = [own[rows] for own in self._rows]
 
-    def extend(self, tokens: Int[ndarray, " particles"]) -> None:
+    def extend(self, tokens: ndarray) -> None:
         """See `Pair`."""
         self._rows = [matrix[tokens] for matrix in self._matrices]
 
@@ -499,29 +500,32 @@ class Particles:
     """Weighted sequences: with their weights they stand for the sequence-level mean Q.
 
     Attributes:
-        tokens: The sequences.
-        log_weights: Normalised log-weights; all equal where the last step resampled.
-        log_policy: The policy's log-probability of each sequence.
-        log_teacher: The teacher's.
-        log_partitions: log Z at every prefix of every sequence, in nats.
-        alphas: The exponent at every prefix.
+        tokens: The sequences. Shape (particles, length).
+        log_weights: Normalised log-weights; all equal where the last step resampled. Shape
+            (particles,).
+        log_policy: The policy's log-probability of each sequence. Shape (particles,).
+        log_teacher: The teacher's. Shape (particles,).
+        log_partitions: log Z at every prefix of every sequence, in nats. Shape (particles, length).
+        alphas: The exponent at every prefix. Shape (particles, length).
         log_partition: The log of an unbiased estimate of Z_seq, in nats; -inf if every particle ran
             into a prefix after which the parents share no token.
-        effective: The effective number of particles, (sum w)^2 / sum w^2, before each token.
+        effective: The effective number of particles, (sum w)^2 / sum w^2, before each token. Shape
+            (length,).
         resampled: Whether the particles were resampled before each token.
-        origin: The index of the initial particle that each sequence descends from.
+        origin: The index of the initial particle that each sequence descends from. Shape
+            (particles,).
     """
 
-    tokens: Int[ndarray, "particles length"]
-    log_weights: Float[ndarray, " particles"]
-    log_policy: Float[ndarray, " particles"]
-    log_teacher: Float[ndarray, " particles"]
-    log_partitions: Float[ndarray, "particles length"]
-    alphas: Float[ndarray, "particles length"]
+    tokens: ndarray
+    log_weights: ndarray
+    log_policy: ndarray
+    log_teacher: ndarray
+    log_partitions: ndarray
+    alphas: ndarray
     log_partition: float
-    effective: Float[ndarray, " length"]
+    effective: ndarray
     resampled: tuple[bool, ...]
-    origin: Int[ndarray, " particles"]
+    origin: ndarray
 
 
 def smc(
@@ -657,18 +661,18 @@ def _run(
     )
 
 
-def _mean(ours: ndarray, theirs: ndarray, alphas: ndarray) -> Float[ndarray, "particles vocab"]:
+def _mean(ours: ndarray, theirs: ndarray, alphas: ndarray) -> ndarray:
     at = np.where(np.isnan(alphas), 0.5, alphas)  # nan: disjoint, and not used
     return np.asarray(log_geometric_mean(ours, theirs, at))
 
 
-def _effective(log_w: Float[ndarray, " particles"]) -> float:
+def _effective(log_w: ndarray) -> float:
     if not np.isfinite(log_w).any():
         return 0.0
     return float(np.exp(2 * logsumexp(log_w) - logsumexp(2 * log_w)))
 
 
-def _draw(log_rows: Float[ndarray, "rows vocab"], generator: Generator) -> Int[ndarray, " rows"]:
+def _draw(log_rows: ndarray, generator: Generator) -> ndarray:
     """One token a row: the first whose cumulative probability exceeds the row's uniform."""
     cumulative = np.exp(log_rows).cumsum(axis=-1)
     total = cumulative[:, -1]
@@ -676,9 +680,7 @@ def _draw(log_rows: Float[ndarray, "rows vocab"], generator: Generator) -> Int[n
     return (cumulative <= at[:, None]).sum(axis=-1)
 
 
-def _systematic(
-    log_weights: Float[ndarray, " particles"], uniform: float
-) -> Int[ndarray, " particles"]:
+def _systematic(log_weights: ndarray, uniform: float) -> ndarray:
     """Which particle each new one copies: a comb of equal steps over the cumulative weights."""
     count = len(log_weights)
     cumulative = np.exp(log_weights - log_weights.max()).cumsum()

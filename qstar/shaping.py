@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import (
     EpsilonLogitsWarper,
@@ -38,7 +37,7 @@ MEMORYLESS = (
 )
 """Processors that do not read the text, so that all positions can be filtered at once."""
 
-Processor = Callable[[Int[Tensor, "rows length"], Float[Tensor, "rows vocab"]], Tensor]
+Processor = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +60,19 @@ class Shaping:
 
     def __call__(
         self,
-        log_law: Float[Tensor, "batch positions vocab"],
-        texts: Sequence[Int[Tensor, " length"]],
-        drafts: Int[Tensor, "batch drafts"] | None = None,
-    ) -> Float[Tensor, "batch positions vocab"]:
+        log_law: Tensor,
+        texts: Sequence[Tensor],
+        drafts: Tensor | None = None,
+    ) -> Tensor:
         """The filtered laws: what follows each row's text and its first 0, 1, 2, ... drafts.
 
         Args:
-            log_law: Log-probabilities. The steps see these as their scores, not a model's logits:
-                a repetition penalty, which divides scores by their sign, acts on them as such.
-            texts: Each row's text up to the first position. Read only if `reads_text`.
-            drafts: What follows it, as far as the positions need it.
+            log_law: Log-probabilities. The steps see these as their scores, not a model's logits: a
+                repetition penalty, which divides scores by their sign, acts on them as such. Shape
+                (batch, positions, vocab).
+            texts: Each row's text up to the first position. Read only if `reads_text`. Shape
+                (length,).
+            drafts: What follows it, as far as the positions need it. Shape (batch, drafts).
         """
         batch, positions, vocab = log_law.shape
         if self.reads_text:

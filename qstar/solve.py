@@ -5,7 +5,6 @@ The reference solver: float64, SciPy's bracketing root finder, slow and certain.
 """
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from numpy.typing import ArrayLike
 from scipy.optimize import elementwise
@@ -18,8 +17,8 @@ NDArrayBalance = Balance[ndarray, ndarray, ndarray]
 
 
 def solve_kl_symmetry(
-    log_policy: Float[ArrayLike, "*batch vocab"],
-    log_teacher: Float[ArrayLike, "*batch vocab"],
+    log_policy: ArrayLike,
+    log_teacher: ArrayLike,
 ) -> NDArrayBalance:
     """Find alpha* for each row: KL(q* || policy) = KL(q* || teacher).
 
@@ -31,8 +30,8 @@ def solve_kl_symmetry(
 
     Args:
         log_policy: Log-probabilities, natural log, float64 (float32 and float16 are accepted and
-            computed in float64); -inf off the support.
-        log_teacher: The same, over the same vocabulary.
+            computed in float64); -inf off the support. Shape (*batch, vocab).
+        log_teacher: The same, over the same vocabulary. Shape (*batch, vocab).
 
     Returns:
         A `Balance` of NumPy arrays with one entry per row; 0-d arrays for one-dimensional input.
@@ -94,7 +93,7 @@ def _classify(pair: Pair) -> ndarray:
     )
 
 
-def _mean_magnitude(pair: Pair, magnitude: ndarray) -> Float[ndarray, "ends rows"]:
+def _mean_magnitude(pair: Pair, magnitude: ndarray) -> ndarray:
     """E(|log policy| + |log teacher|) under the path's two ends: the scale of their rounding."""
     ends = []
     for end in (0.0, 1.0):
@@ -103,9 +102,7 @@ def _mean_magnitude(pair: Pair, magnitude: ndarray) -> Float[ndarray, "ends rows
     return np.stack(ends)
 
 
-def _minimise(
-    pair: Pair, status: ndarray
-) -> tuple[Float[ndarray, " rows"], Int[ndarray, " rows"], Bool[ndarray, " rows"]]:
+def _minimise(pair: Pair, status: ndarray) -> tuple[ndarray, ndarray, ndarray]:
     """alpha* per row, the slope evaluations spent, and whether the stopping rule was met."""
     ends = {"boundary_0": 0.0, "boundary_1": 1.0, "degenerate_all": 0.5}
     alpha = np.full(len(status), np.nan)

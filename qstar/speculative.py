@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 NO_TOKEN = -1
@@ -35,10 +34,10 @@ class Chance(Protocol):
     `Coins` makes them at random; `qstar.laws` makes every one of them in turn.
     """
 
-    def keep(self, log_probability: Float[Tensor, "*any"]) -> Bool[Tensor, "*any"]:
+    def keep(self, log_probability: Tensor) -> Tensor:
         """True with the given probability, independently in every entry."""
 
-    def draw(self, log_law: Float[Tensor, "*any vocab"]) -> Int[Tensor, "*any"]:
+    def draw(self, log_law: Tensor) -> Tensor:
         """One token from each row of log-probabilities, independently."""
 
 
@@ -52,11 +51,11 @@ class Coins:
 
     generator: torch.Generator
 
-    def keep(self, log_probability: Float[Tensor, "*any"]) -> Bool[Tensor, "*any"]:
+    def keep(self, log_probability: Tensor) -> Tensor:
         """True with the given probability: never at -inf (or nan), always at 0."""
         return self._uniform(log_probability) < log_probability.double().exp()
 
-    def draw(self, log_law: Float[Tensor, "*any vocab"]) -> Int[Tensor, "*any"]:
+    def draw(self, log_law: Tensor) -> Tensor:
         """The inverse distribution function at a uniform number; never a token of no mass.
 
         In double precision whatever the dtype of the row: with single precision, tokens rarer than
@@ -69,7 +68,7 @@ class Coins:
         threshold = (self._uniform(total) * total).unsqueeze(-1)
         return (cumulative > threshold).to(torch.uint8).argmax(-1)
 
-    def _uniform(self, like: Tensor) -> Float[Tensor, "*any"]:
+    def _uniform(self, like: Tensor) -> Tensor:
         """Uniform on [0, 1), drawn where the generator lives, in the shape of `like`."""
         uniform = torch.rand(
             like.shape,
@@ -85,15 +84,16 @@ class Pick:
     """One token per row, made from candidates at a single position.
 
     Attributes:
-        token: The token. `NO_TOKEN` where a rule that may come up empty (`envelope`) did.
-        accepted: Whether it is one of the candidates, rather than drawn afresh.
+        token: The token. `NO_TOKEN` where a rule that may come up empty (`envelope`) did. Shape
+            (*batch).
+        accepted: Whether it is one of the candidates, rather than drawn afresh. Shape (*batch).
         tested: How many candidates were looked at: the accepted one and those before it. The
-            acceptance rate of a single candidate is sum(accepted) / sum(tested).
+            acceptance rate of a single candidate is sum(accepted) / sum(tested). Shape (*batch).
     """
 
-    token: Int[Tensor, "*batch"]
-    accepted: Bool[Tensor, "*batch"]
-    tested: Int[Tensor, "*batch"]
+    token: Tensor
+    accepted: Tensor
+    tested: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,24 +102,22 @@ class Round:
 
     Attributes:
         tokens: The accepted draft tokens, then the next token, then `NO_TOKEN`. The row emits
-            `accepted + 1` tokens.
-        accepted: How many draft tokens were kept, from none to all.
+            `accepted + 1` tokens. Shape (*batch, gamma+1).
+        accepted: How many draft tokens were kept, from none to all. Shape (*batch).
         tested: How many were looked at. Token by token (`verify`) that is `accepted`, and one more
-            if the round ended in a rejection; the acceptance rate is then
-            sum(accepted) / sum(tested), an estimate of the acceptance probability. A block
-            (`verify_block`) is looked at whole.
-        next_token: The token after the accepted ones, drawn by the rule.
+            if the round ended in a rejection; the acceptance rate is then sum(accepted) /
+            sum(tested), an estimate of the acceptance probability. A block (`verify_block`) is
+            looked at whole. Shape (*batch).
+        next_token: The token after the accepted ones, drawn by the rule. Shape (*batch).
     """
 
-    tokens: Int[Tensor, "*batch gamma+1"]
-    accepted: Int[Tensor, "*batch"]
-    tested: Int[Tensor, "*batch"]
-    next_token: Int[Tensor, "*batch"]
+    tokens: Tensor
+    accepted: Tensor
+    tested: Tensor
+    next_token: Tensor
 
 
-def log_acceptance(
-    log_draft: Float[Tensor, "*any"], log_target: Float[Tensor, "*any"]
-) -> Float[Tensor, "*any"]:
+def log_acceptance(log_draft: Tensor, log_target: Tensor) -> Tensor:
     """log min(1, target / draft): the chance of keeping a drafted token, in nats.
 
     -inf where the target has no mass, whatever the draft says.
@@ -129,9 +127,9 @@ def log_acceptance(
 
 
 def log_residual(
-    log_draft: Float[Tensor, "*batch vocab"],
-    log_target: Float[Tensor, "*batch vocab"],
-) -> Float[Tensor, "*batch vocab"]:
+    log_draft: Tensor,
+    log_target: Tensor,
+) -> Tensor:
     """What a rejected position is redrawn from: max(0, target - draft), normalised, in logs.
 
     A row of -inf as the draft stands for no draft at all: the residual is the target. So it is
@@ -142,20 +140,18 @@ def log_residual(
     return torch.where(log_total > -torch.inf, log_excess - log_total, log_target)
 
 
-def draw(
-    log_law: Float[Tensor, "*batch vocab"], *, generator: torch.Generator | Chance
-) -> Int[Tensor, "*batch"]:
+def draw(log_law: Tensor, *, generator: torch.Generator | Chance) -> Tensor:
     """One token from each row of log-probabilities."""
     return _chance(generator).draw(log_law)
 
 
 def draw_candidates(
-    log_draft: Float[Tensor, "*batch vocab"],
+    log_draft: Tensor,
     num_candidates: int,
     *,
     replacement: bool,
     generator: torch.Generator | Chance,
-) -> Int[Tensor, "*batch num_candidates"]:
+) -> Tensor:
     """Candidates for one position, in the order in which they were drawn.
 
     Without replacement each is drawn from what the earlier ones left of the draft. Where the draft
@@ -179,9 +175,9 @@ def draw_candidates(
 
 
 def accept_or_redraw(
-    candidates: Int[Tensor, "*batch num_candidates"],
-    log_draft: Float[Tensor, "*batch vocab"],
-    log_target: Float[Tensor, "*batch vocab"],
+    candidates: Tensor,
+    log_draft: Tensor,
+    log_target: Tensor,
     *,
     replacement: bool = True,
     generator: torch.Generator | Chance,
@@ -196,9 +192,9 @@ def accept_or_redraw(
     residual = target, whatever the rejected candidate was.
 
     Args:
-        candidates: Drawn by `draw_candidates` from `log_draft`.
-        log_draft: The draft's log-probabilities.
-        log_target: The target's.
+        candidates: Drawn by `draw_candidates` from `log_draft`. Shape (*batch, num_candidates).
+        log_draft: The draft's log-probabilities. Shape (*batch, vocab).
+        log_target: The target's. Shape (*batch, vocab).
         replacement: How the candidates were drawn. Without replacement, the i-th is judged by
             what the earlier ones left of the draft.
         generator: The only source of randomness.
@@ -226,9 +222,9 @@ def accept_or_redraw(
 
 
 def von_neumann(
-    candidates: Int[Tensor, "*batch num_candidates"],
-    log_draft: Float[Tensor, "*batch vocab"],
-    log_target: Float[Tensor, "*batch vocab"],
+    candidates: Tensor,
+    log_draft: Tensor,
+    log_target: Tensor,
     *,
     generator: torch.Generator | Chance,
     check: bool | None = None,
@@ -240,9 +236,10 @@ def von_neumann(
     is accepted with probability 1/M; where the draft lacks an outcome of the target, with none.
 
     Args:
-        candidates: Drawn independently (with replacement) from `log_draft`.
-        log_draft: The draft's log-probabilities.
-        log_target: The target's.
+        candidates: Drawn independently (with replacement) from `log_draft`. Shape (*batch,
+            num_candidates).
+        log_draft: The draft's log-probabilities. Shape (*batch, vocab).
+        log_target: The target's. Shape (*batch, vocab).
         generator: The only source of randomness.
         check: Whether to look at values; see `verify`.
 
@@ -265,9 +262,9 @@ def von_neumann(
 
 
 def source_loop(
-    candidates: Int[Tensor, "*batch num_candidates"],
-    log_draft: Float[Tensor, "*batch vocab"],
-    log_target: Float[Tensor, "*batch vocab"],
+    candidates: Tensor,
+    log_draft: Tensor,
+    log_target: Tensor,
     *,
     generator: torch.Generator | Chance,
     check: bool | None = None,
@@ -280,10 +277,10 @@ def source_loop(
 
     Args:
         candidates: Drawn from `log_draft`, with replacement or (as the source's code does it)
-            without.
+            without. Shape (*batch, num_candidates).
         log_draft: The draft's log-probabilities. The source divides by these also for the later
-            candidates of a draw without replacement, whose law they are not.
-        log_target: The target's.
+            candidates of a draw without replacement, whose law they are not. Shape (*batch, vocab).
+        log_target: The target's. Shape (*batch, vocab).
         generator: The only source of randomness.
         check: Whether to look at values; see `verify`.
 
@@ -304,9 +301,9 @@ def source_loop(
 
 
 def envelope(
-    log_policy: Float[Tensor, "*batch vocab"],
-    log_teacher: Float[Tensor, "*batch vocab"],
-    alpha: Float[Tensor, "*batch"],
+    log_policy: Tensor,
+    log_teacher: Tensor,
+    alpha: Tensor,
     *,
     generator: torch.Generator | Chance,
 ) -> Pick:
@@ -332,10 +329,10 @@ def envelope(
 
 
 def log_envelope_acceptance(
-    log_policy: Float[Tensor, "*any"],
-    log_teacher: Float[Tensor, "*any"],
-    alpha: Float[Tensor, "*any"],
-) -> Float[Tensor, "*any"]:
+    log_policy: Tensor,
+    log_teacher: Tensor,
+    alpha: Tensor,
+) -> Tensor:
     """log of policy^alpha teacher^(1-alpha) / (alpha policy + (1 - alpha) teacher), at one outcome.
 
     The outcome may be a token or a whole sequence: the log-probabilities are then sums. -inf where
@@ -348,24 +345,25 @@ def log_envelope_acceptance(
 
 
 def verify(
-    draft_tokens: Int[Tensor, "*batch gamma"],
-    log_draft: Float[Tensor, "*batch gamma vocab"],
-    log_target: Float[Tensor, "*batch gamma+1 vocab"],
+    draft_tokens: Tensor,
+    log_draft: Tensor,
+    log_target: Tensor,
     *,
     generator: torch.Generator | Chance,
-    drafted: Int[Tensor, "*batch"] | None = None,
+    drafted: Tensor | None = None,
     check: bool | None = None,
 ) -> Round:
     """Keep the longest draft prefix that the target allows, and add one token of the target's own.
 
     Args:
-        draft_tokens: The proposal, each drawn from its row of `log_draft`.
+        draft_tokens: The proposal, each drawn from its row of `log_draft`. Shape (*batch, gamma).
         log_draft: The draft's log-probabilities at each proposed position, after every filter that
-            was in force when it was drawn; float32 or float64.
-        log_target: The target's, at the same positions and one beyond.
+            was in force when it was drawn; float32 or float64. Shape (*batch, gamma, vocab).
+        log_target: The target's, at the same positions and one beyond. Shape (*batch, gamma+1,
+            vocab).
         generator: The only source of randomness.
         drafted: How many of a row's draft tokens are real, from 0 to gamma; all of them if not
-            given. The others are ignored, so that rows may draft more and less.
+            given. The others are ignored, so that rows may draft more and less. Shape (*batch).
         check: Whether to look at values, which waits for the device: by default only on the CPU.
 
     Returns:
@@ -395,12 +393,12 @@ def verify(
 
 
 def verify_block(
-    draft_tokens: Int[Tensor, "*batch gamma"],
-    log_draft: Float[Tensor, "*batch gamma vocab"],
-    log_target: Float[Tensor, "*batch gamma+1 vocab"],
+    draft_tokens: Tensor,
+    log_draft: Tensor,
+    log_target: Tensor,
     *,
     generator: torch.Generator | Chance,
-    drafted: Int[Tensor, "*batch"] | None = None,
+    drafted: Tensor | None = None,
     check: bool | None = None,
 ) -> Round:
     """As `verify`, judging the block as a whole: exact too, and accepts at least as many.
@@ -456,9 +454,7 @@ def verify_block(
     )
 
 
-def log_point_mass(
-    tokens: Int[Tensor, "*any"], vocab: int, *, dtype: torch.dtype = torch.float32
-) -> Float[Tensor, "*any vocab"]:
+def log_point_mass(tokens: Tensor, vocab: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
     """The law of a draft that was not drawn but looked up: all mass on the given token.
 
     With it, `verify` keeps a looked-up token (an n-gram match, a greedy draft) with the target's
@@ -472,12 +468,12 @@ def _chance(generator: torch.Generator | Chance) -> Chance:
     return Coins(generator) if isinstance(generator, torch.Generator) else generator
 
 
-def _at(log_law: Float[Tensor, "*any vocab"], token: Int[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+def _at(log_law: Tensor, token: Tensor) -> Tensor:
     """The log-probability of each token; `NO_TOKEN` reads entry 0, which the caller discards."""
     return log_law.gather(-1, token.clamp(min=0).unsqueeze(-1)).squeeze(-1)
 
 
-def _positions(tokens: Int[Tensor, "*batch gamma"]) -> Int[Tensor, " gamma"]:
+def _positions(tokens: Tensor) -> Tensor:
     return torch.arange(tokens.shape[-1], device=tokens.device)
 
 
@@ -487,9 +483,7 @@ def _log_ratio(log_draft: Tensor, log_target: Tensor) -> Tensor:
     return ratio.masked_fill(log_target == -torch.inf, -torch.inf)
 
 
-def _log_excess(
-    log_draft: Float[Tensor, "*batch vocab"], log_target: Float[Tensor, "*batch vocab"]
-) -> Float[Tensor, "*batch vocab"]:
+def _log_excess(log_draft: Tensor, log_target: Tensor) -> Tensor:
     """log max(0, target - draft), without leaving logs: no cancellation, no underflow."""
     below = (log_draft - log_target).clamp(max=0)
     below = below.masked_fill(log_target == -torch.inf, 0)  # -inf - -inf: no excess there
@@ -497,10 +491,10 @@ def _log_excess(
 
 
 def _log_block_keep(
-    log_draft: Float[Tensor, "*batch vocab"],
-    log_target: Float[Tensor, "*batch vocab"],
-    log_weight: Float[Tensor, "*batch"],
-) -> Float[Tensor, "*batch"]:
+    log_draft: Tensor,
+    log_target: Tensor,
+    log_weight: Tensor,
+) -> Tensor:
     """log h of `verify_block`; where 0/0 (the rest is surely kept) never asked for: -inf."""
     log_total = _log_excess(log_draft, log_target + log_weight.unsqueeze(-1)).logsumexp(-1)
     log_missing = (-log_weight.expm1()).log()
@@ -508,9 +502,7 @@ def _log_block_keep(
     return log_keep.masked_fill(log_total == -torch.inf, -torch.inf)
 
 
-def _without(
-    log_draft: Float[Tensor, "*batch vocab"], token: Int[Tensor, "*batch"]
-) -> Float[Tensor, "*batch vocab"]:
+def _without(log_draft: Tensor, token: Tensor) -> Tensor:
     """The draft given that it is not this token; all -inf when nothing is left."""
     columns = torch.arange(log_draft.shape[-1], device=log_draft.device)
     left = log_draft.masked_fill(columns == token.unsqueeze(-1), -torch.inf)
@@ -518,7 +510,7 @@ def _without(
     return torch.where(log_total > -torch.inf, left - log_total, left)
 
 
-def _nothing_picked(candidates: Int[Tensor, "*batch num_candidates"]) -> Pick:
+def _nothing_picked(candidates: Tensor) -> Pick:
     shape = candidates.shape[:-1]
     token = candidates.new_full(shape, NO_TOKEN)
     return Pick(token, torch.zeros_like(token, dtype=torch.bool), torch.zeros_like(token))
@@ -592,7 +584,7 @@ def _check_round(
     log_target: Tensor,
     drafted: Tensor | None,
     check: bool | None,
-) -> Int[Tensor, "*batch"]:
+) -> Tensor:
     """The number of real draft tokens per row, once the arguments fit together."""
     _check_laws(rule, log_draft, log_target)
     *batch, gamma = draft_tokens.shape

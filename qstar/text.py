@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 from transformers.generation import StopStringCriteria
 
@@ -157,7 +156,7 @@ class OptimalSpeculativeDecoder:
         left = threading.Event()
         listener = options.pop("on_tokens", self.options.get("on_tokens"))
 
-        def on_tokens(tokens: Int[Tensor, "1 new"]) -> None:
+        def on_tokens(tokens: Tensor) -> None:
             rounds.put(tokens[0].tolist())
             if listener is not None:
                 listener(tokens)
@@ -229,7 +228,7 @@ class _UnreadError(Exception):
     """Nobody reads the stream any more."""
 
 
-def _ids(tokenizer: Any, prompt: Prompt, system: str | None) -> Int[Tensor, " length"]:
+def _ids(tokenizer: Any, prompt: Prompt, system: str | None) -> Tensor:
     """A prompt as token ids: a chat by the template, ready for the assistant's answer."""
     if not isinstance(prompt, str):
         return chat_ids(tokenizer, prompt, system=system or None)

@@ -216,7 +216,7 @@ def _forget_a_build_with_warnings(app: Sphinx, exception: Exception | None) -> N
 def _signature_as_written(
     app: Sphinx, what: str, name: str, obj: object, *_: object
 ) -> tuple[str, str | None] | None:
-    """Show a function as its source declares it: jaxtyping's runtime types are unreadable."""
+    """Show a function as its source declares it: defaults and types by their names."""
     if what == "class" and dataclasses.is_dataclass(obj):
         names = [field.name for field in dataclasses.fields(obj)]
         return (f"({', '.join(names)})" if len(names) < 5 else ""), None

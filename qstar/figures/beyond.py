@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy import ndarray
@@ -14,8 +13,8 @@ from .style import COLOURS, FILL, INK, LINES, halo, role_legend, star
 
 
 def one_scale_law(
-    ratios: Float[ndarray, " points"],
-    alphas: Float[ndarray, " points"],
+    ratios: ndarray,
+    alphas: ndarray,
     families: Mapping[str, tuple[float, float]],
     *,
     ax: Axes,
@@ -23,8 +22,8 @@ def one_scale_law(
     """Many families on one curve: alpha* against the ratio of the rates of policy and teacher.
 
     Args:
-        ratios: Policy rate over teacher rate; above 1 the policy is the narrower.
-        alphas: alpha* at each, by the formula.
+        ratios: Policy rate over teacher rate; above 1 the policy is the narrower. Shape (points,).
+        alphas: alpha* at each, by the formula. Shape (points,).
         families: Name -> (ratio, alpha* as solved), in the order of the ratios: labels alternate
             between the sides of the curve.
         ax: Where to draw.
@@ -68,8 +67,8 @@ def one_scale_law(
 
 
 def mirrored_variance(
-    alphas: Float[ndarray, " points"],
-    variances: Float[ndarray, " points"],
+    alphas: ndarray,
+    variances: ndarray,
     balance: Balance,
     *,
     ax: Axes,
@@ -77,8 +76,9 @@ def mirrored_variance(
     """The variance of the log-ratio along the path, and its mirror image about one half.
 
     Args:
-        alphas: The exponents on the policy, from 0 to 1 and symmetric about one half.
-        variances: The second derivative of log Z at each, in nats squared.
+        alphas: The exponents on the policy, from 0 to 1 and symmetric about one half. Shape
+            (points,).
+        variances: The second derivative of log Z at each, in nats squared. Shape (points,).
         balance: The solved pair: where to mark alpha*.
         ax: Where to draw.
     """
@@ -113,8 +113,8 @@ def mirrored_variance(
 
 
 def tail_weight(
-    freedoms: Float[ndarray, " points"],
-    curves: Mapping[str, Float[ndarray, " points"]],
+    freedoms: ndarray,
+    curves: Mapping[str, ndarray],
     limits: Sequence[float],
     *,
     ax: Axes,
@@ -122,8 +122,8 @@ def tail_weight(
     """alpha* of a narrow and a wide Student-t against their common degrees of freedom.
 
     Args:
-        freedoms: Degrees of freedom, increasing.
-        curves: Label of a ratio of scales -> alpha* of the narrow policy at each.
+        freedoms: Degrees of freedom, increasing. Shape (points,).
+        curves: Label of a ratio of scales -> alpha* of the narrow policy at each. Shape (points,).
         limits: alpha* of Gaussians of the same ratios, drawn as ticks at the right.
         ax: Where to draw.
     """
@@ -159,9 +159,9 @@ def tail_weight(
 def modes_along_path(
     panels: Sequence[
         tuple[
-            Float[ndarray, " points"],
-            Float[ndarray, "3 points"],
-            tuple[Float[ndarray, " modes"], Float[ndarray, " modes"]],
+            ndarray,
+            ndarray,
+            tuple[ndarray, ndarray],
             Balance,
         ]
     ],
@@ -172,7 +172,8 @@ def modes_along_path(
 
     Args:
         panels: One column each: the points, the densities of policy, teacher and q* there, the
-            modes along the path as (places, their alphas), and the solved pair.
+            modes along the path as (places, their alphas), and the solved pair. Shape (points,) or
+            (3, points) or (modes,).
         fig: Where to draw: an empty figure.
     """
     axes = fig.subplots(2, len(panels), squeeze=False, height_ratios=(1, 1.15), sharex="col")
@@ -203,18 +204,18 @@ def modes_along_path(
 
 
 def effective_share(
-    dimensions: Float[ndarray, " points"],
-    shares: Float[ndarray, " points"],
-    guarantees: Float[ndarray, " points"],
+    dimensions: ndarray,
+    shares: ndarray,
+    guarantees: ndarray,
     *,
     ax: Axes,
 ) -> Axes:
     """The effective share of a Monte Carlo sample against the dimension, and what is guaranteed.
 
     Args:
-        dimensions: How many coordinates.
-        shares: Effective draws over draws, as measured at alpha*.
-        guarantees: exp(-C), from the exact C.
+        dimensions: How many coordinates. Shape (points,).
+        shares: Effective draws over draws, as measured at alpha*. Shape (points,).
+        guarantees: exp(-C), from the exact C. Shape (points,).
         ax: Where to draw; the vertical axis is logarithmic.
     """
     ax.fill_between(dimensions, guarantees, 1e-9, color=COLOURS["q*"], alpha=FILL, linewidth=0)
@@ -249,9 +250,9 @@ def effective_share(
 def enclosing_balls(
     panels: Sequence[
         tuple[
-            Float[ndarray, "experts 2"],
-            Float[ndarray, " experts"],
-            Float[ndarray, " 2"],
+            ndarray,
+            ndarray,
+            ndarray,
             float,
         ]
     ],
@@ -261,7 +262,8 @@ def enclosing_balls(
     """Experts in the plane, the weight of each, and the smallest circle that holds them.
 
     Args:
-        panels: Side by side: the experts' means, their weights, the centre, and the radius.
+        panels: Side by side: the experts' means, their weights, the centre, and the radius. Shape
+            (experts, 2) or (experts,) or (2,).
         fig: Where to draw: an empty figure.
     """
     axes = fig.subplots(1, len(panels), squeeze=False)[0]

@@ -4,7 +4,6 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
@@ -79,13 +78,11 @@ def one_round(steps: Sequence[tuple[str, Sequence[tuple[str, str]], str]], *, ax
     return ax
 
 
-def width_costs(
-    curves: Mapping[str, tuple[Int[ndarray, " widths"], Float[ndarray, " widths"]]], *, ax: Axes
-) -> Axes:
+def width_costs(curves: Mapping[str, tuple[ndarray, ndarray]], *, ax: Axes) -> Axes:
     """v(w): what a forward over w positions takes, in forwards over one.
 
     Args:
-        curves: Name -> (widths, times over that of width 1).
+        curves: Name -> (widths, times over that of width 1). Shape (widths,).
         ax: Where to draw.
     """
     looks = ((COLOURS["ink"], "-", "o"), (COLOURS["other"], (0, (4.5, 2.2)), "s"))
@@ -103,8 +100,8 @@ def width_costs(
 
 
 def forwards_by_acceptance(
-    acceptance: Float[ndarray, " points"],
-    curves: Mapping[str, Float[ndarray, " points"]],
+    acceptance: ndarray,
+    curves: Mapping[str, ndarray],
     measured: Mapping[str, tuple[float, float]],
     *,
     ax: Axes,
@@ -112,8 +109,8 @@ def forwards_by_acceptance(
     """Forwards per token of each scheme against the acceptance, and what was counted.
 
     Args:
-        acceptance: The acceptance probability of the drafter.
-        curves: Scheme -> forwards of the parents per token.
+        acceptance: The acceptance probability of the drafter. Shape (points,).
+        curves: Scheme -> forwards of the parents per token. Shape (points,).
         measured: Scheme -> (acceptance rate, forwards per token) of recorded runs.
         ax: Where to draw.
     """

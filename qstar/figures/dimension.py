@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy import ndarray
@@ -14,8 +13,8 @@ from .style import COLOURS, FILL, INK, LINES, halo, role_legend
 
 
 def collapse(
-    dimensions: Int[ndarray, " dimensions"],
-    acceptances: Mapping[str, tuple[str, Float[ndarray, " dimensions"]]],
+    dimensions: ndarray,
+    acceptances: Mapping[str, tuple[str, ndarray]],
     exponents: Mapping[str, float],
     *,
     ax: Axes,
@@ -23,8 +22,9 @@ def collapse(
     """Acceptance probabilities against the dimension, and the exponential bound of each.
 
     Args:
-        dimensions: Numbers of independent coordinates, increasing.
-        acceptances: Label -> (party whose line it is, acceptance probability at each).
+        dimensions: Numbers of independent coordinates, increasing. Shape (dimensions,).
+        acceptances: Label -> (party whose line it is, acceptance probability at each). Shape
+            (dimensions,).
         exponents: By the same labels, what each falls by per coordinate, in nats: drawn dotted.
         ax: Where to draw; the vertical axis is logarithmic.
     """
@@ -44,8 +44,8 @@ def collapse(
 
 def shells(
     dimensions: Sequence[int],
-    radii: Float[ndarray, " points"],
-    densities: Sequence[Mapping[str, Float[ndarray, " points"]]],
+    radii: ndarray,
+    densities: Sequence[Mapping[str, ndarray]],
     *,
     fig: Figure,
 ) -> Figure:
@@ -53,8 +53,9 @@ def shells(
 
     Args:
         dimensions: The number of coordinates in each panel.
-        radii: Values of |x|^2 / n.
-        densities: For each panel, the density of |x|^2 / n under policy, teacher and q*.
+        radii: Values of |x|^2 / n. Shape (points,).
+        densities: For each panel, the density of |x|^2 / n under policy, teacher and q*. Shape
+            (points,).
         fig: Where to draw, one panel above the other.
     """
     axes = fig.subplots(len(dimensions), 1, sharex=True)
@@ -71,10 +72,10 @@ def shells(
 
 
 def precision_shares(
-    ratios: Float[ndarray, " axes"],
-    shares: Float[ndarray, " axes"],
-    grid: Float[ndarray, " points"],
-    curve: Float[ndarray, " points"],
+    ratios: ndarray,
+    shares: ndarray,
+    grid: ndarray,
+    curve: ndarray,
     alpha: float,
     *,
     ax: Axes,
@@ -82,10 +83,10 @@ def precision_shares(
     """The policy's share of the precision of q* on each axis: many shares, one exponent.
 
     Args:
-        ratios: Variance of the teacher over that of the policy, on each axis.
-        shares: The policy's share of the precision of q* there.
-        grid: Ratios, increasing.
-        curve: The share at each, by the formula.
+        ratios: Variance of the teacher over that of the policy, on each axis. Shape (axes,).
+        shares: The policy's share of the precision of q* there. Shape (axes,).
+        grid: Ratios, increasing. Shape (points,).
+        curve: The share at each, by the formula. Shape (points,).
         alpha: The exponent, common to all axes.
         ax: Where to draw; the horizontal axis is logarithmic.
     """
@@ -108,7 +109,7 @@ def precision_shares(
 
 def overlap_law(
     dimensions: ArrayLike,
-    divergences: Mapping[str, Float[ndarray, " dimensions"]],
+    divergences: Mapping[str, ndarray],
     *,
     ax: Axes,
 ) -> Axes:
@@ -116,7 +117,7 @@ def overlap_law(
 
     Args:
         dimensions: Numbers of coordinates, increasing.
-        divergences: Party -> KL(overlap || party) per coordinate, in nats.
+        divergences: Party -> KL(overlap || party) per coordinate, in nats. Shape (dimensions,).
         ax: Where to draw; both axes are logarithmic.
     """
     names = {"policy": "policy", "teacher": "teacher", "q*": r"$q^\star$"}

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -21,7 +20,7 @@ PATH_COLOURS = LinearSegmentedColormap.from_list(
 """Colour of a point of the path by its alpha: from the teacher's to the policy's."""
 
 
-def contour(law: Gaussian, radius: float) -> Float[ndarray, "2 points"]:
+def contour(law: Gaussian, radius: float) -> ndarray:
     """The points of a plane that are `radius` standard deviations from the mean."""
     angle = np.linspace(0, 2 * np.pi, 181)
     circle = radius * np.stack([np.cos(angle), np.sin(angle)])
@@ -93,10 +92,10 @@ def gaussian_cases(cases: Sequence[SolvedPair], *, fig: Figure, half_width: floa
 
 def path_evolution(
     case: SolvedPair,
-    alphas: Float[ndarray, " steps"],
+    alphas: ndarray,
     path: Sequence[Gaussian],
-    kl_to_policy: Float[ndarray, " steps"],
-    kl_to_teacher: Float[ndarray, " steps"],
+    kl_to_policy: ndarray,
+    kl_to_teacher: ndarray,
     *,
     fig: Figure,
 ) -> Figure:
@@ -104,10 +103,11 @@ def path_evolution(
 
     Args:
         case: The pair in the plane, solved.
-        alphas: The exponents, from 0 to 1; about every tenth of the way one contour is drawn.
+        alphas: The exponents, from 0 to 1; about every tenth of the way one contour is drawn. Shape
+            (steps,).
         path: The geometric mean at each.
-        kl_to_policy: KL(q_alpha || policy) at each, in nats.
-        kl_to_teacher: KL(q_alpha || teacher) at each, in nats.
+        kl_to_policy: KL(q_alpha || policy) at each, in nats. Shape (steps,).
+        kl_to_teacher: KL(q_alpha || teacher) at each, in nats. Shape (steps,).
         fig: Where to draw: an empty figure, higher than wide.
     """
     top, bottom = fig.subplots(2, 1, height_ratios=[1.75, 1])
@@ -153,9 +153,9 @@ def path_evolution(
 
 
 def scale_law(
-    ratios: Float[ndarray, " points"],
-    alphas: Float[ndarray, " points"],
-    shares: Float[ndarray, " points"],
+    ratios: ndarray,
+    alphas: ndarray,
+    shares: ndarray,
     cases: Sequence[SolvedPair],
     *,
     ax: Axes,
@@ -163,9 +163,10 @@ def scale_law(
     """alpha* of concentric isotropic Gaussians against the ratio of their variances.
 
     Args:
-        ratios: Teacher variance over policy variance; above 1 the policy is the narrower.
-        alphas: alpha* at each.
-        shares: The part of q*'s precision that comes from the policy, at each.
+        ratios: Teacher variance over policy variance; above 1 the policy is the narrower. Shape
+            (points,).
+        alphas: alpha* at each. Shape (points,).
+        shares: The part of q*'s precision that comes from the policy, at each. Shape (points,).
         cases: Rows of the source's table to mark: isotropic, with one mean.
         ax: Where to draw.
     """
@@ -240,7 +241,7 @@ def covariance_rules(case: SolvedPair, geometric: Gaussian, *, ax: Axes) -> Axes
 
 
 def densities(
-    panels: Sequence[tuple[SolvedPair, Float[ndarray, " points"], Float[ndarray, "3 points"]]],
+    panels: Sequence[tuple[SolvedPair, ndarray, ndarray]],
     *,
     fig: Figure,
 ) -> Figure:
@@ -248,7 +249,7 @@ def densities(
 
     Args:
         panels: For each panel the solved pair (its name is the label), the points, and the
-            densities of policy, teacher and q* there.
+            densities of policy, teacher and q* there. Shape (points,) or (3, points).
         fig: Where to draw: an empty figure.
     """
     axes = fig.subplots(len(panels), 1, squeeze=False)[:, 0]
@@ -264,8 +265,8 @@ def densities(
 
 
 def kl_order(
-    log_kl_ratios: Sequence[Float[ndarray, " draws"]],
-    alphas: Sequence[Float[ndarray, " draws"]],
+    log_kl_ratios: Sequence[ndarray],
+    alphas: Sequence[ndarray],
     labels: Sequence[str],
     *,
     ax: Axes,
@@ -274,7 +275,8 @@ def kl_order(
 
     Args:
         log_kl_ratios: log(KL(policy || teacher) / KL(teacher || policy)) of each draw, by family.
-        alphas: alpha* of each draw, by family.
+            Shape (draws,).
+        alphas: alpha* of each draw, by family. Shape (draws,).
         labels: What each family is called; the first is drawn on top.
         ax: Where to draw.
     """

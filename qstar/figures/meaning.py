@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy import ndarray
@@ -23,20 +22,20 @@ LOOKS: tuple[tuple[str, str, Any], ...] = (
 
 
 def range_bound(
-    ranges: Float[ndarray, " points"],
-    bound: Float[ndarray, " points"],
-    random: tuple[Float[ndarray, " pairs"], Float[ndarray, " pairs"]],
-    extremal: tuple[Float[ndarray, " coins"], Float[ndarray, " coins"]],
+    ranges: ndarray,
+    bound: ndarray,
+    random: tuple[ndarray, ndarray],
+    extremal: tuple[ndarray, ndarray],
     *,
     ax: Axes,
 ) -> Axes:
     """alpha* against the range of the log-ratio, between the bound and its mirror image.
 
     Args:
-        ranges: R in nats, where the bound is drawn.
-        bound: B(R) at each.
-        random: (R, alpha*) of random pairs: small dots.
-        extremal: (R, alpha*) of pairs made to attain the bound: large circles.
+        ranges: R in nats, where the bound is drawn. Shape (points,).
+        bound: B(R) at each. Shape (points,).
+        random: (R, alpha*) of random pairs: small dots. Shape (pairs,).
+        extremal: (R, alpha*) of pairs made to attain the bound: large circles. Shape (coins,).
         ax: Where to draw; the horizontal axis is logarithmic.
     """
     ax.fill_between(ranges, 1 - bound, bound, color="#F1F1F1", linewidth=0, zorder=0)
@@ -72,8 +71,8 @@ def range_bound(
 
 
 def ends_and_middle(
-    alphas: Float[ndarray, " points"],
-    log_z: Float[ndarray, " points"],
+    alphas: ndarray,
+    log_z: ndarray,
     policy_to_teacher: float,
     teacher_to_policy: float,
     balance: Balance,
@@ -83,8 +82,8 @@ def ends_and_middle(
     """log Z with the tangents at its ends, whose slopes are the two divergences, and its minimum.
 
     Args:
-        alphas: From 0 to 1.
-        log_z: log Z at each, in nats.
+        alphas: From 0 to 1. Shape (points,).
+        log_z: log Z at each, in nats. Shape (points,).
         policy_to_teacher: KL(policy || teacher), the slope at 1.
         teacher_to_policy: KL(teacher || policy), minus the slope at 0.
         balance: The solved pair.
@@ -132,10 +131,10 @@ def ends_and_middle(
 
 def token_bars(
     tokens: Sequence[str],
-    policy: Float[ndarray, " vocab"],
-    teacher: Float[ndarray, " vocab"],
-    q_star: Float[ndarray, " vocab"],
-    overlap: Float[ndarray, " vocab"],
+    policy: ndarray,
+    teacher: ndarray,
+    q_star: ndarray,
+    overlap: ndarray,
     *,
     ax: Axes,
 ) -> Axes:
@@ -143,10 +142,10 @@ def token_bars(
 
     Args:
         tokens: A label for each token.
-        policy: Probabilities.
-        teacher: Probabilities.
-        q_star: Probabilities.
-        overlap: min(policy, teacher), normalised.
+        policy: Probabilities. Shape (vocab,).
+        teacher: Probabilities. Shape (vocab,).
+        q_star: Probabilities. Shape (vocab,).
+        overlap: min(policy, teacher), normalised. Shape (vocab,).
         ax: Where to draw.
     """
     parts = (
@@ -228,16 +227,16 @@ def error_exponent(
 
 
 def training(
-    time: Float[ndarray, " steps"],
-    runs: Mapping[str, tuple[Float[ndarray, " steps"], Float[ndarray, " steps"]]],
+    time: ndarray,
+    runs: Mapping[str, tuple[ndarray, ndarray]],
     *,
     fig: Figure,
 ) -> Figure:
     """alpha* and C of a policy that nears its teacher, one above the other.
 
     Args:
-        time: The progress of the training, from 0; drawn on a linear axis.
-        runs: Label -> (alpha*, C in nats) along it.
+        time: The progress of the training, from 0; drawn on a linear axis. Shape (steps,).
+        runs: Label -> (alpha*, C in nats) along it. Shape (steps,).
         fig: Where to draw.
     """
     above, below = fig.subplots(2, 1, sharex=True)
@@ -297,16 +296,16 @@ def rivals(
 
 
 def adversaries(
-    steepness: Float[ndarray, " pairs"],
-    ratios: Mapping[str, Float[ndarray, " pairs"]],
+    steepness: ndarray,
+    ratios: Mapping[str, ndarray],
     *,
     ax: Axes,
 ) -> Axes:
     """The larger divergence of some laws, in units of C, as pairs become more extreme.
 
     Args:
-        steepness: How extreme, in nats.
-        ratios: Law -> max KL(q || parent) / C; 1 is q*.
+        steepness: How extreme, in nats. Shape (pairs,).
+        ratios: Law -> max KL(q || parent) / C; 1 is q*. Shape (pairs,).
         ax: Where to draw; both axes are logarithmic.
     """
     ax.axhline(1, **LINES["q*"])

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -48,7 +47,7 @@ def decode_trace(trace: Any, *, fig: Figure, typical: tuple[float, float] = (0.3
 
 
 def alpha_by_kind(
-    alphas: Mapping[str, Float[ArrayLike, " positions"]],
+    alphas: Mapping[str, ArrayLike],
     *,
     ax: Axes,
     typical: tuple[float, float] = (0.3, 0.7),
@@ -56,7 +55,7 @@ def alpha_by_kind(
     """alpha* at every position, one row of dots for each kind of pair, with the row's median.
 
     Args:
-        alphas: Kind of pair -> alpha* at each of its positions.
+        alphas: Kind of pair -> alpha* at each of its positions. Shape (positions,).
         ax: Where to draw.
         typical: The range of alpha to shade.
     """
@@ -83,14 +82,15 @@ def alpha_by_kind(
 
 
 def solving_gain(
-    pairs: Mapping[str, tuple[Float[ArrayLike, " positions"], Float[ArrayLike, " positions"]]],
+    pairs: Mapping[str, tuple[ArrayLike, ArrayLike]],
     *,
     ax: Axes,
 ) -> Axes:
     """What solving for alpha* buys over alpha = 1/2 at each position, against C.
 
     Args:
-        pairs: Kind of pair -> (C, KL(q* || q_1/2)) at each of its positions, in nats.
+        pairs: Kind of pair -> (C, KL(q* || q_1/2)) at each of its positions, in nats. Shape
+            (positions,).
         ax: Where to draw; guides mark a hundredth and a tenth of C.
     """
     # Not the hues of the three parties: a kind of pair is none of them.

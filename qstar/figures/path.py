@@ -1,7 +1,6 @@
 """The path from teacher to policy: two divergences that cross, and what no distribution can do."""
 
 import numpy as np
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from numpy import ndarray
 from numpy.typing import ArrayLike
@@ -11,24 +10,24 @@ from .style import COLOURS, FILL, INK, LINES, halo, star
 
 
 def kl_crossing(
-    alphas: Float[ndarray, " points"],
-    kl_to_policy: Float[ndarray, " points"],
-    kl_to_teacher: Float[ndarray, " points"],
+    alphas: ndarray,
+    kl_to_policy: ndarray,
+    kl_to_teacher: ndarray,
     balance: Balance,
     *,
     ax: Axes,
-    minus_log_partition: Float[ArrayLike, " points"] | None = None,
+    minus_log_partition: ArrayLike | None = None,
 ) -> Axes:
     """The two KL divergences from q_alpha to its parents, crossing at alpha*, at height C.
 
     Args:
-        alphas: The exponents on the policy, increasing.
-        kl_to_policy: KL(q_alpha || policy) at each, in nats.
-        kl_to_teacher: KL(q_alpha || teacher) at each, in nats.
+        alphas: The exponents on the policy, increasing. Shape (points,).
+        kl_to_policy: KL(q_alpha || policy) at each, in nats. Shape (points,).
+        kl_to_teacher: KL(q_alpha || teacher) at each, in nats. Shape (points,).
         balance: The solved pair: where to put the star, and what to write beside it.
         ax: Where to draw.
         minus_log_partition: -log Z at each alpha, in nats: drawn too if given. It peaks where the
-            curves cross.
+            curves cross. Shape (points,).
     """
     alpha, chernoff = float(balance.alpha), float(balance.chernoff)
     top = 1.06 * max(float(max(kl_to_policy)), float(max(kl_to_teacher)))
@@ -62,8 +61,8 @@ def kl_crossing(
 
 
 def minimax(
-    strayed: Float[ndarray, " challengers"],
-    worse: Float[ndarray, " challengers"],
+    strayed: ndarray,
+    worse: ndarray,
     balance: Balance,
     *,
     ax: Axes,
@@ -71,8 +70,8 @@ def minimax(
     """The worse of the two divergences of many distributions, above the bound C + KL(q || q*).
 
     Args:
-        strayed: KL(q || q*) of each distribution, in nats.
-        worse: max(KL(q || policy), KL(q || teacher)) of each, in nats.
+        strayed: KL(q || q*) of each distribution, in nats. Shape (challengers,).
+        worse: max(KL(q || policy), KL(q || teacher)) of each, in nats. Shape (challengers,).
         balance: The solved pair, for C.
         ax: Where to draw.
     """

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy import ndarray
@@ -12,8 +11,8 @@ from .style import COLOURS, INK, LINES, halo
 
 
 def redraw_panels(
-    panels: Mapping[str, tuple[Float[ndarray, " tokens"], Float[ndarray, " tokens"]]],
-    target: Float[ndarray, " tokens"],
+    panels: Mapping[str, tuple[ndarray, ndarray]],
+    target: ndarray,
     *,
     fig: Figure,
 ) -> Figure:
@@ -21,8 +20,8 @@ def redraw_panels(
 
     Args:
         panels: By the rule's name, the probability that each token is an accepted draft, and that
-            it is redrawn.
-        target: The law that the sum should follow.
+            it is redrawn. Shape (tokens,).
+        target: The law that the sum should follow. Shape (tokens,).
         fig: Where to draw, one panel per rule.
     """
     axes = fig.subplots(1, len(panels), sharey=True)
@@ -58,8 +57,8 @@ def redraw_panels(
 
 
 def loop_bias(
-    num_candidates: Int[ndarray, " counts"],
-    bias: Mapping[str, Float[ndarray, " counts"]],
+    num_candidates: ndarray,
+    bias: Mapping[str, ndarray],
     without_replacement: Mapping[str, Mapping[int, float]],
     *,
     ax: Axes,
@@ -67,8 +66,9 @@ def loop_bias(
     """Distance of the source loop's law from its target, against the number of candidates.
 
     Args:
-        num_candidates: How many candidates are tried, from 0.
-        bias: By the name of the example, TV(law, target) with independent candidates.
+        num_candidates: How many candidates are tried, from 0. Shape (counts,).
+        bias: By the name of the example, TV(law, target) with independent candidates. Shape
+            (counts,).
         without_replacement: By the same names, TV at some numbers of candidates that were drawn
             without replacement; drawn as hollow markers.
         ax: Where to draw.
@@ -136,18 +136,18 @@ def loop_bias(
 
 
 def alpha_acceptance(
-    random: tuple[Float[ndarray, " pairs"], Float[ndarray, " pairs"]],
-    built: tuple[Float[ndarray, " pairs"], Float[ndarray, " pairs"]],
-    printed: tuple[Float[ndarray, " rows"], Float[ndarray, " rows"]],
+    random: tuple[ndarray, ndarray],
+    built: tuple[ndarray, ndarray],
+    printed: tuple[ndarray, ndarray],
     *,
     ax: Axes,
 ) -> Axes:
     """Acceptance probability of the policy against alpha*: no curve, the whole square.
 
     Args:
-        random: (alpha*, acceptance) of random pairs.
-        built: The same for pairs constructed to lie on a grid.
-        printed: The source's table.
+        random: (alpha*, acceptance) of random pairs. Shape (pairs,).
+        built: The same for pairs constructed to lie on a grid. Shape (pairs,).
+        printed: The source's table. Shape (rows,).
         ax: Where to draw.
     """
     ax.plot(
@@ -188,22 +188,22 @@ def alpha_acceptance(
 
 
 def acceptance_bounds(
-    chernoff: Float[ndarray, " pairs"],
-    accepted: Float[ndarray, " pairs"],
-    grid: Float[ndarray, " points"],
-    bounds: Mapping[str, Float[ndarray, " points"]],
-    attained: tuple[Float[ndarray, " pairs"], Float[ndarray, " pairs"]],
+    chernoff: ndarray,
+    accepted: ndarray,
+    grid: ndarray,
+    bounds: Mapping[str, ndarray],
+    attained: tuple[ndarray, ndarray],
     *,
     ax: Axes,
 ) -> Axes:
     """Acceptance probability against the Chernoff information: random pairs above the bounds.
 
     Args:
-        chernoff: C of each random pair, in nats.
-        accepted: Its acceptance probability.
-        grid: The values of C at which the bounds are given, increasing.
-        bounds: By name, a lower bound at each; the first is the sharp one.
-        attained: (C, acceptance) of pairs built to attain the sharp bound.
+        chernoff: C of each random pair, in nats. Shape (pairs,).
+        accepted: Its acceptance probability. Shape (pairs,).
+        grid: The values of C at which the bounds are given, increasing. Shape (points,).
+        bounds: By name, a lower bound at each; the first is the sharp one. Shape (points,).
+        attained: (C, acceptance) of pairs built to attain the sharp bound. Shape (pairs,).
         ax: Where to draw.
     """
     sharp = next(iter(bounds.values()))

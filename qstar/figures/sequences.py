@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from numpy import ndarray
 
@@ -13,8 +12,8 @@ from .style import COLOURS, INK, LINES, halo
 
 def two_means(
     names: Sequence[str],
-    token_level: Float[ndarray, " sequences"],
-    sequence_level: Float[ndarray, " sequences"],
+    token_level: ndarray,
+    sequence_level: ndarray,
     *,
     ax: Axes,
 ) -> Axes:
@@ -22,8 +21,9 @@ def two_means(
 
     Args:
         names: What to call each sequence.
-        token_level: Its probability under the token-level law.
-        sequence_level: Its probability under the geometric mean of the two joint laws.
+        token_level: Its probability under the token-level law. Shape (sequences,).
+        sequence_level: Its probability under the geometric mean of the two joint laws. Shape
+            (sequences,).
         ax: Where to draw.
     """
     at = np.arange(len(names))
@@ -37,8 +37,8 @@ def two_means(
 
 
 def gap_growth(
-    lengths: Int[ndarray, " lengths"],
-    gaps: Float[ndarray, " lengths"],
+    lengths: ndarray,
+    gaps: ndarray,
     slope: float,
     *,
     ax: Axes,
@@ -46,8 +46,8 @@ def gap_growth(
     """How far the token-level law is from the sequence-level one, against the length.
 
     Args:
-        lengths: Numbers of tokens, increasing.
-        gaps: KL(token level || sequence level), in nats.
+        lengths: Numbers of tokens, increasing. Shape (lengths,).
+        gaps: KL(token level || sequence level), in nats. Shape (lengths,).
         slope: What the gap grows by, per token, in the limit.
         ax: Where to draw.
     """
@@ -71,20 +71,20 @@ def gap_growth(
 
 
 def useful_share(
-    lengths: Int[ndarray, " lengths"],
-    rejection: Float[ndarray, " lengths"],
-    importance: Float[ndarray, " lengths"],
-    smc: tuple[Int[ndarray, " measured"], Float[ndarray, " measured"]],
+    lengths: ndarray,
+    rejection: ndarray,
+    importance: ndarray,
+    smc: tuple[ndarray, ndarray],
     *,
     ax: Axes,
 ) -> Axes:
     """The share of draws that is of use, against the length, for three exact ways to draw.
 
     Args:
-        lengths: Numbers of tokens, increasing.
-        rejection: The chance that a whole sequence is kept.
-        importance: The effective share of weighted token-level draws.
-        smc: Lengths, and the effective share of the particles as measured there.
+        lengths: Numbers of tokens, increasing. Shape (lengths,).
+        rejection: The chance that a whole sequence is kept. Shape (lengths,).
+        importance: The effective share of weighted token-level draws. Shape (lengths,).
+        smc: Lengths, and the effective share of the particles as measured there. Shape (measured,).
         ax: Where to draw; the vertical axis is logarithmic.
     """
     ax.plot(lengths, rejection, color=COLOURS["ink"], linestyle=(0, (4.5, 2.2)), label="rejection")
@@ -97,17 +97,18 @@ def useful_share(
 
 
 def answer_divergences(
-    sums: Float[ndarray, " answers"],
-    estimates: Mapping[str, tuple[Float[ndarray, " runs"], float, float]],
+    sums: ndarray,
+    estimates: Mapping[str, tuple[ndarray, float, float]],
     *,
     ax: Axes,
 ) -> Axes:
     """What answers cost token by token, above what the laws of whole answers are apart.
 
     Args:
-        sums: The sum of the positions' Chernoff informations of each answer, in nats.
+        sums: The sum of the positions' Chernoff informations of each answer, in nats. Shape
+            (answers,).
         estimates: How C of whole answers was estimated -> single runs (or none), the pooled
-            estimate and its standard error, in nats.
+            estimate and its standard error, in nats. Shape (runs,).
         ax: Where to draw; bars are two standard errors.
     """
     rows = {r"$\sum_t C_t$, token by token": (sums, float(sums.mean()), _error(sums)), **estimates}
@@ -125,5 +126,5 @@ def answer_divergences(
     return ax
 
 
-def _error(values: Float[ndarray, " values"]) -> float:
+def _error(values: ndarray) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values)))

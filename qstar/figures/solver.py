@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy import ndarray
@@ -13,13 +12,12 @@ from ..result import Balance
 from .style import COLOURS, LINES, halo, star
 
 
-def convergence(
-    errors: Mapping[str, Float[ndarray, "pairs passes"]], *, floor: float, ax: Axes
-) -> Axes:
+def convergence(errors: Mapping[str, ndarray], *, floor: float, ax: Axes) -> Axes:
     """The error of alpha after each pass over the vocabulary, one line per pair and method.
 
     Args:
-        errors: Method name -> |alpha - alpha*| before each pass, one row per pair.
+        errors: Method name -> |alpha - alpha*| before each pass, one row per pair. Shape (pairs,
+            passes).
         floor: The precision reached at the end; smaller errors are drawn on it.
         ax: Where to draw; the vertical axis is logarithmic.
     """
@@ -43,14 +41,14 @@ def convergence(
 
 
 def log_partition_panels(
-    panels: Mapping[str, tuple[Float[ndarray, " points"], Float[ndarray, " points"], Balance]],
+    panels: Mapping[str, tuple[ndarray, ndarray, Balance]],
     *,
     fig: Figure,
 ) -> Figure:
     """log Z(alpha) of several pairs, side by side, each with a star where the solver put alpha*.
 
     Args:
-        panels: Panel label -> (alphas, log Z at each, the solved pair).
+        panels: Panel label -> (alphas, log Z at each, the solved pair). Shape (points,).
         fig: Where to draw; one row of panels that share the vertical axis.
     """
     axes = fig.subplots(2, 2, sharex=True, sharey=True).ravel()
@@ -70,18 +68,18 @@ def log_partition_panels(
 
 
 def alpha_error(
-    offsets: Float[ndarray, " points"],
-    total_variations: Mapping[str, Float[ndarray, " points"]],
-    estimates: Mapping[str, Float[ndarray, " points"]],
+    offsets: ndarray,
+    total_variations: Mapping[str, ndarray],
+    estimates: Mapping[str, ndarray],
     *,
     ax: Axes,
 ) -> Axes:
     """How far q_alpha is from q* when alpha is off: total variation against the error of alpha.
 
     Args:
-        offsets: |alpha - alpha*|.
-        total_variations: Pair label -> TV(q_alpha, q*) at each offset (markers).
-        estimates: Pair label -> its first-order estimate (lines).
+        offsets: |alpha - alpha*|. Shape (points,).
+        total_variations: Pair label -> TV(q_alpha, q*) at each offset (markers). Shape (points,).
+        estimates: Pair label -> its first-order estimate (lines). Shape (points,).
         ax: Where to draw; both axes are logarithmic.
     """
     looks = [("o", COLOURS["policy"]), ("s", COLOURS["teacher"]), ("D", COLOURS["q*"])]
@@ -98,11 +96,11 @@ def alpha_error(
     return ax
 
 
-def passes_histogram(counts: Mapping[str, Int[ndarray, " rows"]], *, ax: Axes) -> Axes:
+def passes_histogram(counts: Mapping[str, ndarray], *, ax: Axes) -> Axes:
     """How many passes the solver spent on each row of several sets of rows.
 
     Args:
-        counts: Set label -> passes per row.
+        counts: Set label -> passes per row. Shape (rows,).
         ax: Where to draw; the vertical axis is the share of each set's rows.
     """
     looks = [(COLOURS["q*"], None), (COLOURS["other"], "////"), (COLOURS["policy"], "....")]
