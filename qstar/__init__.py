@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "accelerator",
     "acceptance",
     "answers",
     "batched",
@@ -55,6 +56,7 @@ _LAZY = {
     "exponential",
     "families",
     "figures",
+    "fused",
     "gaussian",
     "hook",
     "judge",

@@ -80,10 +80,11 @@ def token_level_law(
         prefixes = prefixes.reshape(vocab**depth, depth)
         rows = []
         for model, prompt in zip((policy, teacher), prompts, strict=True):
-            texts = torch.cat([prompt.expand(len(prefixes), -1), prefixes], dim=1)
+            after = prefixes.to(prompt.device)
+            texts = torch.cat([prompt.expand(len(prefixes), -1), after], dim=1)
             with torch.no_grad():
                 logits = model(texts, use_cache=False).logits[:, -1]
-            rows.append(log_softmax(logits.double().numpy(), axis=-1))
+            rows.append(log_softmax(logits.double().cpu().numpy(), axis=-1))
         at = (
             solve_kl_symmetry(rows[0], rows[1]).alpha
             if alpha is None
@@ -142,7 +143,7 @@ def decoder_law(
     law = np.zeros((vocab,) * length)
     # A row that ended early stands for all ways to go on: they share its weight.
     weights = scripts.weight * scripts.seen / rows
-    np.add.at(law, tuple(result.tokens.T.numpy()), weights.numpy())
+    np.add.at(law, tuple(result.tokens.T.cpu().numpy()), weights.numpy())
     return law, rows
 
 
@@ -167,15 +168,15 @@ class _Scripts:
     def keep(self, log_probability: Tensor) -> Tensor:
         """Each of two ways."""
         kept = self._digits(log_probability.shape, 2).bool()
-        probability = log_probability.double().exp()
+        probability = log_probability.double().exp().cpu()
         self._weigh(torch.where(kept, probability, 1 - probability))
-        return kept
+        return kept.to(log_probability.device)
 
     def draw(self, log_law: Tensor) -> Tensor:
         """Each of the tokens."""
         token = self._digits(log_law.shape[:-1], log_law.shape[-1])
-        self._weigh(log_law.double().exp().gather(-1, token[..., None]).squeeze(-1))
-        return token
+        self._weigh(log_law.double().cpu().exp().gather(-1, token[..., None]).squeeze(-1))
+        return token.to(log_law.device)
 
     @property
     def _running(self) -> Tensor:

@@ -82,6 +82,18 @@ ALLOWED = {  # module -> the sibling modules it may import; arrows go down only;
     "published": {"reproduce"},
     "reproduce": set(),
     "benchmark": {"batched", "geometric", "result", "solve"},
+    "fused": set(),
+    "accelerator": {
+        "batched",
+        "benchmark",
+        "decode",
+        "decoding_runs",
+        "exactness",
+        "experiments",
+        "fused",
+        "models",
+        "reader",
+    },
 }
 NUMPY_ONLY = {
     "result",

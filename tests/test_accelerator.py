@@ -1,0 +1,128 @@
+"""The recorder of the accelerator, rehearsed on the CPU, and what its record says."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qstar import accelerator, benchmark
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[1]
+RECORD = ROOT / "data" / "results" / "accelerator_h200.json"
+
+
+def q_at(rows, alpha):
+    return np.exp(benchmark.log_geometric_mean(*rows, np.asarray(alpha, dtype=float)))
+
+
+def test_the_yardstick_finds_the_reference_s_q_star():
+    rows = benchmark.language_model_like_rows(rows=8, vocab=3000, seed=1)
+    alpha, log_q = accelerator.newton(*(torch.from_numpy(x) for x in rows))
+    expected = q_at(rows, benchmark.solve_kl_symmetry(*rows).alpha)
+    assert 0.5 * np.abs(q_at(rows, alpha.numpy()) - expected).sum(-1).max() < 1e-5
+    assert 0.5 * np.abs(log_q.exp().numpy() - expected).sum(-1).max() < 1e-5
+
+
+def test_the_yardstick_with_no_step_is_caught():
+    rows = benchmark.language_model_like_rows(rows=8, vocab=3000, seed=1)
+    alpha, _ = accelerator.newton(*(torch.from_numpy(x) for x in rows), steps=0)
+    expected = q_at(rows, benchmark.solve_kl_symmetry(*rows).alpha)
+    assert 0.5 * np.abs(q_at(rows, alpha.numpy()) - expected).sum(-1).max() > 1e-2
+
+
+def test_ways_that_take_turns_are_compared_with_the_first():
+    calls = []
+    ways = {name: lambda name=name: calls.append(name) for name in "ab"}
+    found = accelerator.take_turns(ways, CPU, rounds=5)
+    assert found["a"]["ratio"] == {"median": 1.0, "low": 1.0, "high": 1.0}
+    assert (
+        found["b"]["ratio"]["low"] <= found["b"]["ratio"]["median"] <= found["b"]["ratio"]["high"]
+    )
+    assert calls[:4] == list("aabb")
+    assert calls[4:] == list("abbaabbaab")
+
+
+def test_a_synthetic_pair_has_the_acceptance_that_was_asked_for():
+    policy, teacher, reached = accelerator.synthetic_pair("tiny", CPU, acceptance=0.8)
+    assert abs(reached - 0.8) < 0.01
+    assert not torch.equal(policy.lm_head.weight, teacher.lm_head.weight)
+
+
+def test_a_forward_through_the_static_cache_is_one_over_the_whole_text():
+    model = accelerator.random_model("tiny", CPU)
+    text = accelerator._text(model.config.vocab_size, 20, CPU)
+    read = accelerator._Static(model, text).reads(3)
+    with torch.no_grad():
+        whole = model(torch.cat([text, text[:3]])[None]).logits[0, -3:]
+        for _ in range(2):  # the second forward must find the cache as the first one did
+            assert (read() - whole).abs().max() < 1e-5
+
+
+def test_a_stage_that_fails_says_so_and_the_next_one_runs(tmp_path, monkeypatch):
+    out = tmp_path / "record.json"
+    monkeypatch.setenv("QSTAR_CACHE", str(tmp_path))  # no model is there
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # and none can be had
+    given = ["--device", "cpu", "--quick", "--out", str(out), "--stages", "decode real", "machine"]
+    accelerator.main(given)
+    stages = json.loads(out.read_text())["stages"]
+    assert "failed" in stages["decode real"]
+    assert stages["machine"]["copy_gb_per_s"] > 0
+
+
+def test_the_fused_candidate_finds_the_reference_s_q_star():
+    pytest.importorskip("triton")
+    code = """
+import numpy as np, torch
+from qstar import benchmark, fused
+rows = benchmark.language_model_like_rows(rows=3, vocab=5000, seed=0)
+policy, teacher = (torch.from_numpy(x).float() for x in rows)
+alpha, log_q = fused.solve(policy + 3.0, teacher - 1.5)
+at = benchmark.solve_kl_symmetry(*rows).alpha
+q = np.exp(benchmark.log_geometric_mean(*rows, at))
+assert 0.5 * np.abs(log_q.double().exp().numpy() - q).sum(-1).max() < 1e-6
+"""
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+# --- The record ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stages():
+    return json.loads(RECORD.read_text(encoding="utf8"))["stages"]
+
+
+def test_every_stage_was_recorded_and_none_failed(stages):
+    assert set(stages) <= set(accelerator.STAGES)
+    assert [name for name, found in stages.items() if "failed" in found] == []
+
+
+def test_on_the_device_the_decoder_s_distribution_is_exact(stages):
+    errors = [x["largest_error"] for x in stages["laws"].values() if isinstance(x, dict)]
+    assert len(errors) == 16
+    assert max(errors) < 1e-12
+
+
+def test_on_the_device_a_seed_draws_the_tokens_of_the_cpu(stages):
+    kinds = [x for x in stages["seeds"].values() if isinstance(x, dict)]
+    assert [x["same"] for x in kinds] == [x["texts"] for x in kinds] == [10, 10, 10]
+
+
+def test_captured_forwards_give_the_logits_of_those_that_are_not(stages):
+    for shape in ("1B", "7B"):
+        widths = stages["forwards"][shape]["widths"].values()
+        assert [entry["captured_differs_by"] for entry in widths] == [0.0] * 5
+
+
+def test_on_the_device_the_solvers_found_q_star(stages):
+    cells = [x for x in stages["solver"].values() if isinstance(x, dict)]
+    assert len(cells) == 6
+    assert all(cell["converged"] == 1.0 for cell in cells)
+    assert max(max(cell["worst_tv"].values()) for cell in cells) < 3e-6
