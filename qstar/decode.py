@@ -306,8 +306,9 @@ def generate(
     )
     longest = max(len(prompt) for rows in prompts.values() for prompt in rows) + max_new_tokens
     rows = len(prompts["policy"])
+    pairs = policy is teacher and one_call is not False and scheme in (*schemes.TOGETHER, "auto")
     for name, reader in readers.items():
-        reader.check(longest, rows=rows + (policy is teacher and name != "draft"))
+        reader.check(longest, rows=rows + (pairs and name != "draft"))
     slides = any(reader.slides(longest) for reader in readers.values())
     if scheme == "auto" and slides and rows > 1:
         scheme = "plain"  # rejections would leave holes, which no sliding window must meet

@@ -286,7 +286,7 @@ class Reader:
         counts: Sequence[int],
         width: int,
     ) -> tuple[Tensor, Tensor]:
-        """Write down what is read: which new columns are of the text, and where they stand in it."""
+        """Write down what is read: which new columns are of the text, and where in it they are."""
         device = self.model.device
         num_drafts = 0 if drafts is None else drafts.shape[-1]
         known = torch.tensor([len(tokens) for tokens in unread]).unsqueeze(-1)
@@ -428,8 +428,8 @@ class Reader:
         except Exception as error:
             raise ValueError(
                 f"the {self.name} ({type(self._core).__name__}) cannot be read: a forward over "
-                f"{len(text)} token ids raised {_said(error)}. It must be a causal language "
-                f"model, whose forward takes token ids and returns logits."
+                f"{len(text)} token ids raised {_said(error)}. It must be a causal language model "
+                f"that answers model(ids) with logits, in the precision it has now."
             ) from error
 
     def _fingerprint(self) -> tuple[Any, ...]:
