@@ -27,7 +27,7 @@ from . import batched, schemes, speculative
 from . import models as _models  # noqa: F401 - first: it keeps tqdm quiet where transformers loads
 from .comparison import TensorBalance, check_alpha
 from .costs import Costs
-from .reader import Reader
+from .reader import Reader, bare
 from .result import STATUSES, Balance
 from .schemes import Plan
 from .shaping import FILTERED, Processor, Shaping, shaping
@@ -188,6 +188,7 @@ def generate(
     block_verification: bool = False,
     disjoint: str = "raise",
     vocab: int | None = None,
+    context_length: int | None = None,
     one_call: bool | None = None,
     costs: Costs | None = None,
     on_tokens: Callable[[Tensor], object] | None = None,
@@ -255,6 +256,9 @@ def generate(
             says where.
         vocab: Use only the first this many ids, for models whose output layers are padded to
             different sizes. None expects equal sizes.
+        context_length: The most tokens of a text, for each model, in place of what configurations
+            say: rotary positions go on as far as one likes, a table of positions ends where it
+            ends. None follows the configurations, scaled positions (linear, YaRN) included.
         one_call: Whether one model that is both parents reads both texts in one call, as two rows
             of a batch; it can then not draft for itself. None does so in the schemes that allow
             it ("plain", "lookup", "draft-model"), and in "auto" if that was measured to be faster.
@@ -276,9 +280,13 @@ def generate(
         ICML (PMLR 267:17764).
     """
     _check_adapters(policy, teacher)
-    readers = {"policy": Reader(policy, name="policy"), "teacher": Reader(teacher, name="teacher")}
-    if draft_model is not None:
-        readers["draft"] = Reader(draft_model, name="draft")
+    policy, teacher, draft_model = bare(policy), bare(teacher), bare(draft_model)
+    models = {"policy": policy, "teacher": teacher, "draft": draft_model}
+    readers = {
+        name: Reader(model, name=name, context_length=context_length)
+        for name, model in models.items()
+        if name != "draft" or model is not None
+    }
     _check_count("max_new_tokens", max_new_tokens)
     _check_scheme(scheme, gamma, drafter, draft_model)
     _check_choice("filtered", filtered, FILTERED)
@@ -297,9 +305,15 @@ def generate(
         {"policy": policy_ids, "teacher": teacher_ids, "draft": draft_ids},
     )
     longest = max(len(prompt) for rows in prompts.values() for prompt in rows) + max_new_tokens
+    rows = len(prompts["policy"])
+    pairs = policy is teacher and one_call is not False and scheme in (*schemes.TOGETHER, "auto")
+    for name, reader in readers.items():
+        reader.check(longest, rows=rows + (pairs and name != "draft"))
     slides = any(reader.slides(longest) for reader in readers.values())
-    if scheme == "auto" and slides and len(prompts["policy"]) > 1:
+    if scheme == "auto" and slides and rows > 1:
         scheme = "plain"  # rejections would leave holes, which no sliding window must meet
+    if scheme == "auto" and any(reader.rereads for reader in readers.values()):
+        scheme = "plain"  # every draft would be a reading of its own
     law = _Law(
         alpha=check_alpha(alpha),
         shaping=shaping(
@@ -378,7 +392,7 @@ def memory_bytes(
         kept = getattr(text, "num_key_value_heads", None) or heads
         caches += 2 * text.num_hidden_layers * kept * size * model.dtype.itemsize
     wide = max(4, policy.dtype.itemsize, teacher.dtype.itemsize)
-    vocab = policy.get_output_embeddings().weight.shape[0]
+    vocab = Reader(policy, name="policy").vocab
     return {
         "caches": caches * batch * length,
         "laws": 16 * batch * (gamma + 1) * vocab * wide,
@@ -492,9 +506,8 @@ class _Run:
 
     def read_together(self) -> None:
         """Let the one model that is both parents read both texts as rows of one batch."""
-        policy = self.readers.pop("policy")
+        self.readers["both"] = self.readers.pop("policy").again()
         del self.readers["teacher"]
-        self.readers["both"] = Reader(policy.model, name="policy")
 
     def texts_of(self, name: str) -> list[tuple[list[int], list[int]]]:
         """(prompt, new tokens) of each row of a reader."""

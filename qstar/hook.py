@@ -75,6 +75,7 @@ def q_star(
     block_verification: bool = False,
     disjoint: str = "raise",
     vocab: int | None = None,
+    context_length: int | None = None,
     one_call: bool | None = None,
     costs: Costs | None = None,
     generator: torch.Generator | Chance | int | None = None,
@@ -112,6 +113,7 @@ def q_star(
         block_verification: Judge a round's drafts together.
         disjoint: What to do where the parents share no token.
         vocab: How many ids the models share, if their output layers are padded.
+        context_length: The most tokens of a text, in place of what the configurations say.
         one_call: Whether one model that is both parents reads both texts in one call.
         costs: What forwards take.
         generator: None means torch's own CPU generator, which `torch.manual_seed` seeds.
@@ -163,6 +165,7 @@ def q_star(
             block_verification=block_verification,
             disjoint=disjoint,
             vocab=vocab,
+            context_length=context_length,
             one_call=one_call,
             costs=costs,
             on_tokens=on_tokens,

@@ -19,6 +19,7 @@ from qstar.costs import (
     forwards_per_token,
 )
 from qstar.decode import PARENTS, PROPOSERS, Trace, generate
+from qstar.reader import Reader
 from qstar.result import STATUSES
 
 VOCAB = 7
@@ -356,6 +357,7 @@ def test_two_ways_to_the_laws_agree(llamas):
 
 def masked(model, outcomes, *, value=-torch.inf, from_call=0):
     """The model with some logits overwritten, from its n-th forward on."""
+    Reader(model).check(64)  # whose forwards are not counted
     calls = itertools.count()
 
     def overwrite(module, arguments, output):

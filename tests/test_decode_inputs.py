@@ -245,7 +245,8 @@ def poisoned(model, position):
     """The model, which answers nan at this position of a text and beyond."""
 
     def spoil(module, args, kwargs, out):
-        bad = kwargs["position_ids"][:, -out.logits.shape[1] :] >= position
+        place = kwargs.get("position_ids", torch.arange(args[0].shape[-1])[None])
+        bad = place[:, -out.logits.shape[1] :] >= position
         out.logits = out.logits.masked_fill(bad.unsqueeze(-1), torch.nan)
         return out
 
@@ -352,6 +353,8 @@ def watched(model, seen):
     """The model, which checks where in its text every token stands that it is fed."""
 
     def look(module, args, kwargs):
+        if "position_ids" not in kwargs:
+            return  # the model works them out itself
         positions, mask = kwargs["position_ids"], kwargs["attention_mask"]
         if mask is None:
             mask = torch.ones(len(positions), kwargs["past_key_values"].get_seq_length() + 1)
