@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf8"))
+DATA_FILES = [*(ROOT / "data").glob("*.json"), *(ROOT / "data" / "results").glob("*.json")]
 WORKFLOW = ROOT / ".github" / "workflows" / "book.yml"
 CITATION = ROOT / "CITATION.cff"
 FAKE = "https://github.com/Some-Owner/some.name"
@@ -183,6 +184,52 @@ def test_every_import_is_declared(folder):
     }
     assert undeclared == set(), "add the package to an extra in pyproject.toml, and its pin"
     assert files
+
+
+# --- What travels with the package -----------------------------------------------------------
+
+RECORDS = sorted(str(file.relative_to(ROOT / "data")) for file in DATA_FILES)
+USE_EVERY_RECORD = """
+import json, sys
+import qstar
+from qstar import experiments, rivals
+
+found = {name: experiments.data_file(name) for name in sys.argv[1:]}
+assert len(experiments.read_prompts(found["prompts.json"])) > 0
+assert len(experiments.read_corpus(found["continuations.json"]).continuations) > 0
+assert len(rivals.read(found["results/rivals.json"])[0]) > 0
+print(json.dumps([qstar.__file__, *(file.read_text(encoding="utf8") for file in found.values())]))
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder with the package as `pip install .` puts it, from a copy of what it is made from."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+    leave_out = shutil.ignore_patterns("__pycache__", "expected")
+    for name in ("qstar", "data"):
+        shutil.copytree(ROOT / name, source / name, ignore=leave_out)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    run(*pip, "--target", str(target), str(source), check=True)
+    shutil.rmtree(source)
+    return target
+
+
+def test_an_installed_package_finds_its_records(installed, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    command = [sys.executable, "-P", "-c", USE_EVERY_RECORD, *RECORDS]
+    result = run(*command, cwd=tmp_path, env=environment)
+    assert result.returncode == 0, result.stderr
+    place, *texts = json.loads(result.stdout)
+    assert Path(place).is_relative_to(installed), "the checkout was tried, not what it installs"
+    assert texts == [(ROOT / "data" / name).read_text(encoding="utf8") for name in RECORDS]
+
+
+def test_every_module_is_installed(installed):
+    names = {str(f.relative_to(ROOT)) for f in (ROOT / "qstar").rglob("*.py")}
+    assert names == {str(f.relative_to(installed)) for f in (installed / "qstar").rglob("*.py")}
 
 
 # --- The two commands ------------------------------------------------------------------------
