@@ -3,12 +3,13 @@
 
 PY := .venv/bin/python
 
-.PHONY: help book test environment bench address clean
+.PHONY: help book test newest environment bench address clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make book     make .venv, run every notebook, build the book, print where it is'
 	@echo 'make test     make .venv, then lint, format check, type check and all tests'
+	@echo 'make newest   without the pins: import, core tests, one decode with newest versions'
 	@echo 'make bench    measure the solvers'
 	@echo 'make address  write the public address of pyproject.toml into README and CITATION'
 	@echo 'make clean    remove what these made here: .venv, the built book, the caches'
@@ -22,7 +23,10 @@ test: environment
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
-	HF_HUB_OFFLINE=1 $(PY) -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses logical --dist worksteal
+
+newest: environment
+	.ci/newest
 
 environment:
 	@.ci/environment

@@ -7,6 +7,7 @@ Those submodules load on first use, so that `import qstar` needs neither torch n
 """
 
 import importlib
+import pkgutil
 from types import ModuleType
 
 from .geometric import (
@@ -36,50 +37,17 @@ __all__ = [
     "total_variation",
 ]
 
-_LAZY = {
-    "accelerator",
-    "acceptance",
-    "answers",
-    "batched",
-    "benchmark",
-    "bounds",
-    "comparison",
-    "compromise",
-    "costs",
-    "decode",
-    "decoding_runs",
-    "densities",
-    "distributions",
-    "exactness",
-    "experiments",
-    "experts",
-    "exponential",
-    "families",
-    "figures",
-    "fused",
-    "gaussian",
-    "hook",
-    "judge",
-    "laws",
-    "models",
-    "montecarlo",
-    "packed",
-    "product",
-    "reader",
-    "rivals",
-    "schemes",
-    "sequences",
-    "shaping",
-    "speculative",
-    "text",
-}
+
+def _submodules() -> set[str]:
+    """The package's own modules, as they lie there: no list to keep by hand."""
+    return {module.name for module in pkgutil.iter_modules(__path__)}
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in _LAZY:
+    if name in _submodules():
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(set(__all__) | _LAZY)
+    return sorted(set(__all__) | _submodules())

@@ -175,14 +175,16 @@ def read_pairs(
 
 
 def data_file(name: str) -> Path:
-    """A file of the checkout's `data/`, found from the package or from where one works."""
-    places = [Path(__file__).parent.parent, Path.cwd(), Path.cwd().parent]
+    """A recorded file: of the checkout that the package lies in, or as it was installed with it."""
+    package = Path(__file__).parent
+    places = [package.parent / "data", package / "data"]
     for place in places:
-        if (place / "data" / name).is_file():
-            return place / "data" / name
+        if (place / name).is_file():
+            return place / name
     raise FileNotFoundError(
-        f"data/{name} is in none of {', '.join(map(str, places))}: run this in a checkout of the "
-        f"project."
+        f"no record {name} in {places[0]} (a checkout) nor in {places[1]} (an installed package): "
+        f"data/README.md of the project lists the records; a path to a file of your own needs no "
+        f"data_file."
     )
 
 

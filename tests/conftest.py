@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -13,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 def chapters():
     """The book's chapters, brought up to date: a second after `make book`, minutes before it."""
     command = [sys.executable, "-m", "qstar.reproduce"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    (ROOT / "build").mkdir(exist_ok=True)
+    with FileLock(ROOT / "build" / ".chapters.lock"):  # one of the processes that run the tests
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if result.returncode:
         pytest.fail(f"the chapters could not be made:\n{result.stdout}\n{result.stderr}")
     return ROOT / "book" / "chapters"

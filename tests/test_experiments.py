@@ -95,7 +95,10 @@ def test_the_recorded_answers_are_of_the_shipped_model():
         assert tokenizer.decode(answer.tokens) == answer.text
 
 
-def test_a_missing_data_file_says_where_it_was_sought(tmp_path, monkeypatch):
+def test_a_missing_record_says_where_it_was_sought(tmp_path, monkeypatch):
+    """Also where a folder data/ of somebody else's lies where one works."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "nothing.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"data/nothing\.json is in none of .*checkout"):
+    with pytest.raises(FileNotFoundError, match=r"no record nothing\.json in .*data.*checkout"):
         experiments.data_file("nothing.json")

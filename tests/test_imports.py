@@ -184,8 +184,11 @@ def test_importing_qstar_loads_no_framework():
     assert run.stdout.split() == []
 
 
-def test_submodules_resolve_lazily_and_others_do_not():
-    assert "gaussian" in dir(qstar)
-    assert qstar.gaussian.__name__ == "qstar.gaussian"
+def test_every_submodule_resolves_lazily_and_nothing_else_does():
+    assert sorted({*SOURCES, *qstar.__all__}) == dir(qstar)
+    for name in SOURCES:
+        assert getattr(qstar, name).__name__ == f"qstar.{name}"
+    for name in ("nonsense", "data", "__wrapped__"):
+        assert not hasattr(qstar, name)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         qstar.nonsense  # noqa: B018

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf8"))
+DATA_FILES = [*(ROOT / "data").glob("*.json"), *(ROOT / "data" / "results").glob("*.json")]
 WORKFLOW = ROOT / ".github" / "workflows" / "book.yml"
 CITATION = ROOT / "CITATION.cff"
 FAKE = "https://github.com/Some-Owner/some.name"
@@ -137,7 +138,9 @@ def test_the_python_versions_agree():
     workflow = yaml.safe_load(WORKFLOW.read_text(encoding="utf8"))
     steps = [step.get("with", {}) for step in workflow["jobs"]["book"]["steps"]]
     assert conda == f"python ={oldest}"
-    assert [s["python-version"] for s in steps if "python-version" in s] == [oldest]
+    (pythons,) = [s["python-version"].split() for s in steps if "python-version" in s]
+    assert pythons[-1] == oldest, "the last one that is set up is python3"
+    assert all(Version(python) > Version(oldest) for python in pythons[:-1])
     assert PYPROJECT["tool"]["mypy"]["python_version"] == oldest
     assert PYPROJECT["tool"]["ruff"]["target-version"] == f"py{oldest.replace('.', '')}"
     assert Version(".".join(map(str, sys.version_info[:2]))) in SpecifierSet(f">={oldest}")
@@ -183,6 +186,52 @@ def test_every_import_is_declared(folder):
     }
     assert undeclared == set(), "add the package to an extra in pyproject.toml, and its pin"
     assert files
+
+
+# --- What travels with the package -----------------------------------------------------------
+
+RECORDS = sorted(str(file.relative_to(ROOT / "data")) for file in DATA_FILES)
+USE_EVERY_RECORD = """
+import json, sys
+import qstar
+from qstar import experiments, rivals
+
+found = {name: experiments.data_file(name) for name in sys.argv[1:]}
+assert len(experiments.read_prompts(found["prompts.json"])) > 0
+assert len(experiments.read_corpus(found["continuations.json"]).continuations) > 0
+assert len(rivals.read(found["results/rivals.json"])[0]) > 0
+print(json.dumps([qstar.__file__, *(file.read_text(encoding="utf8") for file in found.values())]))
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder with the package as `pip install .` puts it, from a copy of what it is made from."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+    leave_out = shutil.ignore_patterns("__pycache__", "expected")
+    for name in ("qstar", "data"):
+        shutil.copytree(ROOT / name, source / name, ignore=leave_out)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    run(*pip, "--target", str(target), str(source), check=True)
+    shutil.rmtree(source)
+    return target
+
+
+def test_an_installed_package_finds_its_records(installed, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    command = [sys.executable, "-P", "-c", USE_EVERY_RECORD, *RECORDS]
+    result = run(*command, cwd=tmp_path, env=environment)
+    assert result.returncode == 0, result.stderr
+    place, *texts = json.loads(result.stdout)
+    assert Path(place).is_relative_to(installed), "the checkout was tried, not what it installs"
+    assert texts == [(ROOT / "data" / name).read_text(encoding="utf8") for name in RECORDS]
+
+
+def test_every_module_is_installed(installed):
+    names = {str(f.relative_to(ROOT)) for f in (ROOT / "qstar").rglob("*.py")}
+    assert names == {str(f.relative_to(installed)) for f in (installed / "qstar").rglob("*.py")}
 
 
 # --- The two commands ------------------------------------------------------------------------
@@ -330,7 +379,8 @@ def run_ci(checkout, present, *, root):
 
 def test_ci_installs_nothing_where_all_is_there(checkout):
     everything = ("git", "python3", "google-chrome")
-    assert run_ci(checkout, everything, root=True) == (0, ["make book", "make test"])
+    commands = ["make book", "make test", "make newest"]
+    assert run_ci(checkout, everything, root=True) == (0, commands)
 
 
 @pytest.mark.parametrize("root", [True, False])
@@ -343,6 +393,7 @@ def test_ci_installs_a_missing_browser(checkout, root):
         "apt-get install -q -y --no-install-recommends chromium fonts-liberation",
         "make book",
         "make test",
+        "make newest",
     ]
     assert len(commands) == len(asked) + (0 if root else 2)
 
@@ -353,6 +404,60 @@ def test_ci_fails_when_the_book_does(checkout):
     tool(checkout, "make", "exit 2")
     bash, path = shutil.which("bash"), {"PATH": str(checkout / "bin")}
     assert run(bash, str(checkout / ".ci" / "run"), env=path).returncode == 2
+
+
+# A Python that passes every check, makes environments of itself and notes what it is asked to run.
+NEWEST = """
+case "$*" in
+    "-c "*) echo {version} ;;
+    "-m venv"*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+    *"pip install"*) echo "{version} pip" >>log; {install} ;;
+    *) echo "{version} $*" >>log ;;
+esac
+"""
+
+
+def newest(checkout, install="true", *others):
+    """What .ci/newest prints and runs beside a .venv of Python 3.11, and its exit status."""
+    shutil.copy(ROOT / ".ci" / "newest", checkout / ".ci" / "newest")
+    for name in ("mkdir", "cp", "rm", "cat", "grep"):
+        (checkout / "bin" / name).unlink(missing_ok=True)
+        (checkout / "bin" / name).symlink_to(shutil.which(name))
+    tool(checkout, "../.venv/bin/python", NEWEST.format(version="3.11", install=install))
+    for version in others:
+        tool(checkout, f"python{version}", NEWEST.format(version=version, install=install))
+    environment = {"PATH": str(checkout / "bin"), "HOME": str(checkout)}
+    script = str(checkout / ".ci" / "newest")
+    result = run(shutil.which("bash"), script, env=environment)
+    log = checkout / "log"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return result, [" ".join(line.split()[:5]) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("others", "used"), [((), "3.11"), (("3.12", "3.13"), "3.13"), (("3.14", "3.12"), "3.14")]
+)
+def test_the_newest_versions_are_tried_on_the_newest_python(checkout, others, used):
+    result, done = newest(checkout, "true", *others)
+    assert result.returncode == 0, result.stderr
+    assert done == [
+        f"{used} pip",
+        f"{used} -P .ci/smoke.py",
+        f"{used} -P -m pytest -q",
+        "3.11 pip",
+        "3.11 -P .ci/smoke.py decode",
+    ]
+    assert ("no newer Python" in result.stdout) == (not others)
+
+
+def test_an_index_out_of_reach_is_said_and_any_other_failure_fails(checkout):
+    broken = "echo 'WARNING: Retrying after connection broken by NewConnectionError' >&2; false"
+    result, done = newest(checkout, broken)
+    assert (result.returncode, done) == (0, ["3.11 pip"])
+    assert "NOT TRIED" in result.stdout
+    result, _ = newest(checkout, "echo 'ERROR: ResolutionImpossible' >&2; false")
+    assert result.returncode == 1
+    assert "ResolutionImpossible" in result.stderr
 
 
 def dry_run(target):
@@ -375,11 +480,9 @@ def test_ci_runs_the_two_commands_of_the_readme():
         return re.findall(r"^make \w+", text, re.M)
 
     readme = (ROOT / "README.md").read_text(encoding="utf8")
-    script = ROOT / ".ci" / "run"
     assert commands(readme) == ["make book", "make test"]
-    assert commands(script.read_text(encoding="utf8")) == ["make book", "make test"]
-    assert os.access(script, os.X_OK)
-    assert run("bash", "-n", str(script)).returncode == 0
+    for script in (ROOT / ".ci" / name for name in ("run", "environment", "newest")):
+        assert os.access(script, os.X_OK)
     workflow = yaml.safe_load(WORKFLOW.read_text(encoding="utf8"))
     assert ".ci/run" in [step.get("run") for step in workflow["jobs"]["book"]["steps"]]
 
