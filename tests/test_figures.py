@@ -154,6 +154,52 @@ def test_the_star_stands_where_the_divergences_cross():
     assert any(f"{CROSSED.balance.alpha:.3f}" in text for text in texts)
 
 
+def label_of(ax):
+    """The box of the label at the crossing, in pixels, and what is not to be in it."""
+    ax.figure.canvas.draw()
+    (label,) = [text for text in ax.texts if "alpha" in text.get_text()]
+    return label.get_window_extent(), ax.get_legend().get_window_extent()
+
+
+@pytest.mark.parametrize("distance", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("spread", [0.25, 1.0, 4.0])
+def test_the_label_at_the_crossing_touches_no_curve(distance, spread):
+    pair = solve_pair("", Gaussian([0, 0], np.eye(2)), Gaussian([distance, 0], spread * np.eye(2)))
+    to_policy, to_teacher = kl_to_parents(pair.policy, pair.teacher, ALPHAS)
+    with figures.style():
+        ax = new_axes()
+        figures.kl_crossing(ALPHAS, to_policy, to_teacher, pair.balance, ax=ax)
+        box, legend = label_of(ax)
+    assert not box.overlaps(legend)
+    for line in ax.lines:
+        dense = np.linspace(0, 1, 2001)
+        if len(line.get_xdata()) == len(ALPHAS):
+            height = np.interp(dense, line.get_xdata(), line.get_ydata())
+            pixels = ax.transData.transform(np.column_stack([dense, height]))
+            assert not any(box.contains(*at) for at in pixels)
+
+
+def test_the_distributions_with_one_outcome_are_marked_in_order():
+    strayed, worse = np.array([0.1, 0.5, 0.9]), np.array([0.4, 0.8, 1.4])
+    alone = np.array([0.8, 1.2]), np.array([1.2, 1.6])
+    with figures.style():
+        ax = figures.minimax(strayed, worse, CROSSED.balance, alone=alone, ax=new_axes())
+    (squares,) = [line for line in ax.lines if line.get_marker() == "s"]
+    np.testing.assert_array_equal(squares.get_data(), alone)
+    named = {text.get_text(): text.xy for text in ax.texts if "outcome" in text.get_text()}
+    assert named == {"outcome 1": (0.8, 1.2), "outcome 2": (1.2, 1.6)}
+    assert ax.get_xlim()[1] > 1.2
+
+
+def test_the_star_of_a_symbol_is_written_one_way():
+    ax = crossing(new_axes())
+    fig = figures.gaussian_cases([CROSSED], fig=new_figure())
+    words = [text.get_text() for text in ax.texts]
+    words += [text.get_text() for legend in fig.legends for text in legend.get_texts()]
+    assert any(r"\star" in word for word in words)
+    assert not any("^*" in word for word in words)
+
+
 def test_contours_are_one_and_two_standard_deviations_from_the_mean():
     fig = figures.gaussian_cases([CROSSED], fig=new_figure())
     for law, role in ((CROSSED.policy, "policy"), (CROSSED.q_star, "q*")):

@@ -236,10 +236,11 @@ def _docstring_for_people(
 ) -> None:
     """What a person reads and docutils misreads.
 
-    `Source: ...` is a field, | is a bar, w_ is a name, and what is indented after an empty line,
-    below a paragraph, is code or a formula.
+    `Source: ...` is a field, | is a bar, w_ is a name, the shape (*batch, vocab) begins with a
+    star, and what is indented after an empty line, below a paragraph, is code or a formula.
     """
-    markup = re.compile(r"(`[^`]*`)|\||(?<=\w)_(?!\w)")  # outside code
+    star = r"(?<![\w*])\*(?=\w)(?![^*]*\w\*)"  # that opens nothing: *this* is emphasis
+    markup = re.compile(rf"(`[^`]*`)|\||(?<=\w)_(?!\w)|{star}")  # outside code
     written, lines[:] = list(lines), []
     in_source = in_literal = False
     paragraph = ""  # the last line of one

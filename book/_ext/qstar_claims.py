@@ -217,9 +217,6 @@ class _LinksOfClaims(SphinxPostTransform):
             return
         claims, _ = _register(Path(self.env.srcdir))
         known = {claim.key for claim in claims} | {_legend_id(verdict) for verdict in VERDICTS}
-        for node in self.document.findall(nodes.paragraph):
-            if "qs-original" in node["classes"]:  # only now: there are no smart quotes for Chinese
-                node["classes"].append("language-zh")
         for node in list(self.document.findall(nodes.inline)):
             if row := node.get("claim_row"):
                 if row in known:

@@ -12,10 +12,22 @@ document.addEventListener("DOMContentLoaded", () => {
   const sidebar = document.querySelector(".bd-sidebar-primary");
   sidebar?.setAttribute("role", "complementary");
   sidebar?.setAttribute("aria-label", "The book");
-  // Boxes that scroll sideways can be scrolled from the keyboard.
-  for (const box of document.querySelectorAll(".bd-article table.table, .bd-article div.math, .bd-article .text_html, .bd-article pre")) {
-    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
-  }
+  // Boxes that scroll sideways can be scrolled from the keyboard, and show that there is more.
+  const wide = ".pst-scrollable-table-container, table.table, div.math, .text_html, pre";
+  const boxes = [...document.querySelectorAll(`.bd-article :is(${wide})`)];
+  const look = (some) => {
+    const sizes = some.map((box) => [box.scrollWidth - box.clientWidth, box.scrollLeft]);
+    some.forEach((box, at) => {
+      const [over, left] = sizes[at];
+      if (over > 1) box.tabIndex = 0;
+      box.classList.toggle("qs-more", over - left > 1);
+    });
+  };
+  for (const box of boxes) box.addEventListener("scroll", () => look([box]), { passive: true });
+  look(boxes);
+  const again = () => look(boxes);
+  window.addEventListener("load", () => Promise.resolve(window.MathJax?.startup?.promise).then(again));
+  window.addEventListener("resize", again);
   // The download button downloads, and does not open a tab full of JSON.
   for (const link of document.querySelectorAll("a.btn-download-source-button, a.btn-download-notebook-button")) {
     link.setAttribute("download", "");

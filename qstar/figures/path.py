@@ -8,6 +8,9 @@ from numpy.typing import ArrayLike
 from ..result import Balance
 from .style import COLOURS, FILL, INK, LINES, halo, star
 
+HALF_LABEL = 0.12
+"""Half the width of the label at the crossing, as a share of the axis, with room beside it."""
+
 
 def kl_crossing(
     alphas: ndarray,
@@ -38,11 +41,13 @@ def kl_crossing(
         ax.plot(alphas, minus_log_partition, **curve, label=r"$-\log Z(\alpha)$")
     ax.plot([alpha, alpha, 0], [0, chernoff, chernoff], **LINES["guide"], zorder=1)
     star(ax, alpha, chernoff)
+    sides = (alpha + HALF_LABEL, kl_to_teacher), (alpha - HALF_LABEL, kl_to_policy)
+    beside = max(float(np.interp(at, alphas, curve)) for at, curve in sides)
     halo(
         ax.annotate(
-            rf"$\alpha^* = {alpha:.3f}$" + "\n" + rf"$C = {chernoff:.3f}$ nats",
-            (alpha, chernoff),
-            xytext=(0, 24),
+            rf"$\alpha^\star = {alpha:.3f}$" + "\n" + rf"$C = {chernoff:.3f}$ nats",
+            (alpha, beside),
+            xytext=(0, 4),
             textcoords="offset points",
             ha="center",
             va="bottom",
@@ -66,6 +71,7 @@ def minimax(
     balance: Balance,
     *,
     ax: Axes,
+    alone: tuple[ndarray, ndarray] | None = None,
 ) -> Axes:
     """The worse of the two divergences of many distributions, above the bound C + KL(q || q*).
 
@@ -74,15 +80,25 @@ def minimax(
         worse: max(KL(q || policy), KL(q || teacher)) of each, in nats. Shape (challengers,).
         balance: The solved pair, for C.
         ax: Where to draw.
+        alone: The same two numbers of the distributions with one outcome only, in the order of
+            the outcomes: marked if given, since many challengers end there.
     """
     chernoff, reach = float(balance.chernoff), float(np.quantile(strayed, 0.98))
+    if alone is not None:
+        reach = 1.06 * float(np.max(alone[0]))
     line = np.array([0, reach])
     ax.fill_between(line, chernoff + line, color=COLOURS["q*"], alpha=FILL / 2, linewidth=0)
     ax.plot(strayed, worse, "o", ms=3, mew=0, color=COLOURS["quiet"], alpha=0.5)
     ax.plot(line, chernoff + line, **LINES["q*"])
     star(ax, 0, chernoff)
+    if alone is not None:
+        marks = {"marker": "s", "ms": 8, "mfc": "none", "color": COLOURS["ink"], "ls": "none"}
+        ax.plot(*alone, **marks, zorder=5)
+        for outcome, point in enumerate(zip(*alone, strict=True), 1):
+            away = {"xytext": (-8, 10), "textcoords": "offset points", "ha": "right"}
+            halo(ax.annotate(f"outcome {outcome}", point, **away))
     ax.annotate(
-        rf"$q^*$, at $C = {chernoff:.3f}$",
+        rf"$q^\star$, at $C = {chernoff:.3f}$",
         (0, chernoff),
         xytext=(14, -6),
         textcoords="offset points",
@@ -92,16 +108,16 @@ def minimax(
     ax.text(
         0.97 * reach,
         0.45 * (chernoff + reach),
-        r"below $C+$KL($q$ ‖ $q^*$):" + "\nno distribution",
+        r"below $C+$KL($q$ ‖ $q^\star$):" + "\nno distribution",
         ha="right",
         va="center",
         color=INK["q*"],
         linespacing=1.35,
     )
     ax.set(
-        xlabel=r"KL($q$ ‖ $q^*$) (nats)",
+        xlabel=r"KL($q$ ‖ $q^\star$) (nats)",
         ylabel="worse of the two\ndivergences (nats)",
         xlim=(0, reach),
-        ylim=(0, float(np.max(worse[strayed <= reach]))),
+        ylim=(0, 1.08 * float(np.max(worse[strayed <= reach]))),
     )
     return ax

@@ -1,0 +1,190 @@
+"""The last touch on each page: what a reader, a screen reader or a search engine misses in it.
+
+The theme's templates and MyST-NB's cells leave these to be done in the finished HTML of a page.
+Each `_function` is one of them; `_finish` lists them.
+"""
+
+import html
+import itertools
+import re
+import struct
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.search.en import SearchEnglish
+from sphinx.util.typing import ExtensionMetadata
+
+IDEOGRAPHS = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+WIDE = f"\u3001-\u303f\uff01-\uffef{IDEOGRAPHS}"  # with their punctuation
+CHINESE = re.compile(rf"[{WIDE}](?:[“”\s·…]*[{WIDE}])*")
+WORD = re.compile(rf"[{IDEOGRAPHS}]+|[^\W{IDEOGRAPHS}]+")
+
+# What is not text of the page: scripts, comments, tags, and the TeX that MathJax will read.
+NOT_TEXT = re.compile(
+    r"<(script|style)\b.*?</\1>|<!--.*?-->|<[^>]*>|\\\([^<]*?\\\)|\\\[[^<]*?\\\]", re.DOTALL
+)
+MATHS = r'<span class="math notranslate nohighlight">[^<]*</span>'
+OPENING = r"(?:&quot;|[(\[“‘「])?"
+CLOSING = r"""(?:&quot;|&\#x27;|[.,;:!?)\]”’'」。，、；：%…–—-])+"""
+GREEK = {"alpha": "α", "gamma": "γ", "pi": "π", "theta": "θ", "mu": "μ", "Sigma": "Σ", "ell": "ℓ"}
+SIGNS = {"star": "*", "infty": "∞", "|": "‖", "Vert": "‖", "approx": "≈", "le": "≤", "ge": "≥"}
+
+
+def plain_maths(tex: str) -> str:
+    r"""A short formula in letters, where none is typeset: `\alpha^\star` is α*."""
+    plain = re.sub(r"\\tfrac\s*(\w)\s*(\w)", r"\1/\2", tex)
+    plain = re.sub(r"\\(log|min|max|exp)\b", r"\1", plain)
+    plain = re.sub(r"\\([A-Za-z]+|\|)\s*", lambda name: (GREEK | SIGNS).get(name[1], ""), plain)
+    return re.sub(r"\\.|[\^{}$]", "", plain).strip()
+
+
+class ChineseInEnglish(SearchEnglish):
+    """English words, and Chinese by its characters and pairs of them: it has no spaces.
+
+    A query is split in the same way, so that a page is found by any part of a sentence in it.
+    """
+
+    js_splitter_code = f"""
+function splitQuery(query) {{
+  const parts = query.match(/[{IDEOGRAPHS}]+|[^{IDEOGRAPHS}]+/gu) ?? [];
+  return parts.flatMap((part) => {{
+    if (!/[{IDEOGRAPHS}]/u.test(part))
+      return part.split(/[^\\p{{Letter}}\\p{{Number}}_\\p{{Emoji_Presentation}}]+/gu);
+    const signs = [...part];
+    return signs.length < 2 ? signs : signs.slice(1).map((sign, at) => signs[at] + sign);
+  }}).filter((term) => term);
+}}
+"""
+
+    def split(self, input: str) -> list[str]:
+        found = []
+        for word in WORD.findall(input):
+            found.append(word)
+            if re.match(f"[{IDEOGRAPHS}]", word):
+                found[-1:] = [*word, *map("".join, itertools.pairwise(word))]
+        return found
+
+
+def _say_the_language(body: str) -> str:
+    """Chinese is marked as Chinese: a screen reader spells it out as English otherwise."""
+
+    def mark(text: str) -> str:
+        # A straight quotation mark after a Chinese character was taken for a closing one.
+        text = re.sub(rf"(?<=[{WIDE}])”([^“”]*)”", r"“\1”", text)
+        return CHINESE.sub(
+            lambda run: (
+                f'<span lang="zh">{run[0]}</span>'
+                if re.search(f"[{IDEOGRAPHS}]", run[0])
+                else run[0]
+            ),
+            text,
+        )
+
+    parts, end = [], 0
+    for other in NOT_TEXT.finditer(body):
+        parts += [mark(body[end : other.start()]), other[0]]
+        end = other.end()
+    return "".join([*parts, mark(body[end:])])
+
+
+def _keep_maths_with_its_punctuation(body: str) -> str:
+    """A formula is a box to the browser, which may put the full stop behind it on a new line."""
+
+    def keep(found: re.Match[str]) -> str:
+        alone = found[0].startswith("<") and found[0].endswith(">")
+        return found[0] if alone else f'<span class="qs-together">{found[0]}</span>'
+
+    return re.sub(f"{OPENING}{MATHS}(?:{CLOSING})?", keep, body)
+
+
+def _wrap_code(body: str) -> str:
+    """Each line of code is a box, so that what does not fit continues below, further in."""
+
+    def lines(code: re.Match[str]) -> str:
+        wrapped = []
+        for line in code[2].splitlines(keepends=True):
+            text = html.unescape(re.sub("<[^>]*>", "", line)).rstrip("\n")
+            indent = len(text) - len(text.lstrip(" "))
+            style = f' style="--indent: {indent}"' if indent else ""
+            wrapped.append(f'<span class="qs-line"{style}>{line}</span>')
+        return f"{code[1]}{''.join(wrapped)}{code[3]}"
+
+    return re.sub(r'(<div class="highlight"><pre>)(.*?)(</pre>)', lines, body, flags=re.DOTALL)
+
+
+def _let_names_break(body: str) -> str:
+    """A long name in the text may go on in a new line after an underscore or a full stop."""
+    return re.sub(
+        r'(?<=<span class="pre">)[^<\s]{20,}(?=</span>)',
+        lambda name: re.sub(r"(?<=[a-z\d)])[_.]+(?=\w)", r"\g<0><wbr>", name[0]),
+        body,
+    )
+
+
+def _name_the_columns(body: str) -> str:
+    """A table's head says something to everyone: a formula in letters, and no head without any."""
+    body = re.sub(r"<th\b([^>]*)>(\s*(?:<p>\s*</p>)?\s*)</th>", r"<td\1>\2</td>", body)
+    return re.sub(
+        r"<th\b([^>]*)>(<p>)?(<span class=\"math[^>]*>\\\((.*?)\\\)</span>)(</p>)?</th>",
+        lambda head: (
+            f'<th{head[1]} aria-label="{html.escape(plain_maths(html.unescape(head[4])))}">'
+            f"{head[2] or ''}{head[3]}{head[5] or ''}</th>"
+        ),
+        body,
+    )
+
+
+def _size_the_images(app: Sphinx, body: str) -> str:
+    """An image says how large it is, so that the text below it does not jump when it comes."""
+    files = {name: Path(app.srcdir) / source for source, name in app.builder.images.items()}
+
+    def size(image: re.Match[str]) -> str:
+        name = image["file"]
+        file = files.get(name, Path(app.outdir) / app.builder.imagedir / name)
+        if "width=" in image[0] or not file.is_file():
+            return image[0]
+        width, height = struct.unpack(">II", file.read_bytes()[16:24])
+        return f'{image["tag"]} width="{width}" height="{height}"{image["end"]}'
+
+    pattern = rf'(?P<tag><img\b[^>]*src="[^"]*{app.builder.imagedir}/(?P<file>[^"/]+\.png)"[^>]*?)'
+    return re.sub(pattern + r"(?P<end>\s*/?>)", size, body)
+
+
+def _description(doctree: nodes.document) -> str:
+    """The first paragraph, or what of it fits beside a search result."""
+    for paragraph in doctree.findall(nodes.paragraph):
+        if isinstance(paragraph.parent, nodes.section | nodes.container):
+            parts = [
+                plain_maths(text) if isinstance(text.parent, nodes.math) else str(text)
+                for text in paragraph.findall(nodes.Text)
+            ]
+            words = "".join(parts).removeprefix("Claim.").split()
+            short = ""
+            for word in words:
+                if len(short) + len(word) > 190:
+                    return short.rstrip(",;:") + " …"
+                short = f"{short} {word}".strip()
+            return short
+    return ""
+
+
+def _finish(
+    app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None
+) -> None:
+    body = _size_the_images(app, context.get("body", ""))
+    body = _name_the_columns(body)
+    body = _let_names_break(_wrap_code(body))
+    body = _keep_maths_with_its_punctuation(body)
+    context["body"] = _say_the_language(body)
+    # docutils writes <meta name="viewport">, and so does Sphinx.
+    metatags = re.sub(r'<meta name="viewport"[^>]*>', "", context.get("metatags", ""))
+    if doctree and (words := _description(doctree)):
+        metatags += f'\n    <meta name="description" content="{html.escape(words)}" />'
+    context["metatags"] = metatags
+
+
+def setup(app: Sphinx) -> ExtensionMetadata:
+    app.add_search_language(ChineseInEnglish)
+    app.connect("html-page-context", _finish, priority=800)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
