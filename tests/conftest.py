@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -13,6 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="session")
 def chapters():
     """The book's chapters, brought up to date: a second after `make book`, minutes before it."""
+    from filelock import FileLock  # here, for `make newest` runs other tests without it
+
     command = [sys.executable, "-m", "qstar.reproduce"]
     (ROOT / "build").mkdir(exist_ok=True)
     with FileLock(ROOT / "build" / ".chapters.lock"):  # one of the processes that run the tests

@@ -86,18 +86,13 @@ def test_gaussians_of_unit_covariance_have_the_reference_ball(name):
     np.testing.assert_allclose(q_star.mean, np.array(case["q_mean"], dtype=float), atol=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(120))
-def test_random_rows_are_certified(seed):
-    assert_certified(solve_minimax(random_rows(seed)))
+@pytest.mark.parametrize(("random_experts", "count"), [(random_rows, 120), (random_gaussians, 60)])
+def test_random_experts_are_certified(random_experts, count):
+    for seed in range(count):
+        assert_certified(solve_minimax(random_experts(seed)))
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_random_gaussians_are_certified(seed):
-    assert_certified(solve_minimax(random_gaussians(seed)))
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_two_experts_are_a_policy_and_a_teacher(seed):
+def assert_as_a_pair(seed):
     rows = random_rows(seed, count=2)
     centre, balance = solve_minimax(rows), qstar.solve_kl_symmetry(*rows)
     assert centre.chernoff == pytest.approx(float(balance.chernoff), rel=1e-12)
@@ -106,6 +101,11 @@ def test_two_experts_are_a_policy_and_a_teacher(seed):
     experts = random_gaussians(seed, count=2)
     pair = gaussian.solve_kl_symmetry(*experts)
     assert solve_minimax(experts).chernoff == pytest.approx(pair.chernoff, rel=1e-11)
+
+
+def test_two_experts_are_a_policy_and_a_teacher():
+    for seed in range(30):
+        assert_as_a_pair(seed)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -92,8 +92,7 @@ def formulas(costs, seen, *, has_draft, batch):
     return found
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_the_plan_is_the_cheapest_of_all_that_are_open(seed):
+def assert_is_the_cheapest(seed):
     rng = np.random.default_rng(seed)
 
     def times(scale):
@@ -116,6 +115,11 @@ def test_the_plan_is_the_cheapest_of_all_that_are_open(seed):
     chosen = open_plans[(*key, plan.drafter) if plan.scheme == "one-sided" else key]
     assert chosen == pytest.approx(best, rel=1e-12)
     assert best <= open_plans["plain", 0]
+
+
+def test_the_plan_is_the_cheapest_of_all_that_are_open():
+    for seed in range(200):
+        assert_is_the_cheapest(seed)
 
 
 # What is left open.
@@ -255,8 +259,7 @@ def slow_search(text, gamma):
     return []
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_a_lookup_finds_what_a_slow_search_finds(seed):
+def assert_finds_what_a_slow_search_finds(seed):
     rng = np.random.default_rng(seed)
     letters = int(rng.integers(1, 6))
     text = rng.integers(0, letters, size=int(rng.integers(0, 9))).tolist()
@@ -275,6 +278,11 @@ def test_a_lookup_finds_what_a_slow_search_finds(seed):
             lookup.append([token])
         assert (lookup.tested, lookup.right) == (tested, right)
     assert lookup.text == text
+
+
+def test_a_lookup_finds_what_a_slow_search_finds():
+    for seed in range(60):
+        assert_finds_what_a_slow_search_finds(seed)
 
 
 def test_a_repetition_is_taken_to_go_on():
