@@ -250,22 +250,19 @@ def test_several_sequences_of_a_prompt_are_that_many_rows():
     assert len({tuple(row) for row in rows.tolist()}) > 2
 
 
-def own_and_hooked(model, steps, **options):
-    """The tokens of a model's own greedy generate, and of q_star where it is the policy alone."""
-    options |= {"max_new_tokens": 12, "eos_token_id": 2, "pad_token_id": 0}
-    ids = PROMPT
-    own = model.generate(ids, logits_processor=LogitsProcessorList(steps), **options)
-    mine = hooked(
-        model,
-        tiny.gpt2(4, vocab=VOCAB),
-        ids,
-        logits_processor=LogitsProcessorList(steps),
-        alpha=1.0,
-        scheme="one-sided",
-        gamma=2,
-        **options,
-    )
-    return own.tolist(), mine.tolist()
+ENDING = {"max_new_tokens": 12, "eos_token_id": 2, "pad_token_id": 0}
+
+
+def own(model, steps):
+    """The tokens of a model's own greedy generate."""
+    return model.generate(PROMPT, logits_processor=LogitsProcessorList(steps), **ENDING).tolist()
+
+
+def alone(model, steps):
+    """Those of q_star, where it is the policy alone."""
+    options = {"alpha": 1.0, "scheme": "one-sided", "gamma": 2, **ENDING}
+    teacher = tiny.gpt2(4, vocab=VOCAB)
+    return hooked(model, teacher, logits_processor=LogitsProcessorList(steps), **options).tolist()
 
 
 def raised(model, offset):
@@ -364,11 +361,10 @@ def test_with_alpha_one_a_processor_means_what_it_means_to_the_policy_or_is_refu
     policy = raised(pair()[0], 9.0)
     refused = next((said for said, names in BY_NAME.items() if name in names), None)
     if refused is None:
-        own, mine = own_and_hooked(policy, [MADE[name]()])
-        assert own == mine
+        assert alone(policy, [MADE[name]()]) == own(policy, [MADE[name]()])
     else:
         with pytest.raises(ValueError, match=f"{name} {refused}"):
-            own_and_hooked(policy, [MADE[name]()])
+            alone(policy, [MADE[name]()])
 
 
 @pytest.mark.parametrize("name", sorted(THEIRS - NOT_MADE))
@@ -386,9 +382,8 @@ def test_behind_a_normalisation_a_penalty_means_the_same_in_both():
     """The advice that comes with the refusal."""
     policy = raised(pair()[0], 9.0)
     steps = [LogitNormalization(), RepetitionPenaltyLogitsProcessor(1.5)]
-    own, mine = own_and_hooked(policy, steps)
-    assert own == mine
-    assert own != own_and_hooked(policy, [])[0], "the penalty does nothing"
+    assert alone(policy, steps) == own(policy, steps)
+    assert own(policy, steps) != own(policy, []), "the penalty does nothing"
 
 
 @pytest.mark.parametrize("alpha", [0, 1, 0.0, np.float64(1)])
