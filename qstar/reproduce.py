@@ -269,10 +269,10 @@ def _problem(declared: str, value: object, folder: Path) -> str | None:
     if declared == "file":
         there = (folder / str(value)).is_file()
         return None if there else f"a file, as seen from {_short(folder)}"
-    numbers = list(value) if isinstance(value, list | tuple) else [value]
+    numbers: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
     low = -math.inf if found["low"] is None else float(found["low"])
     high = math.inf if found["high"] is None else float(found["high"])
-    fits = all(_is_number(x) and low <= float(x) <= high for x in numbers)
+    fits = all(_is_number(x) and low <= x <= high for x in numbers)
     limits = [f"at least {found['low']}"] if found["low"] else []
     limits += [f"at most {found['high']}"] if found["high"] else []
     return None if fits else " and ".join(limits)

@@ -324,7 +324,7 @@ MADE = {  # every processor that transformers has
     ),
     "WatermarkLogitsProcessor": lambda: logits_process.WatermarkLogitsProcessor(**WATERMARK),
     "SynthIDTextWatermarkLogitsProcessor": lambda: (
-        logits_process.SynthIDTextWatermarkLogitsProcessor(5, [3, 4], 64, 0, "cpu")
+        logits_process.SynthIDTextWatermarkLogitsProcessor(5, [3, 4], 64, 0, 64, "cpu")
     ),
     "DiaClassifierFreeGuidanceLogitsProcessor": lambda: (
         logits_process.DiaClassifierFreeGuidanceLogitsProcessor(2.0)

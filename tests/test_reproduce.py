@@ -228,6 +228,7 @@ def test_comments_declare_what_a_parameter_may_be(root):
     [
         ("seed=1000", "seed=-1", "seed must be at least 0 and at most 1_000; got -1"),
         ("seed=0", "seed=1001", "at most 1_000"),
+        ("seed=0x10", f"seed={10**400}", "at most 1_000"),
         ("seed=7", "seed=None", "seed is of type int"),
         ("share=1", "share=1.01", "share must be at least 0 and at most 1"),
         ("rest=-2", "rest=0", "rest must be at most -0.5; got 0"),
