@@ -8,6 +8,7 @@ the tokens by `qstar.decode.generate`. What cannot be done that way is refused, 
 """
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationConfig
 from transformers.generation import (
     EncoderNoRepeatNGramLogitsProcessor,
     EncoderRepetitionPenaltyLogitsProcessor,
     EosTokenCriteria,
+    LogitNormalization,
     LogitsProcessorList,
     MaxLengthCriteria,
     PrefixConstrainedLogitsProcessor,
@@ -28,12 +30,29 @@ from transformers.generation import (
     SynthIDTextWatermarkLogitsProcessor,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
+from transformers.generation.logits_process import (
+    ClassifierFreeGuidanceLogitsProcessor,
+    DiaClassifierFreeGuidanceLogitsProcessor,
+    DiaEOSChannelFilterLogitsProcessor,
+    DiaEOSDelayPatternLogitsProcessor,
+    WhisperNoSpeechDetection,
+)
 from transformers.utils import ModelOutput
 
+from .comparison import check_alpha
 from .costs import Costs
 from .decode import Generation, Trace, generate
-from .shaping import MEMORYLESS, Processor
+from .shaping import Processor, is_gauged, reads_text
 from .speculative import Chance
+
+OF_OTHER_MODELS = (
+    ClassifierFreeGuidanceLogitsProcessor,
+    DiaClassifierFreeGuidanceLogitsProcessor,
+    DiaEOSChannelFilterLogitsProcessor,
+    DiaEOSDelayPatternLogitsProcessor,
+    WhisperNoSpeechDetection,
+)
+"""Processors of models of sound, which see several rows for one, or keep what they saw."""
 
 
 @dataclass
@@ -87,10 +106,21 @@ def q_star(
     What `generate` takes means what it means there: the generation config (`do_sample=False` is
     greedy; remember its default `top_k=50`), `logits_processor` and `stopping_criteria`, left
     padding with an `attention_mask`, `num_return_sequences`, `torch.manual_seed`, a streamer for
-    one row. Processors and filters apply to log q* (`qstar.shaping`) and must be functions of
-    (ids, scores) alone; criteria see (ids, None), one row at a time. transformers (5.23) loses the
-    `tokenizer` that `stop_strings` needs before it calls a function like this one: pass
-    `stopping_criteria=[StopStringCriteria(tokenizer, [...])]`.
+    one row. With alpha=1 it is the policy's own `generate`, token by token, and with alpha=0 the
+    teacher's.
+
+    Processors and filters apply to log q* (`qstar.shaping`) and must be functions of (ids, scores)
+    alone; criteria see (ids, None), one row at a time. Those that depend on what is added to all
+    logits alike (a repetition penalty, an exponential decay of length: `qstar.shaping.GAUGED`) act
+    on log-probabilities; with alpha=1 or 0 they are refused, since the model's own `generate` gives
+    them its raw logits.
+
+    A streamer gets the prompt and then the tokens one at a time. transformers' TextStreamer and
+    TextIteratorStreamer decode new tokens without what stands before, and lose spaces with some
+    tokenizers; `qstar.text.PieceStreamer` does not. What transformers refuses before it calls this
+    function (beams with a streamer) leaves the stream without an end, as always there.
+    transformers (5.23) loses the `tokenizer` that `stop_strings` needs before it calls a function
+    like this one: pass `stopping_criteria=[StopStringCriteria(tokenizer, [...])]`.
 
     Args:
         model: The policy; `generate` passes itself.
@@ -128,6 +158,9 @@ def q_star(
     Raises:
         ValueError: Something was asked for that this decoder does not do (beams, another model's
             assistance, scores, a prepared cache, ...), or as `qstar.decode.generate` raises.
+
+    Warns:
+        UserWarning: `generate` is not the one this was written for, and hides its streamer.
     """
     asked = _forgotten_arguments()
     with _following(asked["streamer"] if streamer is None else streamer, input_ids) as on_tokens:
@@ -137,6 +170,9 @@ def q_star(
         padded = bool((~mask).any())
         pad = _pad_token(generation_config)
         copies = generation_config.num_return_sequences or 1
+        steps = _processors(logits_processor, mask, filtered)
+        if check_alpha(alpha) in (0, 1):
+            _check_gauge(alpha, logits_processor, rows[0], vocab or _vocab(model, teacher))
         result = generate(
             model,
             teacher,
@@ -147,7 +183,7 @@ def q_star(
             gamma=gamma,
             alpha=alpha,
             greedy=not generation_config.do_sample,
-            logits_processor=_processors(logits_processor, mask, filtered),
+            logits_processor=steps,
             filtered=filtered,
             generator=generator,
             eos_token_id=_ends(stopping_criteria),
@@ -179,18 +215,29 @@ def q_star(
 # --- What comes in -------------------------------------------------------------------------------
 
 
-def _forgotten_arguments() -> dict[str, Any]:
-    """What `generate` was given, yet hands to no callable: transformers 5.23 drops it silently.
+FORGOTTEN = ("streamer", "assistant_model", "synced_gpus")
+"""What `generate` takes, yet hands to no callable: transformers 5.23 drops it silently."""
 
-    Its own frame still has it. A streamer that nobody ends would let its reader wait for ever, and
-    an assistant that nobody asks would be ignored without a word.
+
+def _forgotten_arguments() -> dict[str, Any]:
+    """What `generate` was given and forgets: the frame of its call still has it.
+
+    A streamer that nobody ends would let its reader wait for ever, and an assistant that nobody
+    asks would be ignored without a word.
     """
-    code = inspect.unwrap(GenerationMixin.generate).__code__
     frame = inspect.currentframe()
-    while frame is not None and frame.f_code is not code:
+    while frame is not None:
+        found = frame.f_locals if frame.f_code.co_name == "generate" else {}
+        if {"custom_generate", *FORGOTTEN} <= found.keys():
+            return {name: found[name] for name in FORGOTTEN}
         frame = frame.f_back
-    found = {} if frame is None else frame.f_locals
-    return {name: found.get(name) for name in ("streamer", "assistant_model", "synced_gpus")}
+    warnings.warn(
+        f"q_star was not called by a generate that looks like transformers', so that it cannot see "
+        f"whether {', '.join(FORGOTTEN)} were given: they are not used. For a streamer pass "
+        f"custom_generate=functools.partial(q_star, streamer=...).",
+        stacklevel=3,
+    )
+    return dict.fromkeys(FORGOTTEN)
 
 
 def _check_request(
@@ -322,7 +369,7 @@ def _processors(processors: Sequence[Processor], mask: Tensor, filtered: str) ->
     steps: list[Processor] = []
     for step in processors:
         name = type(step).__name__
-        if filtered == "parents" and not isinstance(step, MEMORYLESS):
+        if filtered == "parents" and reads_text(step):
             raise ValueError(
                 f"{name} reads the text, and filtered='parents' shows it each parent's own, whose "
                 f"prompt may have another length than the one it was prepared for: leave filtered "
@@ -335,6 +382,11 @@ def _processors(processors: Sequence[Processor], mask: Tensor, filtered: str) ->
             raise ValueError(
                 f"{name} remembers what it was asked before, and a draft may be asked about and "
                 f"thrown away: use processors that are functions of (ids, scores) alone."
+            )
+        if isinstance(step, OF_OTHER_MODELS):
+            raise ValueError(
+                f"{name} belongs to a model of sound: q_star draws from models of text, one token "
+                f"a row."
             )
         if len(mask) > 1 and isinstance(
             step,
@@ -352,11 +404,33 @@ def _processors(processors: Sequence[Processor], mask: Tensor, filtered: str) ->
                     f"all of them (an int): got {step.prompt_ignore_length.tolist()}."
                 )
             steps.append(_penalty_without_padding(step.penalty))
-        elif not isinstance(step, MEMORYLESS) and not bool(mask.all()):
+        elif reads_text(step) and not bool(mask.all()):
             steps.append(_seen_with_padding(step))
         else:
             steps.append(step)
     return steps
+
+
+def _check_gauge(
+    alpha: float | None, processors: Sequence[Processor], ids: Tensor, vocab: int
+) -> None:
+    """Refuse what would not mean at alpha = 1 (0) what it means in the parent's own `generate`."""
+    for step in processors:
+        if type(step) is LogitNormalization:
+            return  # what comes after it sees the same scores here and there
+        if is_gauged(step, ids, vocab):
+            parent = "policy" if alpha == 1 else "teacher"
+            raise ValueError(
+                f"{type(step).__name__} depends on what is added to all logits alike: with "
+                f"alpha={alpha} it would see log-probabilities here, and raw logits in the "
+                f"{parent}'s own generate, which this should equal. Leave it out, call that, or "
+                f"pass logits_processor=[LogitNormalization(), ...] with it behind, which means "
+                f"the same in both."
+            )
+
+
+def _vocab(*models: Any) -> int:
+    return min(int(model.config.get_text_config().vocab_size) for model in models)
 
 
 # The decoder shows ~id where id is padding.

@@ -444,30 +444,141 @@ def _no_progress_bar() -> Iterator[None]:
 # --- Tokenizers ----------------------------------------------------------------------------------
 
 
-def chat_ids(
-    tokenizer: Any, user: str | Sequence[Mapping[str, str]], *, system: str | None = None
-) -> Tensor:
+Messages = Mapping[str, Any] | Sequence[Mapping[str, Any] | tuple[str, str]]
+"""The messages of a chat, {"role": ..., "content": ...} or (role, content); or only one."""
+
+
+def chat_ids(tokenizer: Any, user: str | Messages, *, system: str | None = None) -> Tensor:
     """A user's message, or the messages of a chat, as token ids, ready for the assistant's answer.
 
     The tokenizer's chat template decides the form. Without `system` it may put a default of its
-    own there.
+    own there. A content may be a list of parts, {"type": "text", "text": ...}: their texts become
+    lines of one text.
 
     Raises:
-        ValueError: The tokenizer has no chat template.
+        ValueError: The tokenizer has no chat template, or its template refuses the messages (some
+            take no system turn, or want user and assistant to take turns); or they are no messages.
+
+    Warns:
+        UserWarning: The template drops a system turn without a word, so that its model will not
+            read it.
     """
     if getattr(tokenizer, "chat_template", None) is None:
         raise ValueError(
             "this tokenizer has no chat template, so its model is no chat model: write the prompt "
             "out and pass tokenizer(text).input_ids instead."
         )
-    messages: list[Mapping[str, str]] = (
-        [{"role": "user", "content": user}] if isinstance(user, str) else list(user)
-    )
+    messages = _messages(user)
     if system is not None:
+        if messages[0]["role"] == "system":
+            raise ValueError(
+                "the messages begin with a system turn, and system=... would put another before "
+                "it: leave one of them out."
+            )
         messages.insert(0, {"role": "system", "content": system})
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    text = _rendered(tokenizer, messages)
+    if _drops_system(tokenizer, messages, text):
+        warnings.warn(
+            "the chat template drops the system turn: the model will not read it. Put its text "
+            "before the user's message.",
+            stacklevel=2,
+        )
     ids = tokenizer(text, add_special_tokens=False).input_ids  # the template wrote them already
     return torch.tensor(ids, dtype=torch.long)
+
+
+def _messages(given: Any) -> list[dict[str, Any]]:
+    """The messages of a chat, whatever shape they came in; ValueError if they are none."""
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}]
+    if isinstance(given, Mapping):
+        given = [given]
+    if not isinstance(given, Sequence) or isinstance(given, bytes) or len(given) == 0:
+        what = "an empty one" if isinstance(given, Sequence) else f"a {type(given).__name__}"
+        raise ValueError(
+            f'expected a text or a list of messages, such as [{{"role": "user", "content": '
+            f'"..."}}]: got {what}. Token ids go to generate.'
+        )
+    return [_message(place, message) for place, message in enumerate(given)]
+
+
+def _message(place: int, given: Any) -> dict[str, Any]:
+    if isinstance(given, tuple) and len(given) == 2:
+        given = dict(zip(("role", "content"), given, strict=True))
+    if not isinstance(given, Mapping):
+        raise ValueError(
+            f'message {place} must be {{"role": ..., "content": ...}}: got '
+            f"{type(given).__name__} {given!r}."
+        )
+    role, content = given.get("role"), given.get("content")
+    if not isinstance(role, str) or not role:
+        raise ValueError(
+            f'message {place} must say whose turn it is, such as "role": "user": got {role!r}.'
+        )
+    if isinstance(content, list | tuple):
+        content = "\n".join(_part(place, part) for part in content)
+    if not isinstance(content, str) and not (content is None and given.get("tool_calls")):
+        raise ValueError(
+            f'the "content" of message {place} must be a text, or a list of parts with text: got '
+            f"{content!r}."
+        )
+    return {**given, "content": content}
+
+
+def _part(place: int, part: Any) -> str:
+    """The text of a part of a content."""
+    if isinstance(part, str):
+        return part
+    text = part.get("text") if isinstance(part, Mapping) else None
+    if not isinstance(text, str) or part.get("type", "text") != "text":
+        raise ValueError(
+            f'a part of message {place} must be {{"type": "text", "text": ...}}, these models read '
+            f"nothing else: got {part!r}."
+        )
+    return text
+
+
+def _rendered(tokenizer: Any, messages: list[dict[str, Any]]) -> str:
+    """What the template makes of the messages; ValueError if it refuses them."""
+    try:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # whatever the template raises
+        turns = [message["role"] for message in messages]
+        if "system" in turns and _renders(tokenizer, _without_system(messages)):
+            raise ValueError(
+                f"the chat template of this tokenizer takes no system turn: {error}. Leave the "
+                f"system prompt out, or put its text before the user's message."
+            ) from error
+        raise ValueError(
+            f"the chat template of this tokenizer refuses these messages (the turns are "
+            f"{', '.join(turns)}): {error}."
+        ) from error
+    assert isinstance(text, str)
+    return text
+
+
+def _renders(tokenizer: Any, messages: list[dict[str, Any]]) -> bool:
+    try:
+        tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except Exception:
+        return False
+    return bool(messages)
+
+
+def _without_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [message for message in messages if message["role"] != "system"]
+
+
+def _drops_system(tokenizer: Any, messages: list[dict[str, Any]], text: str) -> bool:
+    """Whether another text in a system turn would make no difference."""
+    for place, message in enumerate(messages):
+        content = message["content"]
+        if message["role"] == "system" and content and content.strip() not in text:
+            other = {**message, "content": f".{content}."}
+            changed = [*messages[:place], other, *messages[place + 1 :]]
+            if _rendered(tokenizer, changed) == text:
+                return True
+    return False
 
 
 def check_same_vocabulary(policy_tokenizer: Any, teacher_tokenizer: Any) -> None:

@@ -21,9 +21,12 @@ is either the old one or the new one. A notebook that fails leaves the old one, 
 import argparse
 import ast
 import fcntl
+import fnmatch
 import hashlib
 import importlib.metadata
+import io
 import json
+import math
 import os
 import platform
 import re
@@ -35,6 +38,7 @@ import sys
 import tempfile
 import threading
 import time
+import tokenize
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -76,21 +80,63 @@ def known_parameters(notebook: Path) -> dict[str, str]:
     Raises:
         RefusedError: It is not a notebook, or that cell is not Python.
     """
+    return {
+        target.id: ast.unparse(statement.value)
+        for statement in ast.parse(_parameters_cell(notebook)).body
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value
+        for target in _targets(statement)
+        if isinstance(target, ast.Name)
+    }
+
+
+def declared_ranges(notebook: Path) -> dict[str, str]:
+    """What the comment behind each parameter's assignment says of the values it may take.
+
+    A comment declares something if it, or its part before a semicolon, is one of
+
+    - `1..`, `..0.5` or `1..512`: a number, or a list of numbers, within these limits;
+    - `distribution of 3`: so many positive probabilities that sum to 1; two such parameters differ;
+    - `one of auto, cpu, cuda*`: a text like one of these;
+    - `text`: not an empty one;
+    - `file`: the path of a file, as seen from the notebook's folder.
+
+    Returns:
+        Parameter to declaration; those that declare nothing are left out.
+    """
+    source = _parameters_cell(notebook)
+    said = {
+        token.start[0]: token.string.lstrip("# ").partition(";")[0].strip()
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    return {
+        target.id: said[statement.end_lineno]
+        for statement in ast.parse(source).body
+        if isinstance(statement, ast.Assign | ast.AnnAssign)
+        for target in _targets(statement)
+        if isinstance(target, ast.Name) and statement.end_lineno in said
+        if DECLARATION.fullmatch(said[statement.end_lineno])
+    }
+
+
+NUMBER = r"-?\d[\d_]*(?:\.\d+)?(?:e-?\d+)?"
+DECLARATION = re.compile(
+    rf"(?P<low>{NUMBER})?\.\.(?P<high>{NUMBER})?|distribution of (?P<size>\d+)"
+    rf"|one of (?P<choices>.+)|text|file"
+)
+
+
+def _parameters_cell(notebook: Path) -> str:
+    """The source of the cell that is tagged `parameters`; empty without one."""
     for cell in _cells(notebook):
         if cell["cell_type"] == "code" and "parameters" in cell["metadata"].get("tags", []):
             source = _text(cell["source"])
             try:
-                statements = ast.parse(source).body
+                ast.parse(source)
             except SyntaxError as error:
                 raise RefusedError(f"{notebook}: the parameters cell: {error}") from error
-            return {
-                target.id: ast.unparse(statement.value)
-                for statement in statements
-                if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value
-                for target in _targets(statement)
-                if isinstance(target, ast.Name)
-            }
-    return {}
+            return source
+    return ""
 
 
 def _targets(statement: ast.Assign | ast.AnnAssign) -> list[ast.expr]:
@@ -119,7 +165,10 @@ def read_setting(text: str) -> tuple[str, object]:
     except (ValueError, SyntaxError):
         return name, value
     if not _plain(literal):
-        raise RefusedError(f"--set {name}: a notebook cannot be given a {type(literal).__name__}")
+        raise RefusedError(
+            f"--set {name}: a notebook can be given numbers that are finite, texts, True, False, "
+            f"None, and lists, tuples and dicts (by text) of these; got {value}"
+        )
     return name, literal
 
 
@@ -128,14 +177,34 @@ def _plain(value: object) -> bool:
         return all(map(_plain, value))
     if isinstance(value, dict):
         return all(isinstance(key, str) and _plain(item) for key, item in value.items())
-    return value is None or isinstance(value, bool | int | float | str)
+    return value is None or (isinstance(value, bool | int | str) or _is_finite(value))
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def as_literals() -> Any:
+    """A translator for papermill that writes parameters as Python does, so that each arrives whole.
+
+    Its own writes a tuple as the text of it.
+    """
+    from papermill.translators import PythonTranslator  # type: ignore[import-untyped]
+
+    class Literals(PythonTranslator):  # type: ignore[misc]
+        @classmethod
+        def translate(cls, val: object) -> str:
+            return repr(val)
+
+    return Literals
 
 
 def check_parameters(notebooks: Sequence[Path], parameters: Mapping[str, object]) -> None:
-    """Refuse a parameter that one of the notebooks does not have, or a value of another type.
+    """Refuse a parameter that one of the notebooks does not have, or a value it cannot take.
 
-    Papermill only warns of the first and takes the second as it comes, so that a misspelt `seed`
-    or `flag=false`, a non-empty string, would go unnoticed.
+    That is one of another type than the default, or outside what the parameters cell declares
+    (`declared_ranges`). Papermill only warns of the first and takes the second as it comes, so that
+    a misspelt `seed` or `flag=false`, a non-empty string, would go unnoticed.
 
     Raises:
         RefusedError: It lists the parameters of each notebook that lacks one.
@@ -148,7 +217,8 @@ def check_parameters(notebooks: Sequence[Path], parameters: Mapping[str, object]
             problems.append(
                 f"{notebook.stem} has no parameter {', '.join(unknown)}; it has {it_has}"
             )
-        for name in parameters.keys() & known.keys():
+        before = len(problems)
+        for name in sorted(parameters.keys() & known.keys()):
             with suppress(ValueError, TypeError):  # a default that is no literal says nothing
                 default = ast.literal_eval(known[name])
                 if not _alike(default, parameters[name]):
@@ -156,13 +226,64 @@ def check_parameters(notebooks: Sequence[Path], parameters: Mapping[str, object]
                         f"{notebook.stem}: {name} is {_kind(default)} (by default {known[name]}); "
                         f"got {parameters[name]!r}, {_kind(parameters[name])}"
                     )
+        if len(problems) == before:
+            problems += _out_of_range(notebook, known, parameters)
     if problems:
         hint = " (choose notebooks with --only)" if len(notebooks) > 1 else ""
         raise RefusedError("\n".join(problems) + hint)
 
 
+def _out_of_range(
+    notebook: Path, known: Mapping[str, str], parameters: Mapping[str, object]
+) -> Iterator[str]:
+    """What the parameters cell of a notebook forbids."""
+    declared = declared_ranges(notebook)
+    for name in sorted(declared.keys() & parameters.keys()):
+        if problem := _problem(declared[name], parameters[name], notebook.parent):
+            yield f"{notebook.stem}: {name} must be {problem}; got {parameters[name]!r}"
+            return
+    laws = [name for name, said in declared.items() if said.startswith("distribution")]
+    values = [list(parameters.get(name, ast.literal_eval(known[name]))) for name in laws]  # type: ignore[call-overload]
+    if parameters.keys() & set(laws) and any(value in values[:i] for i, value in enumerate(values)):
+        yield f"{notebook.stem}: {' and '.join(laws)} must differ; got {values[0]!r} for both"
+
+
+def _problem(declared: str, value: object, folder: Path) -> str | None:
+    """What a value must be and is not."""
+    found = DECLARATION.fullmatch(declared)
+    assert found is not None
+    if found["size"]:
+        right = (
+            isinstance(value, list | tuple)
+            and len(value) == int(found["size"])
+            and all(isinstance(x, int | float) and x > 0 for x in value)
+            and abs(sum(value) - 1) < 1e-9
+        )
+        return None if right else f"{found['size']} positive probabilities that sum to 1"
+    if found["choices"]:
+        choices = [choice.strip() for choice in found["choices"].split(",")]
+        fits = any(fnmatch.fnmatchcase(str(value), choice) for choice in choices)
+        return None if fits else declared
+    if declared == "text":
+        return None if str(value).strip() else "a text that is not empty"
+    if declared == "file":
+        there = (folder / str(value)).is_file()
+        return None if there else f"a file, as seen from {_short(folder)}"
+    numbers: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
+    low = -math.inf if found["low"] is None else float(found["low"])
+    high = math.inf if found["high"] is None else float(found["high"])
+    fits = all(_is_number(x) and low <= x <= high for x in numbers)
+    limits = [f"at least {found['low']}"] if found["low"] else []
+    limits += [f"at most {found['high']}"] if found["high"] else []
+    return None if fits else " and ".join(limits)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _alike(default: object, value: object) -> bool:
-    if default is None or value is None:
+    if default is None:
         return True
     if isinstance(default, float):
         return isinstance(value, float | int) and not isinstance(value, bool)
@@ -727,6 +848,7 @@ def _work() -> None:
     from jupyter_client.kernelspec import KernelSpec
     from papermill.clientwrap import PapermillNotebookClient  # type: ignore[import-untyped]
     from papermill.engines import NBClientEngine, papermill_engines  # type: ignore[import-untyped]
+    from papermill.translators import papermill_translators
 
     class ThisPython(AsyncKernelManager):
         """Kernels of this interpreter, whatever `python3` means to the user's Jupyter."""
@@ -759,6 +881,7 @@ def _work() -> None:
             return client.execute()
 
     papermill_engines.register("qstar", Engine)
+    papermill_translators.register("python", as_literals())
     try:
         papermill.execute_notebook(
             folder / "source.ipynb",
@@ -919,9 +1042,11 @@ def _listing(
     for notebook in notebooks:
         reasons = out_of_date(notebook, out, made_from(notebook, parameters, root))
         yield f"{notebook.stem}: {', '.join(reasons) or 'up to date'}"
+        declared = declared_ranges(notebook)
         for name, default in known_parameters(notebook).items():
             changed = f"  (here {parameters[name]!r})" if name in parameters else ""
-            yield f"    {name} = {default}{changed}"
+            allowed = f"  # {declared[name]}" if name in declared else ""
+            yield f"    {name} = {default}{allowed}{changed}"
 
 
 def _remove_strays(book: Path, names: Collection[str]) -> None:

@@ -12,9 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
+    EncoderRepetitionPenaltyLogitsProcessor,
     EpsilonLogitsWarper,
     EtaLogitsWarper,
+    ExponentialDecayLengthPenalty,
+    LogitsProcessor,
     MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -40,6 +44,47 @@ MEMORYLESS = (
 Processor = Callable[[Tensor, Tensor], Tensor]
 
 
+def reads_text(step: Processor) -> bool:
+    """Whether a processor may look at the ids; a subclass of `MEMORYLESS` may, whatever it is."""
+    return type(step) not in MEMORYLESS
+
+
+GAUGED = (
+    RepetitionPenaltyLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    ExponentialDecayLengthPenalty,
+)
+"""Processors of transformers that go by the sign or the size of a score.
+
+A constant added to all logits is nothing to a softmax, and much to these. A model has such a
+constant of its own; the geometric mean of two has none. Processors see log-probabilities here,
+which are never above zero, so that a repetition penalty multiplies each of them.
+"""
+
+
+def is_gauged(step: Processor, ids: Tensor, vocab: int) -> bool:
+    """Whether a constant added to all scores would change what a processor means.
+
+    Known of those in `GAUGED`; tried out, with the text as it stands, on any other that is not
+    transformers' own.
+    """
+    if isinstance(step, GAUGED):
+        return True
+    if type(step).__module__ == LogitsProcessor.__module__ and not _fills_in(step):
+        return False
+    spread = torch.arange(vocab, dtype=torch.float32, device=ids.device)
+    scores = (7 * spread).sin().mul(3).log_softmax(-1)[None]
+    plain, above, below = (
+        step(ids[None], scores + offset).softmax(-1) for offset in (0.0, 16.0, -16.0)
+    )
+    return not all(torch.allclose(plain, other, atol=1e-4) for other in (above, below))
+
+
+def _fills_in(step: Processor) -> bool:
+    """Whether a filter sets scores to a number, which is not below every other."""
+    return bool(getattr(step, "filter_value", -torch.inf) != -torch.inf)
+
+
 @dataclass(frozen=True, slots=True)
 class Shaping:
     """The filters between a law and a draw, in order.
@@ -55,7 +100,7 @@ class Shaping:
     reads_text: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        reads = any(not isinstance(step, MEMORYLESS) for step in self.steps)
+        reads = any(map(reads_text, self.steps))
         object.__setattr__(self, "reads_text", reads)
 
     def __call__(
@@ -67,9 +112,8 @@ class Shaping:
         """The filtered laws: what follows each row's text and its first 0, 1, 2, ... drafts.
 
         Args:
-            log_law: Log-probabilities. The steps see these as their scores, not a model's logits: a
-                repetition penalty, which divides scores by their sign, acts on them as such. Shape
-                (batch, positions, vocab).
+            log_law: Log-probabilities. The steps see these as their scores, not a model's logits,
+                which matters to the processors in `GAUGED`. Shape (batch, positions, vocab).
             texts: Each row's text up to the first position. Read only if `reads_text`. Shape
                 (length,).
             drafts: What follows it, as far as the positions need it. Shape (batch, drafts).

@@ -1,7 +1,10 @@
 """`generate(custom_generate=q_star)`: what transformers prepares means what it means there."""
 
+import copy
+import functools
 import inspect
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -9,9 +12,13 @@ import tiny
 import torch
 from sampling import FALSE_ALARM, p_value
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers_of_all_kinds import KINDS
 from transformers import (
     EncoderNoRepeatNGramLogitsProcessor,
     GenerationConfig,
+    GenerationMixin,
+    LogitNormalization,
+    LogitsProcessorList,
     MaxLengthCriteria,
     MinNewTokensLengthLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
@@ -21,10 +28,14 @@ from transformers import (
     StopStringCriteria,
     TextIteratorStreamer,
 )
+from transformers.generation import logits_process
+from transformers.generation import utils as generation_utils
 
 import qstar
 from qstar import decode
-from qstar.hook import q_star
+from qstar.hook import OF_OTHER_MODELS, q_star
+from qstar.shaping import GAUGED
+from qstar.text import PieceStreamer, new_text
 
 VOCAB = 9
 PROMPT = torch.tensor([[1, 4, 6, 4, 1]])
@@ -239,6 +250,173 @@ def test_several_sequences_of_a_prompt_are_that_many_rows():
     assert len({tuple(row) for row in rows.tolist()}) > 2
 
 
+ENDING = {"max_new_tokens": 12, "eos_token_id": 2, "pad_token_id": 0}
+
+
+def own(model, steps):
+    """The tokens of a model's own greedy generate."""
+    return model.generate(PROMPT, logits_processor=LogitsProcessorList(steps), **ENDING).tolist()
+
+
+def alone(model, steps):
+    """Those of q_star, where it is the policy alone."""
+    options = {"alpha": 1.0, "scheme": "one-sided", "gamma": 2, **ENDING}
+    teacher = tiny.gpt2(4, vocab=VOCAB)
+    return hooked(model, teacher, logits_processor=LogitsProcessorList(steps), **options).tolist()
+
+
+def raised(model, offset):
+    """The same model, with a number added to all its logits."""
+    model = copy.deepcopy(model)
+    head = model.get_output_embeddings()
+    head.bias = torch.nn.Parameter(torch.full((VOCAB,), offset, dtype=torch.float64))
+    return model
+
+
+WATERMARK = {"vocab_size": VOCAB, "device": "cpu", "greenlist_ratio": 0.4, "bias": 1.5}
+MADE = {  # every processor that transformers has
+    "MinLengthLogitsProcessor": lambda: logits_process.MinLengthLogitsProcessor(11, 2),
+    "MinNewTokensLengthLogitsProcessor": lambda: MinNewTokensLengthLogitsProcessor(5, 6, 2),
+    "TemperatureLogitsWarper": lambda: logits_process.TemperatureLogitsWarper(0.7),
+    "RepetitionPenaltyLogitsProcessor": lambda: RepetitionPenaltyLogitsProcessor(1.3),
+    "EncoderRepetitionPenaltyLogitsProcessor": lambda: (
+        logits_process.EncoderRepetitionPenaltyLogitsProcessor(1.3, PROMPT)
+    ),
+    "TopPLogitsWarper": lambda: logits_process.TopPLogitsWarper(0.6),
+    "TopKLogitsWarper": lambda: logits_process.TopKLogitsWarper(3),
+    "TopHLogitsWarper": lambda: logits_process.TopHLogitsWarper(0.4),
+    "MinPLogitsWarper": lambda: logits_process.MinPLogitsWarper(0.2),
+    "TypicalLogitsWarper": lambda: logits_process.TypicalLogitsWarper(0.5),
+    "EpsilonLogitsWarper": lambda: logits_process.EpsilonLogitsWarper(0.05),
+    "EtaLogitsWarper": lambda: logits_process.EtaLogitsWarper(0.05),
+    "NoRepeatNGramLogitsProcessor": lambda: NoRepeatNGramLogitsProcessor(2),
+    "EncoderNoRepeatNGramLogitsProcessor": lambda: EncoderNoRepeatNGramLogitsProcessor(2, PROMPT),
+    "SequenceBiasLogitsProcessor": lambda: logits_process.SequenceBiasLogitsProcessor(
+        [[[3], 2.0], [[1, 4], -3.0]]
+    ),
+    "NoBadWordsLogitsProcessor": lambda: logits_process.NoBadWordsLogitsProcessor([[1], [4, 3]], 2),
+    "PrefixConstrainedLogitsProcessor": lambda: logits_process.PrefixConstrainedLogitsProcessor(
+        lambda _, ids: [1, 3, 5, 7], 1
+    ),
+    "ForcedBOSTokenLogitsProcessor": lambda: logits_process.ForcedBOSTokenLogitsProcessor(3),
+    "ForcedEOSTokenLogitsProcessor": lambda: logits_process.ForcedEOSTokenLogitsProcessor(12, 2),
+    "InfNanRemoveLogitsProcessor": lambda: logits_process.InfNanRemoveLogitsProcessor(),
+    "ExponentialDecayLengthPenalty": lambda: logits_process.ExponentialDecayLengthPenalty(
+        (2, 1.5), 2, 5
+    ),
+    "LogitNormalization": lambda: LogitNormalization(),
+    "SuppressTokensAtBeginLogitsProcessor": lambda: (
+        logits_process.SuppressTokensAtBeginLogitsProcessor([1, 4], 5)
+    ),
+    "SuppressTokensLogitsProcessor": lambda: logits_process.SuppressTokensLogitsProcessor([1, 4]),
+    "WhisperNoSpeechDetection": lambda: logits_process.WhisperNoSpeechDetection(3, 5),
+    "ClassifierFreeGuidanceLogitsProcessor": lambda: (
+        logits_process.ClassifierFreeGuidanceLogitsProcessor(2.0)
+    ),
+    "AlternatingCodebooksLogitsProcessor": lambda: (
+        logits_process.AlternatingCodebooksLogitsProcessor(5, 3, 3)
+    ),
+    "UnbatchedClassifierFreeGuidanceLogitsProcessor": lambda: (
+        logits_process.UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, pair()[0])
+    ),
+    "BarkEosPrioritizerLogitsProcessor": lambda: logits_process.BarkEosPrioritizerLogitsProcessor(
+        2, 0.1
+    ),
+    "WatermarkLogitsProcessor": lambda: logits_process.WatermarkLogitsProcessor(**WATERMARK),
+    "SynthIDTextWatermarkLogitsProcessor": lambda: (
+        logits_process.SynthIDTextWatermarkLogitsProcessor(5, [3, 4], 64, 0, 64, "cpu")
+    ),
+    "DiaClassifierFreeGuidanceLogitsProcessor": lambda: (
+        logits_process.DiaClassifierFreeGuidanceLogitsProcessor(2.0)
+    ),
+    "DiaEOSChannelFilterLogitsProcessor": lambda: logits_process.DiaEOSChannelFilterLogitsProcessor(
+        1, 2
+    ),
+    "DiaEOSDelayPatternLogitsProcessor": lambda: logits_process.DiaEOSDelayPatternLogitsProcessor(
+        [0], 2, 20
+    ),
+}
+NOT_MADE = {"WhisperTimeStampLogitsProcessor"}  # it wants the generation config of Whisper
+THEIRS = {
+    name
+    for name, value in vars(logits_process).items()
+    if inspect.isclass(value) and issubclass(value, logits_process.LogitsProcessor)
+} - {"LogitsProcessor"}
+BY_NAME = {
+    "remembers what it was asked": {
+        "UnbatchedClassifierFreeGuidanceLogitsProcessor",
+        "SynthIDTextWatermarkLogitsProcessor",
+    },
+    "belongs to a model of sound": {kind.__name__ for kind in OF_OTHER_MODELS},
+    "depends on what is added to all logits alike": {kind.__name__ for kind in GAUGED},
+}
+
+
+def test_every_processor_of_transformers_is_looked_at():
+    assert set(MADE) | NOT_MADE == THEIRS
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_with_alpha_one_a_processor_means_what_it_means_to_the_policy_or_is_refused(name):
+    policy = raised(pair()[0], 9.0)
+    refused = next((said for said, names in BY_NAME.items() if name in names), None)
+    if refused is None:
+        assert alone(policy, [MADE[name]()]) == own(policy, [MADE[name]()])
+    else:
+        with pytest.raises(ValueError, match=f"{name} {refused}"):
+            alone(policy, [MADE[name]()])
+
+
+@pytest.mark.parametrize("name", sorted(THEIRS - NOT_MADE))
+def test_the_processors_that_go_by_the_gauge_are_those_that_are_listed(name):
+    if name in BY_NAME["belongs to a model of sound"] or name.startswith("Unbatched"):
+        return
+    text = torch.tensor([[1, 4, 6, 4, 1, 4, 4, 3]])
+    scores = log_law(pair()[0], PROMPT)[None]
+    plain, other = (MADE[name]()(text, scores + offset).softmax(-1) for offset in (0.0, 9.0))
+    gauged = not torch.allclose(plain, other, atol=1e-9)
+    assert gauged == (name in BY_NAME["depends on what is added to all logits alike"])
+
+
+def test_behind_a_normalisation_a_penalty_means_the_same_in_both():
+    """The advice that comes with the refusal."""
+    policy = raised(pair()[0], 9.0)
+    steps = [LogitNormalization(), RepetitionPenaltyLogitsProcessor(1.5)]
+    assert alone(policy, steps) == own(policy, steps)
+    assert own(policy, steps) != own(policy, []), "the penalty does nothing"
+
+
+@pytest.mark.parametrize("alpha", [0, 1, 0.0, np.float64(1)])
+def test_a_processor_of_ones_own_that_goes_by_the_gauge_is_refused_at_the_ends(alpha):
+    policy, teacher = pair()
+    options = {"max_new_tokens": 3, "alpha": alpha}
+    at_least = [lambda ids, scores: scores.clamp(min=-5.0)]
+    filling = [logits_process.TopKLogitsWarper(3, filter_value=-4.0)]
+    parent = "policy" if alpha else "teacher"
+    for steps in (at_least, filling):
+        with pytest.raises(ValueError, match=f"all logits alike.* raw logits in the {parent}"):
+            hooked(policy, teacher, logits_processor=steps, **options)
+        hooked(policy, teacher, logits_processor=steps, max_new_tokens=3, alpha=0.5)
+    hooked(policy, teacher, logits_processor=[lambda ids, scores: scores - FAVOUR], **options)
+
+
+def test_a_subclass_that_reads_the_text_sees_the_text():
+    class Warmer(logits_process.TemperatureLogitsWarper):
+        def __call__(self, ids, scores):
+            seen.append(ids.shape)
+            return scores / self.temperature ** float(ids.shape[-1] % 3)
+
+    seen = []
+    policy, teacher = alike()
+    step = Warmer(0.2)
+    out = hooked(policy, teacher, max_new_tokens=8, logits_processor=[step], scheme="plain")
+    assert {shape[0] for shape in seen} == {1}
+    assert {shape[1] for shape in seen} == set(range(5, 13))
+    assert out[0, 5:].tolist() == slow_greedy(policy, teacher, 8, steps=[step])
+    with pytest.raises(ValueError, match="Warmer reads the text, and filtered='parents'"):
+        hooked(policy, teacher, max_new_tokens=8, logits_processor=[step], filtered="parents")
+
+
 # Batches.
 
 
@@ -443,6 +621,41 @@ def test_a_stream_of_text_can_be_read_from_another_thread():
     text = "".join(streamer)
     worker.join()
     assert text == tokenizer.decode(hooked(policy, teacher, **options)[0, PROMPT.shape[1] :])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_piece_streamer_gives_what_the_tokens_add_to_the_prompt(kind):
+    tokenizer = KINDS[kind]()
+    sizes = {"vocab": len(tokenizer)}
+    policy, teacher = tiny.llama(1, **sizes), tiny.gpt2(4, **sizes)
+    ids = torch.tensor([tokenizer("the cat").input_ids])
+    streamer = PieceStreamer(tokenizer, timeout=60)
+    torch.manual_seed(0)
+    options = {"max_new_tokens": 20, "do_sample": True, "top_k": 0, "scheme": "one-sided"}
+    options["attention_mask"] = torch.ones_like(ids)
+    out = hooked(policy, teacher, ids, streamer=streamer, **options)[0].tolist()
+    prompt, new = ids[0].tolist(), out[ids.shape[1] :]
+    whole = tokenizer.decode(out, skip_special_tokens=True)
+    text = "".join(streamer)
+    assert text == new_text(tokenizer, prompt, new, skip_special_tokens=True)
+    if whole.startswith(before := tokenizer.decode(prompt)):
+        assert before + text == whole
+
+
+def test_a_generate_that_hides_its_arguments_is_named():
+    """Under another name: what transformers may come to do."""
+    code = inspect.unwrap(GenerationMixin.generate).__code__
+    renamed = types.FunctionType(code.replace(co_name="produce"), vars(generation_utils))
+    renamed.__defaults__ = inspect.unwrap(GenerationMixin.generate).__defaults__
+    policy, teacher = pair()
+    mine, partly = Recorder(), functools.partial(q_star, streamer=(theirs := Recorder()))
+    options = {"teacher": teacher, "max_new_tokens": 3}
+    with torch.no_grad(), pytest.warns(UserWarning, match="whether streamer, .* were given"):
+        renamed(policy, PROMPT, custom_generate=q_star, streamer=mine, **options)
+    assert mine.ended == 0
+    with torch.no_grad(), pytest.warns(UserWarning, match="functools.partial"):
+        out = renamed(policy, PROMPT, custom_generate=partly, **options)
+    assert (torch.cat(theirs.got).tolist(), theirs.ended) == (out[0, 5:].tolist(), 1)
 
 
 @pytest.mark.parametrize("ids", [PROMPT, PROMPT.repeat(2, 1)], ids=["a model fails", "a batch"])

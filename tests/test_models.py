@@ -10,6 +10,7 @@ import torch
 from gguf import GGUFWriter
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
+from tokenizers_of_all_kinds import byte_level
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from qstar import models
@@ -359,6 +360,124 @@ def test_a_tokenizer_without_chat_template_is_refused():
 
 
 # --- Laws ----------------------------------------------------------------------------------------
+
+
+TURNS = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+NO_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}" + TURNS
+)
+IN_TURN = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}{% endfor %}" + TURNS
+)
+DROPS = (
+    "{% for m in messages %}{% if m.role != 'system' %}<{{ m.role }}>{{ m.content }}{% endif %}"
+    "{% endfor %}"
+)
+ADDS = "not so {{ messages | length + 'one' }}"
+
+
+def chatting(template):
+    return byte_level(chat_template=template)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "who?",
+        {"role": "user", "content": "who?"},
+        [{"role": "user", "content": "who?"}],
+        ({"role": "user", "content": "who?", "name": "ann"},),
+        [("user", "who?")],
+        [{"role": "user", "content": [{"type": "text", "text": "who?"}]}],
+        [{"role": "user", "content": ["who?"]}],
+    ],
+)
+def test_messages_may_come_in_these_shapes(given):
+    tokenizer = chatting(TURNS)
+    said = tokenizer.decode(models.chat_ids(tokenizer, given, system="a poet"))
+    assert said == "<system>a poet<user>who?<assistant>"
+
+
+def test_parts_of_a_content_are_lines_of_one_text():
+    tokenizer = chatting(TURNS)
+    parts = [{"type": "text", "text": "who"}, {"type": "text", "text": "are you?"}]
+    said = tokenizer.decode(models.chat_ids(tokenizer, {"role": "user", "content": parts}))
+    assert said == "<user>who\nare you?<assistant>"
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "a.png"}}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "expected a text or a list of messages.*got an empty one"),
+        (None, "expected a text or a list of messages.*got a NoneType"),
+        (b"who?", "expected a text or a list of messages"),
+        (torch.tensor([1]), "got a Tensor. Token ids go to generate"),
+        (["who?"], "message 0 must be .*got str 'who\\?'"),
+        (("user", "who?"), "message 0 must be .*got str 'user'"),
+        ([("user", "who?"), ("user",)], r"message 1 must be .*got tuple \('user',\)"),
+        ([{"content": "who?"}], "message 0 must say whose turn it is.*got None"),
+        ([{"role": 3, "content": "who?"}], "message 0 must say whose turn it is.*got 3"),
+        ([{"role": "user"}], 'the "content" of message 0 must be a text.*got None'),
+        ([("user", "a"), {"role": "user", "content": 7}], "of message 1 must be a text.*got 7"),
+        ([{"role": "user", "content": [IMAGE]}], "a part of message 0 must be .*image_url"),
+        ([("system", "x"), ("user", "y")], "begin with a system turn, and system="),
+    ],
+)
+def test_what_are_no_messages_is_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        models.chat_ids(chatting(TURNS), given, system="a poet")
+
+
+def test_a_template_that_refuses_the_messages_is_quoted():
+    with pytest.raises(ValueError, match="takes no system turn: System role not supported"):
+        models.chat_ids(chatting(NO_SYSTEM), "who?", system="a poet")
+    for turns in ["user user", "assistant", "user assistant assistant", "system user"]:
+        said = [(role, "x") for role in turns.split()]
+        listed = ", ".join(turns.split())
+        message = rf"roles must alternate|\(the turns are {listed}\): Conversation roles must"
+        with pytest.raises(ValueError, match=message):
+            models.chat_ids(chatting(IN_TURN), said)
+    with pytest.raises(ValueError, match=r"refuses these messages \(the turns are user\): "):
+        models.chat_ids(chatting(ADDS), "who?")  # a mistake of the template's own
+    with pytest.raises(ValueError, match="refuses these messages"):
+        models.chat_ids(chatting("{% if %}"), "who?")
+
+
+def test_the_advice_for_a_template_without_a_system_turn_helps():
+    tokenizer = chatting(NO_SYSTEM)
+    said = tokenizer.decode(models.chat_ids(tokenizer, "Be brief.\n\nwho?"))
+    assert said == "<user>Be brief.\n\nwho?<assistant>"
+
+
+@pytest.mark.parametrize("system", ["a poet", " a poet\n"])
+def test_a_system_turn_that_is_dropped_is_named(system):
+    with pytest.warns(UserWarning, match="drops the system turn: the model will not read it"):
+        models.chat_ids(chatting(DROPS), "who?", system=system)
+    with pytest.warns(UserWarning, match="drops the system turn"):
+        models.chat_ids(chatting(DROPS), [("system", system), ("user", "who?")])
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        TURNS,
+        TURNS.replace("m.content", "m.content | trim"),
+        TURNS.replace("m.content", "m.content | upper"),
+        "{% if messages[0].role != 'system' %}<system>a poet{% endif %}" + TURNS,
+    ],
+)
+def test_a_system_turn_that_is_read_is_no_reason_to_warn(template):
+    """Changed on the way, or the same that the template would have put there."""
+    for system in ("a poet", " a poet ", "", "  "):
+        models.chat_ids(chatting(template), "who?", system=system)
 
 
 @pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])

@@ -3,6 +3,7 @@
 The notebooks are tiny and the kernels real; where no kernel is needed none is started.
 """
 
+import ast
 import fcntl
 import io
 import json
@@ -126,7 +127,10 @@ def test_a_setting_is_a_literal_or_a_text(text, value):
     assert reproduce.read_setting(text) == (text.split("=")[0], value)
 
 
-@pytest.mark.parametrize("text", ["seed", "=1", "a b=1", "x={1, 2}", "x=1j", "x={1: 2}"])
+@pytest.mark.parametrize(
+    "text",
+    ["seed", "=1", "a b=1", "x={1, 2}", "x=1j", "x={1: 2}", "x=1e999", "x=[1, -1e999]", "x=b'a'"],
+)
 def test_a_setting_that_is_none_is_refused(text):
     with pytest.raises(reproduce.RefusedError):
         reproduce.read_setting(text)
@@ -158,6 +162,121 @@ def test_a_value_of_another_type_is_refused(root, capsys, setting):
 def test_an_integer_serves_where_a_float_is_the_default(root):
     path = write_notebook(root, "02_float", parameters="scale = 0.5\nnothing = None")
     reproduce.check_parameters([path], {"scale": 2, "nothing": "else"})
+
+
+WHOLE = [
+    None,
+    True,
+    -3,
+    10**30,
+    -0.0,
+    1e-300,
+    (1, 0, 0),
+    (),
+    (2,),
+    [0.5, (1, [None, {"a": (True, "b")}])],
+    {"a b": -1, "'": [], "c": {}},
+    'it\'s "so"\n\tC:\\new {x} %s',
+    "茶をどう淹れますか 🍵",
+    "\udcff\x00\x1b",
+    "None",
+    "",
+]
+
+
+@pytest.mark.parametrize("value", WHOLE, ids=ascii)
+def test_what_is_accepted_arrives_as_that_value(value):
+    name, read = reproduce.read_setting(f"x={value!r}")
+    said = reproduce.as_literals().codify({name: read})
+    arrived = {}
+    exec(said, arrived)
+    assert repr(arrived["x"]) == repr(value) == repr(read)
+
+
+RANGES = """
+seed = 0  # 0..1_000
+share = 0.5  # 0..1; of the whole
+rest = -1.5  # ..-0.5
+law = [0.7, 0.3]  # distribution of 2
+other: list = [0.4, 0.6]  # distribution of 2
+device = "auto"  # one of auto, cpu, cuda:*
+model = "a # b"  # text; or a folder
+record = "01_first.ipynb"  # file
+widths = [1, 2]  # 1..
+free = 3  # in 1..2 it would be said otherwise
+bare = "# 1..2"
+"""
+
+
+def test_comments_declare_what_a_parameter_may_be(root):
+    path = write_notebook(root, "02_ranges", parameters=RANGES)
+    assert reproduce.declared_ranges(path) == {
+        "seed": "0..1_000",
+        "share": "0..1",
+        "rest": "..-0.5",
+        "law": "distribution of 2",
+        "other": "distribution of 2",
+        "device": "one of auto, cpu, cuda:*",
+        "model": "text",
+        "record": "file",
+        "widths": "1..",
+    }
+
+
+@pytest.mark.parametrize(
+    ("accepted", "refused", "message"),
+    [
+        ("seed=1000", "seed=-1", "seed must be at least 0 and at most 1_000; got -1"),
+        ("seed=0", "seed=1001", "at most 1_000"),
+        ("seed=0x10", f"seed={10**400}", "at most 1_000"),
+        ("seed=7", "seed=None", "seed is of type int"),
+        ("share=1", "share=1.01", "share must be at least 0 and at most 1"),
+        ("rest=-2", "rest=0", "rest must be at most -0.5; got 0"),
+        ("law=(0.5, 0.5)", "law=[0.5, 0.6]", "law must be 2 positive probabilities that sum to 1"),
+        ("law=[0.9, 0.1]", "law=(1, 0)", r"positive probabilities that sum to 1; got \(1, 0\)"),
+        ("law=[0.2, 0.8]", "law=[0.2, 0.3, 0.5]", "law must be 2 positive"),
+        ("law=[0.2, 0.8]", "law=['a', 'b']", "law must be 2 positive"),
+        ("other=[0.3, 0.7]", "law=[0.4, 0.6]", r"law and other must differ; got \[0.4, 0.6\]"),
+        ("device=cuda:1", "device=tpu", "device must be one of auto, cpu, cuda"),
+        ("model=x", "model=", "model must be a text that is not empty"),
+        ("record=01_first.ipynb", "record=none.json", "record must be a file, as seen from"),
+        ("widths=[3]", "widths=[3, 0]", r"widths must be at least 1; got \[3, 0\]"),
+        ("widths=(3, 4)", "widths=[True]", "widths must be at least 1"),
+        ("widths=[]", "widths=[[1]]", "widths must be at least 1"),
+        ("free=-100", "free=1.5", "free is of type int"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_before_anything_runs(
+    root, capsys, accepted, refused, message
+):
+    write_notebook(root, "02_ranges", parameters=RANGES)
+    arguments = ["--root", str(root), "--only", "02"]
+    assert reproduce.main([*arguments, "--set", accepted, "--list"]) == 0
+    capsys.readouterr()
+    assert reproduce.main([*arguments, "--set", refused]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (root / "build").exists()
+
+
+BOOK = Path(__file__).resolve().parents[1]
+CHAPTERS = sorted((BOOK / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("notebook", CHAPTERS, ids=lambda path: path.stem)
+def test_every_chapter_says_what_its_parameters_may_be(notebook):
+    """Its own defaults are; each number and list is limited, on both sides where it is a count."""
+    known, declared = reproduce.known_parameters(notebook), reproduce.declared_ranges(notebook)
+    defaults = {name: ast.literal_eval(said) for name, said in known.items()}
+    reproduce.check_parameters([notebook], defaults)
+    wrong = {int: [-1, -(10**9), 10**12, 1.5, True], list: [[], [0.5, 0.6], (1, 0, 0), "x"]}
+    for name, default in defaults.items():
+        for value in [None, {}, *wrong.get(type(default), [1])]:
+            with pytest.raises(reproduce.RefusedError, match=f"{notebook.stem}: {name} (is|must)"):
+                reproduce.check_parameters([notebook], {name: value})
+        if name in ("model", "device", "benchmark_record"):
+            assert name in declared
+            with pytest.raises(reproduce.RefusedError, match=f"{name} must be"):
+                reproduce.check_parameters([notebook], {name: " "})
 
 
 @pytest.mark.parametrize("name", ["2", "02", "02_second", "02_second.ipynb"])
@@ -466,13 +585,18 @@ def test_the_same_run_gives_the_same_bytes_and_an_unchanged_one_is_skipped(two_r
 
 def test_a_run_with_other_parameters_stays_out_of_the_book(root):
     chapter = old_chapter(root)
-    result = run(root, "--set", "seed=5", "--set", "name=a b/{c}")
+    write_notebook(
+        root, "01_first", "print(seed, pair)", parameters="seed = 0\nname = ''\npair = [1]"
+    )
+    more = "--set", "pair=(1, None)"
+    result = run(root, "--set", "seed=5", "--set", "name=a b/{c}", *more)
     assert result.returncode == 0, result.stderr
     assert chapter.read_text() == "the earlier good copy"
     (copy,) = (root / "build" / "runs").glob("name=a_b_*seed=5-*/01_first.ipynb")
-    assert printed(copy) == "5\n"
+    assert printed(copy) == "5 (1, None)\n"
     assert json.loads(copy.read_text())["metadata"]["qstar"]["parameters"] == {
         "name": "'a b/{c}'",
+        "pair": "(1, None)",
         "seed": "5",
     }
 
