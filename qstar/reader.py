@@ -184,6 +184,11 @@ class Reader:
         if self.window is not None:
             place = place.clamp(max=self.window - 1)  # what lies beyond is padding
         slots = torch.cat([self._slots, fresh], dim=-1)
+        outgrown = self._sliding is not None and slots.shape[-1] > self._sliding
+        if outgrown and held > max(self.lengths):
+            self._squeeze()  # the window must not be filled with holes
+            held = self._slots.shape[-1]
+            slots = torch.cat([self._slots, fresh], dim=-1)
         if self._sliding is not None and slots.shape[-1] > self._sliding and not _solid(slots):
             raise ValueError(
                 f"the {self.name} sees only its last {self._sliding} tokens, counted in cache "
