@@ -133,11 +133,16 @@ def _compare(
         ),
         policy_to_teacher=kl(log_policy, log_teacher),
         teacher_to_policy=kl(log_teacher, log_policy),
-        accept_policy=torch.minimum(log_policy, log_q).exp().sum(dim=-1),
-        accept_teacher=torch.minimum(log_teacher, log_q).exp().sum(dim=-1),
+        accept_policy=_accept(log_policy, log_q),
+        accept_teacher=_accept(log_teacher, log_q),
         log_ratio_range=log_ratio.nan_to_num(-torch.inf).amax(dim=-1)
         - log_ratio.nan_to_num(torch.inf).amin(dim=-1),
     )
+
+
+def _accept(log_draft: Tensor, log_target: Tensor) -> Tensor:
+    """The acceptance probability, which the rounding of its sum must not take above 1."""
+    return torch.minimum(log_draft, log_target).exp().sum(dim=-1).clamp(max=1)
 
 
 def _map(function: Callable[[list[Tensor]], Tensor], *records: Comparison) -> Comparison:

@@ -8,9 +8,11 @@ few lines.
 """
 
 import math
+import operator
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 PARENTS = ("policy", "teacher")
 SCHEMES = ("plain", "one-sided", "alternating", "lookup", "draft-model")
@@ -43,8 +45,7 @@ class Costs:
         for model in (*PARENTS, "draft", "both"):
             seconds = getattr(self, model)
             if seconds is not None:
-                _check_seconds(model, seconds)
-                object.__setattr__(self, model, dict(sorted(seconds.items())))
+                object.__setattr__(self, model, _checked_seconds(model, seconds))
         if not (math.isfinite(self.overhead) and self.overhead >= 0):
             raise ValueError(f"overhead must be seconds, finite and >= 0: got {self.overhead!r}.")
 
@@ -66,8 +67,7 @@ class Costs:
         seconds: Mapping[int, float] | None = getattr(self, model)
         if seconds is None:
             raise ValueError("no draft model was measured: pass Costs(..., draft={1: seconds}).")
-        if width < 1:
-            raise ValueError(f"a forward reads at least one position: got width {width!r}.")
+        width = check_count("width", width)
         widths = list(seconds)
         if width in seconds or len(widths) == 1:
             return seconds.get(width, seconds[widths[0]])
@@ -97,7 +97,7 @@ def one_sided(costs: Costs, drafter: str, gamma: int, acceptance: float) -> floa
         gamma: Draft tokens per round, at least 1.
         acceptance: The acceptance probability of the drafter, in [0, 1].
     """
-    _check_gamma(gamma)
+    gamma = check_count("gamma", gamma)
     verifier = _other(drafter)
     round_s = gamma * costs.of(drafter, 1) + costs.of(verifier, gamma) + costs.overhead
     return round_s / _tokens(acceptance, gamma)
@@ -165,10 +165,8 @@ def third(costs: Costs, gamma: int, acceptance: float, *, draft_forwards: int) -
             q*'s own probability of that token, averaged over the positions where one is found.
         draft_forwards: Forwards of width 1 of the draft model per round: gamma, or 0 for a lookup.
     """
-    if not (isinstance(gamma, int) and gamma >= 0):
-        raise ValueError(f"gamma must be a number of draft tokens, 0 or more: got {gamma!r}.")
-    if draft_forwards < 0:
-        raise ValueError(f"draft_forwards must be 0 or more: got {draft_forwards!r}.")
+    gamma = check_count("gamma", gamma, least=0)
+    draft_forwards = check_count("draft_forwards", draft_forwards, least=0)
     verify_s = sum(costs.of(parent, gamma + 1) for parent in PARENTS)
     draft_s = draft_forwards * costs.of("draft", 1) if draft_forwards else 0.0
     return (draft_s + verify_s + costs.overhead) / _tokens(acceptance, gamma + 1)
@@ -241,9 +239,8 @@ def expected_forwards(
         acceptance: The acceptance probability of the drafter; for "alternating" also a pair, of
             the policy and of the teacher. The better one proposes after a rejection.
     """
-    _check_gamma(gamma)
-    if num_tokens < 1:
-        raise ValueError(f"expected at least one token: got {num_tokens!r}.")
+    gamma = check_count("gamma", gamma)
+    num_tokens = check_count("num_tokens", num_tokens)
     pair = acceptance if isinstance(acceptance, tuple) else (acceptance, acceptance)
     accepts = dict(zip(PARENTS, pair, strict=True))
     for accept in pair:
@@ -280,7 +277,7 @@ def _alternating(
     costs: Costs, gamma: int, accepts: tuple[float, float], redrafter: str | None
 ) -> float:
     """Seconds per token if `redrafter` (None: the rejected proposer) drafts after a rejection."""
-    _check_gamma(gamma)
+    gamma = check_count("gamma", gamma)
     tokens, seconds, leave = {}, {}, {}
     for proposer, accept in zip(PARENTS, accepts, strict=True):
         verifier, all_kept = _other(proposer), accept**gamma
@@ -312,21 +309,28 @@ def _other(parent: str) -> str:
     return PARENTS[parent == "policy"]
 
 
-def _check_gamma(gamma: int) -> None:
-    if not (isinstance(gamma, int) and gamma >= 1):
-        raise ValueError(f"gamma must be a number of draft tokens, 1 or more: got {gamma!r}.")
+def check_count(name: str, count: Any, *, least: int = 1) -> int:
+    """A whole number of any integer type as an int; ValueError for all else, and below `least`."""
+    try:
+        number = None if isinstance(count, bool) else operator.index(count)
+    except TypeError:
+        number = None
+    if number is None or number < least:
+        raise ValueError(f"{name} must be a whole number, {least} or more: got {count!r}.")
+    return number
 
 
-def _check_seconds(model: str, seconds: Mapping[int, float]) -> None:
+def _checked_seconds(model: str, seconds: Mapping[int, float]) -> dict[int, float]:
+    """Width to seconds in the order of the widths."""
+    seconds = {check_count(f"{model}: a width", width): s for width, s in seconds.items()}
     if 1 not in seconds:
         raise ValueError(
             f"{model} must give the seconds of a forward of width 1 at least: got widths "
             f"{sorted(seconds)}."
         )
     for width, value in seconds.items():
-        if not (isinstance(width, int) and width >= 1):
-            raise ValueError(f"{model}: a width is a positive integer, got {width!r}.")
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(
                 f"{model}: width {width} must take seconds, finite and >= 0: got {value!r}."
             )
+    return dict(sorted(seconds.items()))

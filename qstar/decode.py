@@ -12,33 +12,43 @@ need. What proposes never decides: a draft is judged by `speculative.verify` aga
 """
 
 import operator
+import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
+from itertools import combinations, takewhile
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from . import batched, schemes, speculative
 from . import models as _models  # noqa: F401 - first: it keeps tqdm quiet where transformers loads
 from .comparison import TensorBalance, check_alpha
-from .costs import Costs
+from .costs import Costs, check_count
 from .reader import Reader, bare
 from .result import STATUSES, Balance
 from .schemes import Plan
-from .shaping import FILTERED, Processor, Shaping, shaping
-from .speculative import NO_TOKEN, Chance, Coins
+from .shaping import FILTERED, MEMORYLESS, Processor, Shaping, shaping
+from .speculative import NO_TOKEN, Chance, RowCoins
 
 SCHEMES = (*schemes.SCHEMES, "auto")
 PROPOSERS = ("none", "policy", "teacher", "draft", "lookup")
 PARENTS = ("policy", "teacher")
 
+EQUAL_CHERNOFF = 1e-10
+"""The Chernoff information, in nats, up to which two distributions are called one and the same."""
+
 Prompts = Tensor | Sequence[Tensor]
 Stop = Callable[[Tensor, Any], Any]
+
+
+class EqualParentsWarning(UserWarning):
+    """The parents had one and the same distribution wherever a token was drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +114,8 @@ class Trace:
         accepted: Whether the proposal was kept. False where nobody proposed. Shape (*positions).
         rounds: The rounds in order.
         prefill: The forwards that read the prompts (all but their last tokens).
-        costs: What the choice of schemes and draft lengths was based on.
+        costs: What forwards took, as the caller said or, with "auto", as was measured; None where
+            neither is so.
     """
 
     balance: TensorBalance
@@ -116,7 +127,7 @@ class Trace:
     accepted: Tensor
     rounds: tuple[RoundTrace, ...]
     prefill: tuple[Forward, ...]
-    costs: Costs
+    costs: Costs | None
 
     @property
     def acceptance_rate(self) -> float:
@@ -169,7 +180,7 @@ def generate(
     teacher_ids: Prompts | None = None,
     *,
     max_new_tokens: int,
-    scheme: str = "auto",
+    scheme: str | None = None,
     gamma: int | None = None,
     alpha: float | None = None,
     greedy: bool = False,
@@ -186,7 +197,7 @@ def generate(
     draft_model: Any = None,
     draft_ids: Prompts | None = None,
     block_verification: bool = False,
-    disjoint: str = "raise",
+    disjoint: str | None = None,
     vocab: int | None = None,
     context_length: int | None = None,
     one_call: bool | None = None,
@@ -208,10 +219,26 @@ def generate(
     - "auto": measures what forwards of each width take, watches the acceptance, and goes on with
       whichever of all these promises the most tokens a second.
 
-    A seed means the same on every device, as long as the same choices are made: where logits
-    differ by rounding, or where "auto" has measured other `costs`, the same seed is another draw
-    of the same law. Costs are measured once per pair of models, so calls within a process agree;
-    pass `trace.costs` on to agree across processes.
+    Without `scheme` the arguments alone decide: "draft-model" with a draft model (gamma 4); else
+    "plain" in one call where one model is both parents (unless `gamma` or one_call=False asks for
+    turns); else "alternating" (gamma 1). A batch that may outgrow a sliding window is decoded by
+    "plain", the one scheme that is exact there (for a batch; one row alone may follow any); asked
+    for another scheme, or for a `gamma`, it is refused.
+
+    A seed means the same on every machine, as long as the same choices are made. By default none
+    hangs on a clock: only rounding in the logits can make another draw of the same seed, of the
+    same law. A named scheme with gamma=None chooses its draft lengths by the acceptance that it has
+    observed (and by `costs`, if given), "one-sided" without `drafter` and "alternating" after a
+    rejection choose the drafter by the same. "auto" hangs on what it has measured: once per pair of
+    models, so that calls within a process agree; pass its `trace.costs` on to agree across
+    processes.
+
+    Each row of a batch has randomness of its own: the first row's is `generator` itself, as if it
+    were alone, another row's follows from the generator's state and the row's index. So a row's
+    tokens do not hang on its neighbours (rounding apart) with "plain", nor with "one-sided",
+    "lookup" and "draft-model" at a given `gamma` (and `drafter`). With "alternating", and wherever
+    observed acceptance decides, who proposes how much does hang on them: with other neighbours the
+    same seed is another draw of the same law.
 
     Memory: a cache takes 2 * layers * key-value heads * head size * bytes per number for each
     token, row and model; a round holds at most 16 blocks of rows * (gamma + 1) * vocabulary numbers
@@ -225,8 +252,9 @@ def generate(
             prompts of equal length; a list of one-dimensional tensors for a ragged batch.
         teacher_ids: The teacher's prompt, None for the policy's; it may have another length.
         max_new_tokens: The most tokens to draw for each row.
-        scheme: One of `SCHEMES`.
-        gamma: Draft tokens per round. None adapts it to the acceptance and the costs.
+        scheme: One of `SCHEMES`; None decides by the other arguments (above).
+        gamma: Draft tokens per round. None adapts a named scheme's to the acceptance that was
+            observed, and to the costs.
         alpha: The exponent on the policy. None solves for alpha* at each position; a number in
             [0, 1] fixes it (1 follows the policy, 0 the teacher).
         greedy: Take the most probable token in place of a draw.
@@ -252,8 +280,9 @@ def generate(
         block_verification: Judge a round's drafts together (`speculative.verify_block`): as exact,
             and never fewer tokens a round.
         disjoint: What to do where the parents share no token, so that q* does not exist: "raise",
-            or "mixture" for their even mixture, the limit that smoothing gives; the trace's status
-            says where.
+            which loses what was drawn before, or "mixture" for their even mixture, the limit that
+            smoothing gives; the trace's status says where. None is "raise", save where top-k or
+            the like cuts the parents' supports apart (filtered="parents"): there it must be named.
         vocab: Use only the first this many ids, for models whose output layers are padded to
             different sizes. None expects equal sizes.
         context_length: The most tokens of a text, for each model, in place of what configurations
@@ -262,8 +291,8 @@ def generate(
         one_call: Whether one model that is both parents reads both texts in one call, as two rows
             of a batch; it can then not draft for itself. None does so in the schemes that allow
             it ("plain", "lookup", "draft-model"), and in "auto" if that was measured to be faster.
-        costs: What forwards take. None measures it for "auto"; otherwise assumes that a forward
-            takes the same at every width, of either parent.
+        costs: What forwards take, for the choice of schemes and draft lengths. None measures it for
+            "auto", and else assumes that a forward takes the same at every width, of either parent.
         on_tokens: Called after each round with its new tokens, on the CPU, one row each, -1 where a
             row has fewer. Shape (batch, new).
 
@@ -272,31 +301,28 @@ def generate(
 
     Raises:
         ValueError: An argument makes no sense, the vocabularies differ in size, the text would
-            exceed a context window, a model's cache cannot take tokens back, a model answers nan,
-            or the parents share no token at some position. The message says where.
+            exceed a context window, a model's cache cannot take tokens back, two models are one set
+            of weights, a model answers nan, or the parents share no token at some position. The
+            message says where.
+
+    Warns:
+        EqualParentsWarning: The parents had one distribution wherever a token was drawn.
 
     Source: the analysis, problem 1; its loop is replaced by exact rules. Alternating proposals:
         Fu et al. (2025), "Fast large language model collaborative decoding via speculation",
         ICML (PMLR 267:17764).
     """
-    _check_adapters(policy, teacher)
     policy, teacher, draft_model = bare(policy), bare(teacher), bare(draft_model)
+    _check_weights({"policy": policy, "teacher": teacher, "draft model": draft_model})
     models = {"policy": policy, "teacher": teacher, "draft": draft_model}
     readers = {
         name: Reader(model, name=name, context_length=context_length)
         for name, model in models.items()
         if name != "draft" or model is not None
     }
-    _check_count("max_new_tokens", max_new_tokens)
-    _check_scheme(scheme, gamma, drafter, draft_model)
+    max_new_tokens = check_count("max_new_tokens", max_new_tokens)
+    gamma = _check_scheme(scheme, gamma, drafter, draft_model, draft_ids, costs)
     _check_choice("filtered", filtered, FILTERED)
-    _check_choice("disjoint", disjoint, ("raise", "mixture"))
-    if one_call and (policy is not teacher or scheme not in (*schemes.TOGETHER, "auto")):
-        raise ValueError(
-            f"one_call needs one model as both parents, and a scheme in which both read the same "
-            f"tokens at once ({', '.join(schemes.TOGETHER)}): got scheme={scheme!r} and "
-            f"{'one model' if policy is teacher else 'two models'}."
-        )
     size = _check_vocab(readers, vocab)
     prompts, single, device = _check_prompts(
         readers,
@@ -305,37 +331,55 @@ def generate(
         {"policy": policy_ids, "teacher": teacher_ids, "draft": draft_ids},
     )
     longest = max(len(prompt) for rows in prompts.values() for prompt in rows) + max_new_tokens
-    rows = len(prompts["policy"])
-    pairs = policy is teacher and one_call is not False and scheme in (*schemes.TOGETHER, "auto")
+    in_one_call = policy is teacher and one_call is not False
+    paired = in_one_call and scheme in (None, *schemes.TOGETHER, "auto")
     for name, reader in readers.items():
-        reader.check(longest, rows=rows + (pairs and name != "draft"))
-    slides = any(reader.slides(longest) for reader in readers.values())
-    if scheme == "auto" and slides and rows > 1:
-        scheme = "plain"  # rejections would leave holes, which no sliding window must meet
-    if scheme == "auto" and any(reader.rereads for reader in readers.values()):
-        scheme = "plain"  # every draft would be a reading of its own
+        reader.check(longest, rows=len(prompts["policy"]) + (paired and name != "draft"))
+    holed = _holed(readers, prompts, max_new_tokens)
+    scheme, gamma = schemes.asked_for(
+        scheme,
+        gamma,
+        in_one_call=in_one_call,
+        has_draft=draft_model is not None,
+        # Read anew for every token, a draft would be a reading of its own.
+        plain_only=holed is not None or any(reader.rereads for reader in readers.values()),
+    )
+    if holed is not None and scheme != "plain":
+        raise ValueError(
+            f"the {holed} looks back through a sliding window, which these texts may outgrow, and "
+            f"scheme={scheme!r} leaves holes in the cache of a batch. Leave scheme and gamma out, "
+            f"or pass scheme='plain', which is exact for a batch too; or decode its rows one at a "
+            f"time."
+        )
+    if one_call and (policy is not teacher or scheme not in (*schemes.TOGETHER, "auto")):
+        raise ValueError(
+            f"one_call needs one model as both parents, and a scheme in which both read the same "
+            f"tokens at once ({', '.join(schemes.TOGETHER)}): got scheme={scheme!r} and "
+            f"{'one model' if policy is teacher else 'two models'}."
+        )
+    filters = shaping(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        logits_processor=_check_callable("logits_processor", logits_processor),
+        greedy=greedy,
+    )
     law = _Law(
         alpha=check_alpha(alpha),
-        shaping=shaping(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            logits_processor=logits_processor,
-            greedy=greedy,
-        ),
+        shaping=filters,
         filtered=filtered,
-        disjoint=disjoint,
+        disjoint=_check_disjoint(disjoint, filters, filtered, size),
     )
     run = _Run(
         readers=readers,
         prompts=prompts,
         shown=_check_shown(shown_ids, prompts["policy"]),
         law=law,
-        chance=_check_generator(generator),
+        chance=_check_generator(generator, len(prompts["policy"])),
         vocab=size,
         max_new_tokens=max_new_tokens,
         ends=_check_ends(eos_token_id, policy, size),
-        stopping_criteria=tuple(stopping_criteria),
+        stopping_criteria=_check_callable("stopping_criteria", stopping_criteria),
         verify=speculative.verify_block if block_verification else speculative.verify,
         on_tokens=on_tokens,
     )
@@ -363,6 +407,15 @@ def generate(
         )
         while run.rows:
             run.round(planner.plan(run.evidence()))
+    if run.parents_are_equal():
+        warnings.warn(
+            "policy and teacher had one and the same distribution at every new token (Chernoff "
+            "information 0), which q* then is too. For two different parents give one model two "
+            "prompts, or load two models: adapters on one base, or one model passed twice, are one "
+            "set of weights.",
+            EqualParentsWarning,
+            stacklevel=2,
+        )
     return run.generation(planner.costs, single, device)
 
 
@@ -384,6 +437,8 @@ def memory_bytes(
         length: Tokens of a text, the prompt's included.
         gamma: Draft tokens per round.
     """
+    batch, length = check_count("batch", batch), check_count("length", length)
+    gamma = check_count("gamma", gamma, least=0)
     caches = 0
     for model in (policy, teacher):
         text = model.config.get_text_config()
@@ -545,6 +600,23 @@ class _Run:
                 drafts = self.drafts_of("draft", plan.gamma, spare=1)
             self.judge_together(plan, drafts)
 
+    def parents_are_equal(self) -> bool:
+        """Whether they had one distribution wherever a token was drawn, and that matters."""
+        if self.law.alpha in (0.0, 1.0) or self.law.of_parents.steps:
+            return False
+        for entry in self.log:
+            chernoff = entry["known"]["balance.chernoff"]
+            for place, length in enumerate(entry["lengths"]):
+                if not bool((chernoff[place, :length] <= EQUAL_CHERNOFF).all()):
+                    return False
+        return True
+
+    def choices(self, **counts: list[int]) -> Chance:
+        """The source of the running rows' choices, of so many `coins` and `lots` of each row."""
+        if isinstance(self.chance, RowCoins):
+            return self.chance.only(self.rows, **counts)
+        return self.chance
+
     def discard(self) -> None:
         """Forget proposals; exact, since nothing that led here depended on what they are."""
         self.outstanding = None
@@ -647,7 +719,10 @@ class _Run:
                 ]
                 raw = self.read(name, [[] for _ in self.rows], last.unsqueeze(-1), more)
             so_far = torch.stack([step[0] for step in steps], -1) if steps else None
-            steps.append(self.draw(name, raw, so_far, has))
+            lots = [
+                int(len(steps) < limit + (not own)) for own, limit in zip(has, limits, strict=True)
+            ]
+            steps.append(self.draw(name, raw, so_far, has, lots))
             raw = None
         tokens, log_draft, log_parent = (
             torch.cat([step[part].unsqueeze(1) for step in steps], 1)
@@ -674,9 +749,12 @@ class _Run:
         )
 
     def draw(
-        self, name: str, raw: Laws, so_far: Tensor | None, has: list[bool]
+        self, name: str, raw: Laws, so_far: Tensor | None, has: list[bool], lots: list[int]
     ) -> tuple[Tensor, Laws, Laws]:
-        """One draft token of each row from a law after the drafts so far: (token, its two laws)."""
+        """One draft token of each row from a law after the drafts so far: (token, its two laws).
+
+        `lots` is 1 where the row can use it, else 0; the token is then anything.
+        """
         log_parent, log_draft = raw, raw
         if self.law.shaping.steps or self.law.shaping.greedy:
             seen = self.texts(name), self.texts("policy")
@@ -688,7 +766,8 @@ class _Run:
                 )
             log_parent = self.law.of_parents(raw, seen[0]) if name in PARENTS else raw
             log_draft = self.law.of_target(log_parent, seen[1])
-        return self.chance.draw(log_draft).squeeze(-1), log_draft, log_parent
+        token = self.choices(lots=lots).draw(log_draft).squeeze(-1)
+        return token.clamp(min=0), log_draft, log_parent  # from no law, it is found out if judged
 
     def looked_up(self, gamma: int) -> _Drafts | None:
         """What followed each row's last tokens where they stood before; None if nothing did."""
@@ -827,11 +906,16 @@ class _Run:
             here = torch.arange(gamma + 1, device=self.device) == drafted[:, None]
             log_target = torch.where(here[..., None], beyond, log_target)
         judged = self.verify(
-            tokens, log_draft, log_target, drafted=drafted, generator=self.chance, check=False
+            tokens,
+            log_draft,
+            log_target,
+            drafted=drafted,
+            generator=self.choices(coins=counts),
+            check=False,
         )
         for name, laws in (("policy", log_policy), ("teacher", log_teacher)):
             shaped = self.law.of_target(laws, self.texts("policy"), tokens)
-            known[f"accept_{name}"] = torch.minimum(shaped, target).exp().sum(-1)
+            known[f"accept_{name}"] = torch.minimum(shaped, target).exp().sum(-1).clamp(max=1)
         host = self._fetch(judged, tokens, log_draft, log_policy, log_teacher, target, known)
         return self._emit(plan, proposer, counts, exact, host, known, judged.next_token)
 
@@ -946,10 +1030,11 @@ class _Run:
             bad = is_nan.nonzero()
             if len(bad):
                 filtered = ", or a filter left no token there" if self.law.shaping.steps else ""
+                reader = self.readers.get("draft" if name == "draft model" else name)
                 raise ValueError(
                     f"the {name} answers nan at new token {at + int(bad[0])}, row {row}: its "
-                    f"logits hold nan or +inf, or are all -inf{filtered}. Try wider weights "
-                    f"(dtype=torch.float32), or look for what broke the model."
+                    f"logits hold nan or +inf, or are all -inf{filtered}. "
+                    f"{_nan_advice((reader or self.readers['both']).model, len(self.text) > 1)}"
                 )
 
         for name in PARENTS:
@@ -959,8 +1044,8 @@ class _Run:
             raise ValueError(
                 f"policy and teacher share no token at new token {at + int(apart[0])}, row {row}: "
                 f"q* does not exist there. Something (a filter, a mask on the logits) cut their "
-                f"supports apart; apply it to q* (filtered='target'), or pass disjoint='mixture' "
-                f"for the even mixture at such positions."
+                f"supports apart. Apply a filter to q* (filtered='target'), or pass "
+                f"disjoint='mixture' for the even mixture at such positions."
             )
         empty = host["nan_target"][place, :length].nonzero()
         if len(empty):
@@ -1031,7 +1116,7 @@ class _Run:
 
     # --- The result
 
-    def generation(self, costs: Costs, single: bool, device: torch.device) -> Generation:
+    def generation(self, costs: Costs | None, single: bool, device: torch.device) -> Generation:
         """The result in the shape and on the device of the prompt."""
         size = self.max_new_tokens
         filled = [text + [text[-1]] * (size - len(text)) for text in self.text]
@@ -1131,7 +1216,7 @@ MEASURED_WIDTHS = (1, 2, 3, 5, 9)
 MEASURED_TIMES = 4
 MEASURED_SECONDS = 2.0  # after which one forward of each kind must do
 
-_COSTS: weakref.WeakKeyDictionary[Any, dict[tuple[int, ...], Costs]] = weakref.WeakKeyDictionary()
+_COSTS: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], Costs]] = weakref.WeakKeyDictionary()
 """What was measured, by policy; so that a seed repeats within a process."""
 
 
@@ -1141,7 +1226,9 @@ def _measured_costs(run: _Run) -> Costs:
     models = [reader.model for reader in run.readers.values()]
     # Layers that answer in another way (`qstar.packed`) take another time.
     swapped = ["forward" in vars(module) for model in models for module in model.modules()]
-    key = (len(run.prompts["policy"]), sum(swapped), *map(id, models))
+    # Weak references, for a later model may be given the address of one that is gone.
+    kinds = [(weakref.ref(model), str(model.device), model.dtype) for model in models]
+    key = (len(run.prompts["policy"]), sum(swapped), *kinds)
     kept = _COSTS.setdefault(policy, {})
     # A call for few tokens measures few widths, which must not be all that later calls know.
     if key not in kept or max(kept[key].policy) < max(_measured_widths(run.max_new_tokens)):
@@ -1195,36 +1282,102 @@ def _seconds_by_width(runs: dict[str, _Run]) -> dict[str, dict[int, float]]:
     return spent
 
 
+_MODES: dict[Any, tuple[int, bool]] = {}
+"""Of each module that somebody decodes with: how many do, and the mode to give it back in."""
+
+_MODES_LOCK = threading.Lock()
+
+
 @contextmanager
 def _eval_mode(*models: Any) -> Iterator[None]:
-    """Dropout off while inside; afterwards every module is in the mode it was in."""
-    modes = {module: module.training for model in models for module in model.modules()}
-    for model in models:
-        model.eval()
+    """Dropout off while inside; every module gets its mode back when the last user has left."""
+    modules = dict.fromkeys(module for model in models for module in model.modules())
+    with _MODES_LOCK:
+        for module in modules:
+            users, training = _MODES.get(module, (0, module.training))
+            _MODES[module] = users + 1, training
+        for model in models:
+            model.eval()
     try:
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        with _MODES_LOCK:
+            for module in modules:
+                users, training = _MODES.pop(module)
+                if users > 1:
+                    _MODES[module] = users - 1, training
+                else:
+                    module.training = training
 
 
 # --- What can be wrong ---------------------------------------------------------------------------
 
 
-def _check_adapters(policy: Any, teacher: Any) -> None:
-    """ValueError where one parent is an adapter on the other, which changed it in place."""
-    for one, other in ((policy, teacher), (teacher, policy)):
-        base = one.get_base_model() if hasattr(one, "get_base_model") else None
-        if base is not None and base is other:
+def _check_weights(models: dict[str, Any]) -> None:
+    """ValueError where two models that are not one object are one set of weights.
+
+    An adapter changes its base in place, and so all models that wrap it: they would all answer
+    alike. Models that share some weights (their embeddings, say), or that read the same weights by
+    different configs, are different models.
+    """
+    given = {name: model for name, model in models.items() if model is not None}
+    weights = {name: _weights(model) for name, model in given.items()}
+    for one, other in combinations(given, 2):
+        if (
+            given[one] is not given[other]
+            and weights[one]
+            and weights[one] == weights[other]
+            and _settings(given[one]) == _settings(given[other])
+        ):
             raise ValueError(
-                "policy and teacher are one model: an adapter changes its base in place, so that "
-                "both would answer alike. Load the base model a second time for the other parent."
+                f"{one} and {other} are two objects over one set of weights, so that both answer "
+                f"alike (an adapter changes its base in place, for all that hold the base). For "
+                f"two models load the base model a second time, for an adapter of its own. For "
+                f"one model pass one object twice; in an adapted model's own generate that is "
+                f"model.get_base_model()."
             )
 
 
-def _check_count(name: str, count: int) -> None:
-    if isinstance(count, bool) or operator.index(count) < 1:
-        raise ValueError(f"{name} must be at least 1: got {count}. Nothing would be drawn.")
+def _weights(model: Any) -> set[tuple[Any, ...]]:
+    """Where a model's parameters and kept buffers lie in memory."""
+    found = set()
+    for module in model.modules():
+        kept = {k: v for k, v in module._buffers.items() if k not in _passing(module)}
+        for tensor in (*module._parameters.values(), *kept.values()):
+            try:
+                address = 0 if tensor is None else tensor.data_ptr()
+            except (RuntimeError, NotImplementedError):  # a tensor without memory of its own
+                address = id(tensor)
+            if address:
+                found.add((str(tensor.device), address, tuple(tensor.shape)))
+    return found
+
+
+def _passing(module: Any) -> set[str]:
+    """The names of buffers that are worked out anew where a model is loaded."""
+    return getattr(module, "_non_persistent_buffers_set", set())
+
+
+def _settings(model: Any) -> Any:
+    config = getattr(model, "config", None)
+    return config.to_dict() if hasattr(config, "to_dict") else config
+
+
+def _holed(
+    readers: dict[str, Reader], prompts: dict[str, list[list[int]]], max_new_tokens: int
+) -> str | None:
+    """The first model whose sliding window the rejected drafts of a batch may reach, if any.
+
+    A cache holds no more than the longest text and one forward, of the tokens that its row has
+    not read and of its drafts: at most max_new_tokens of either.
+    """
+    if len(prompts["policy"]) == 1 or max_new_tokens == 1:  # a last token is not drafted for
+        return None
+    for name, reader in readers.items():
+        longest = max(map(len, prompts[name]))
+        if reader.slides(longest + 3 * max_new_tokens):
+            return "draft model" if name == "draft" else name
+    return None
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -1232,14 +1385,25 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}: got {value!r}.")
 
 
-def _check_scheme(scheme: str, gamma: int | None, drafter: str | None, draft_model: Any) -> None:
-    _check_choice("scheme", scheme, SCHEMES)
+def _check_scheme(
+    scheme: str | None,
+    gamma: int | None,
+    drafter: str | None,
+    draft_model: Any,
+    draft_ids: Any,
+    costs: Costs | None,
+) -> int | None:
+    """The draft length as an int, once what was asked for fits together."""
+    if scheme is not None:
+        _check_choice("scheme", scheme, SCHEMES)
     if gamma is not None:
-        if isinstance(gamma, bool) or operator.index(gamma) < 1:
+        try:
+            gamma = check_count("gamma", gamma)
+        except ValueError as error:
             raise ValueError(
-                f"gamma counts the draft tokens of a round, at least 1: got {gamma}. None adapts "
-                f"it; scheme='plain' drafts nothing."
-            )
+                f"{error} It counts the draft tokens of a round: None adapts it, scheme='plain' "
+                f"drafts nothing."
+            ) from None
         if scheme == "plain":
             raise ValueError(f"scheme='plain' drafts nothing: leave gamma out (got {gamma}).")
     if drafter is not None:
@@ -1249,20 +1413,82 @@ def _check_scheme(scheme: str, gamma: int | None, drafter: str | None, draft_mod
                 f"drafter says who drafts with scheme='one-sided': got drafter={drafter!r} with "
                 f"scheme={scheme!r}."
             )
-    if scheme == "draft-model" and draft_model is None:
-        raise ValueError("scheme='draft-model' needs draft_model, a third causal language model.")
+    if draft_model is None:
+        if scheme == "draft-model":
+            raise ValueError(
+                "scheme='draft-model' needs draft_model, a third causal language model."
+            )
+        if draft_ids is not None:
+            raise ValueError("draft_ids are read by a draft model: pass draft_model=... too.")
+    elif scheme in (None, "draft-model", "auto") and costs is not None and costs.draft is None:
+        raise ValueError(
+            "costs say nothing of the draft model: pass Costs(..., draft={1: seconds}), or leave "
+            "costs out."
+        )
+    return gamma
+
+
+def _check_callable(name: str, functions: Any) -> tuple[Any, ...]:
+    """Functions as a tuple; ValueError before anything is read with them."""
+    if callable(functions) and not isinstance(functions, Sequence):
+        raise ValueError(f"{name} holds functions, in a list: got {functions!r} alone.")
+    for function in functions:
+        if not callable(function):
+            raise ValueError(f"{name} must hold functions: got {function!r}.")
+    return tuple(functions)
+
+
+def _check_disjoint(disjoint: str | None, filters: Shaping, filtered: str, vocab: int) -> str:
+    """What to do without a q*; ValueError where nobody said and filters make it to be expected."""
+    if disjoint is not None:
+        _check_choice("disjoint", disjoint, ("raise", "mixture"))
+        return disjoint
+    cut = [type(step).__name__ for step in filters.steps if _cuts(step, vocab)]
+    if filtered == "parents" and cut:
+        raise ValueError(
+            f"{', '.join(cut)} on the parents can leave them without a shared token, where q* does "
+            f"not exist. Apply it to q* (filtered='target'), or say what is to be done there: "
+            f"disjoint='mixture' draws from their even mixture, disjoint='raise' stops and loses "
+            f"what was drawn."
+        )
+    return "raise"
+
+
+def _cuts(step: Any, vocab: int) -> bool:
+    """Whether a filter takes improbable tokens away, be they what the other parent keeps."""
+    if isinstance(step, TopKLogitsWarper):
+        return bool(step.top_k < vocab)
+    if isinstance(step, TopPLogitsWarper):
+        return bool(step.top_p < 1)
+    return isinstance(step, MEMORYLESS) and not isinstance(step, TemperatureLogitsWarper)
+
+
+def _nan_advice(model: Any, batch: bool) -> str:
+    """What to do about a model that answers nan, by what can be seen of it."""
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.dtype.itemsize > 1 and weight.isnan().any():
+            return f"Its weights hold nan ({name}): load it again, from a whole file."
+    if model.dtype.itemsize < 4:
+        return "Try wider weights (dtype=torch.float32)."
+    if batch and getattr(model.config, "_attn_implementation", None) == "eager":
+        return (
+            "Load it with attn_implementation='sdpa': eager attention answers nan in float64 where "
+            "the padding of a batch sees no token. Or take weights in float32."
+        )
+    return "Look for what broke the model: its weights are free of nan, and wide enough."
 
 
 def _check_vocab(readers: dict[str, Reader], vocab: int | None) -> int:
     """How many token ids the laws are over."""
     sizes = {name: reader.vocab for name, reader in readers.items()}
     if vocab is not None:
-        if not 1 <= operator.index(vocab) <= min(sizes.values()):
+        shared = check_count("vocab", vocab)
+        if shared > min(sizes.values()):
             raise ValueError(
                 f"vocab is how many ids all models share, from 1 to {min(sizes.values())}: got "
                 f"{vocab}."
             )
-        return vocab
+        return shared
     for name, size in sizes.items():
         if size != sizes["policy"]:
             raise ValueError(
@@ -1341,19 +1567,26 @@ def _check_shown(shown_ids: Sequence[Tensor] | None, prompts: list[list[int]]) -
     return shown
 
 
-def _check_generator(generator: torch.Generator | Chance | int | None) -> Chance:
+def _check_generator(generator: torch.Generator | Chance | int | None, rows: int) -> Chance:
     if generator is None:
-        return Coins(torch.default_generator)
+        return RowCoins.of(torch.default_generator, rows)
     if isinstance(generator, torch.Generator):
         if generator.device.type != "cpu":
             raise ValueError(
                 f"generator must live on the CPU (it serves models on any device): got one on "
                 f"{generator.device}. Use torch.Generator() or pass a seed."
             )
-        return Coins(generator)
+        return RowCoins.of(generator, rows)
     if isinstance(generator, Chance):
         return generator
-    return Coins(torch.Generator().manual_seed(operator.index(generator)))
+    try:
+        seeded = torch.Generator().manual_seed(operator.index(generator))
+    except (TypeError, RuntimeError, ValueError):  # no integer, or one of more than 64 bits
+        raise ValueError(
+            f"generator must be a seed (an integer of 64 bits), a torch.Generator or None: got "
+            f"{generator!r}."
+        ) from None
+    return RowCoins.of(seeded, rows)
 
 
 def _check_ends(
@@ -1361,7 +1594,7 @@ def _check_ends(
 ) -> frozenset[int]:
     """The ids that end a row, those of them that the vocabulary has."""
     given: Any = eos_token_id
-    if given == "policy":
+    if isinstance(given, str) and given == "policy":
         config = getattr(policy, "generation_config", None)
         given = getattr(config, "eos_token_id", None)
     if isinstance(given, str):
@@ -1369,5 +1602,9 @@ def _check_ends(
             f'eos_token_id must be an id, several, None or "policy" (what the policy\'s generation '
             f"config says): got {given!r}. Look a token's id up in the tokenizer."
         )
+    given = given.tolist() if hasattr(given, "tolist") else given
     ids = [] if given is None else given if isinstance(given, Sequence) else [given]
-    return frozenset(id_ for id_ in map(operator.index, ids) if 0 <= id_ < vocab)
+    try:
+        return frozenset(id_ for id_ in map(operator.index, ids) if 0 <= id_ < vocab)
+    except TypeError:
+        raise ValueError(f"eos_token_id must be ids, whole numbers: got {given!r}.") from None

@@ -233,10 +233,9 @@ def _ours(
         rounds.append([r.scheme, r.gamma, proposer, r.drafted, r.tested, r.accepted, r.emitted])
         at += r.emitted
     calls = [forward for r in trace.rounds for forward in r.forwards]
-    measured = {"policy": trace.costs.policy, "both": trace.costs.both}
     return {
         "tokens": int(result.lengths),
-        **({"costs": measured} if options["scheme"] == "auto" else {}),
+        **({"costs": _of_a_model(trace.costs)} if options["scheme"] == "auto" else {}),
         "forwards": trace.forwards,
         "model_calls": trace.model_calls,
         "model_s": round(sum(forward.seconds for forward in calls), 4),
@@ -245,6 +244,11 @@ def _ours(
         "accept_teacher": [round(x, 4) for x in trace.accept_teacher.tolist()],
         "chernoff": [float(f"{x:.4g}") for x in trace.balance.chernoff.tolist()],
     }
+
+
+def _of_a_model(measured: costs.Costs | None) -> dict[str, Mapping[int, float] | None]:
+    assert measured is not None  # as it is with "auto"
+    return {"policy": measured.policy, "both": measured.both}
 
 
 def _peer(

@@ -17,6 +17,7 @@ from numpy import ndarray
 from numpy.typing import ArrayLike
 from scipy.special import gammaln, logsumexp
 
+from .costs import check_count
 from .geometric import Pair, check_pair
 
 MOST_TYPES = 2_000_000
@@ -92,9 +93,10 @@ def simulate(
     """Let the best judge judge, `trials` times for each parent; a tie counts as half an error.
 
     Raises:
-        ValueError: Not one pair of rows, or no draws.
+        ValueError: Not one pair of rows, no draws, or no trials.
     """
     pair = _one_pair(log_policy, log_teacher, draws, 0.5)
+    trials = check_count("trials", trials)
     policy, teacher = np.exp(pair.log_policy), np.exp(pair.log_teacher)
     wrong, misled, variance = [], np.zeros(len(policy)), 0.0
     for law, side in ((policy, 1.0), (teacher, -1.0)):
@@ -122,12 +124,17 @@ def simulate_tilted(
 
     With L the sum of log-ratios of n tokens from q_alpha, the error is the mean of
     min(policy^n, teacher^n) / q_alpha^n / 2 = Z^n exp(min((1 - alpha) L, -alpha L)) / 2, which is
-    never above Z^n / 2. Unbiased at every alpha; at alpha* L is centred, and the least is wasted.
+    never above Z^n / 2. Unbiased at every alpha in [0, 1]; at alpha* L is centred, and the least is
+    wasted.
 
     Raises:
-        ValueError: Not one pair of rows, no draws, or the parents share no token.
+        ValueError: Not one pair of rows, no draws or trials, an alpha outside [0, 1], or the
+            parents share no token.
     """
     pair = _one_pair(log_policy, log_teacher, draws, 0.5)
+    trials = check_count("trials", trials)
+    if not 0 <= float(alpha) <= 1:  # nan included
+        raise ValueError(f"alpha is the exponent on the policy, in [0, 1]: got {alpha}.")
     if not pair.shared.any():
         raise ValueError("policy and teacher share no token: the judge never errs.")
     at = np.asarray(float(alpha))
@@ -147,8 +154,7 @@ def _one_pair(log_policy: ArrayLike, log_teacher: ArrayLike, draws: int, prior: 
     pair = check_pair(log_policy, log_teacher)
     if pair.log_policy.ndim != 1:
         raise ValueError(f"one pair of rows at a time: got shape {pair.log_policy.shape}.")
-    if draws < 1:
-        raise ValueError(f"a judge needs at least one draw: got {draws}.")
+    check_count("draws", draws)
     if not 0 < prior < 1:
         raise ValueError(f"the prior is a probability strictly between 0 and 1: got {prior}.")
     return pair

@@ -9,6 +9,7 @@ on every call. Laid out once, a forward over several positions costs little more
 ratio that decides whether verifying several drafts at once pays (`qstar.costs`).
 """
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,10 +59,11 @@ def packed(*models: nn.Module) -> Iterator[Packing]:
     otherwise, after a change of weight or in a copy of the model too, the plain layer answers, so
     that a stale copy is never used. (A change through `weight.data` goes unnoticed.) Packing
     takes as long as copying the weights; the results differ from the plain ones by rounding, by
-    up to `TOLERANCE` for a layer.
+    up to `TOLERANCE` for a layer. Blocks may overlap, in one thread or in several: a layer that is
+    packed already is not packed again, and is plain again when the last of its blocks has ended.
 
     Not packed are subclasses of `nn.Linear` and other layers (GPT-2's Conv1D). A warning says so
-    if no layer at all could be packed. A model may be named twice, or be packed already.
+    if no layer at all could be packed. A model may be named twice.
 
     Args:
         models: Models, or any modules.
@@ -71,23 +73,38 @@ def packed(*models: nn.Module) -> Iterator[Packing]:
     """
     modules = dict.fromkeys(m for model in models for m in model.modules())
     linear = [m for m in modules if isinstance(m, nn.Linear)]
-    reasons = {module: why_not(module) for module in linear}
-    fitting = [module for module in linear if reasons[module] is None]
-    reason = next((r for r in reasons.values() if r is not None), None)
-    if not linear:
-        reason = "there is no nn.Linear layer"
-    if not fitting:
-        warnings.warn(
-            f"no layer is packed, all answer as before: {reason}.", RuntimeWarning, stacklevel=3
-        )
+    held: list[nn.Linear] = []
     try:
-        for module in fitting:
-            module.__dict__["forward"] = MethodType(_packed_forward(module), module)
-        num_bytes = sum(m.weight.numel() * m.weight.element_size() for m in fitting)
-        yield Packing(len(fitting), len(linear) - len(fitting), num_bytes, reason)
+        with _USERS_LOCK:
+            reasons = {m: None if m in _USERS else why_not(m) for m in linear}
+            for module in linear:
+                if reasons[module] is None:
+                    if module not in _USERS:
+                        module.__dict__["forward"] = MethodType(_packed_forward(module), module)
+                    _USERS[module] = _USERS.get(module, 0) + 1
+                    held.append(module)
+        reason = next((r for r in reasons.values() if r is not None), None)
+        if not linear:
+            reason = "there is no nn.Linear layer"
+        if not held:
+            warnings.warn(
+                f"no layer is packed, all answer as before: {reason}.", RuntimeWarning, stacklevel=3
+            )
+        num_bytes = sum(m.weight.numel() * m.weight.element_size() for m in held)
+        yield Packing(len(held), len(linear) - len(held), num_bytes, reason)
     finally:
-        for module in fitting:
-            module.__dict__.pop("forward", None)
+        with _USERS_LOCK:
+            for module in held:
+                _USERS[module] -= 1
+                if not _USERS[module]:
+                    del _USERS[module]
+                    module.__dict__.pop("forward", None)
+
+
+_USERS: dict[nn.Module, int] = {}
+"""How many blocks each packed layer is in."""
+
+_USERS_LOCK = threading.Lock()
 
 
 def why_not(module: nn.Module) -> str | None:
@@ -96,7 +113,7 @@ def why_not(module: nn.Module) -> str | None:
         return f"{type(module).__name__} is not nn.Linear itself"
     weight: Tensor = module.weight
     if "forward" in module.__dict__:
-        return "the forward of a layer is not its own (is the model packed already?)"
+        return "the forward of a layer is not its own (is this a copy of a packed model?)"
     if weight.dtype != torch.float32 or weight.device.type != "cpu":
         return f"packing needs float32 on a CPU, and a weight is {weight.dtype} on {weight.device}"
     if weight.is_inference():

@@ -100,7 +100,9 @@ class Reader:
         self._switch = _switch(text, self._ropes)
         told, self._odd = _windows(text, self._core)
         self._sliding = _sliding(text, [*told, *self._odd])
-        self.rereads = "past_key_values" not in self._parameters
+        names = [name for name in ("past_key_values", "cache") if name in self._parameters]
+        self._cache_name = names[0] if names else None  # transformers 5.24 renamed it
+        self.rereads = not names
         self.vocab = self._count_tokens()
         self.lengths: list[int] = []
         self._reset(0)
@@ -289,6 +291,9 @@ class Reader:
         """Write down what is read: which new columns are of the text, and where in it they are."""
         device = self.model.device
         num_drafts = 0 if drafts is None else drafts.shape[-1]
+        held = self._slots.shape[-1]
+        if held > max(self.lengths) and self.slides(held + width + num_drafts):
+            self._squeeze()  # a window must not be filled with holes
         known = torch.tensor([len(tokens) for tokens in unread]).unsqueeze(-1)
         padded = [[0] * (width - len(tokens)) + list(tokens) for tokens in unread]
         ids = torch.tensor(padded, dtype=torch.long).reshape(len(unread), width)
@@ -353,12 +358,9 @@ class Reader:
             options["logits_to_keep"] = positions
         if "use_cache" in self._parameters:
             options["use_cache"] = True
-        out = self.model(
-            self._ids[:, -place.shape[-1] :],
-            attention_mask=mask,
-            past_key_values=self._cache,
-            **options,
-        )
+        assert self._cache_name is not None
+        options[self._cache_name] = self._cache
+        out = self.model(self._ids[:, -place.shape[-1] :], attention_mask=mask, **options)
         if self._cache.get_seq_length() != slots.shape[-1]:
             raise ValueError(
                 f"the {self.name} ({type(self._core).__name__}) does not keep what it reads in the "

@@ -16,7 +16,10 @@ TOGETHER = ("plain", "lookup", "draft-model")
 """The schemes in which both parents read the same tokens at once: one call can serve both."""
 
 GAMMAS = (1, 2, 3, 4, 6, 8)
-"""The draft lengths that are considered where none is given."""
+"""The draft lengths that are considered where a scheme is named and none is given."""
+
+DRAFT_GAMMA = 4
+"""The draft length of a draft model where neither a scheme nor a draft length is given."""
 
 MEMORY = 0.98
 """How much of an observation's weight is left after the next one: about 50 tokens count."""
@@ -81,11 +84,40 @@ def observe(
     observed[drafter] = (had * kept + total, weight * kept + count)
 
 
+def asked_for(
+    scheme: str | None,
+    gamma: int | None,
+    *,
+    in_one_call: bool,
+    has_draft: bool,
+    plain_only: bool,
+) -> tuple[str, int | None]:
+    """The scheme and draft length of a call: as named, else by a rule that measures nothing.
+
+    Args:
+        scheme: What the caller named; None for the rule.
+        gamma: The same for the draft length.
+        in_one_call: Whether one call may read for both parents.
+        has_draft: Whether there is a draft model.
+        plain_only: Whether drafts would leave holes that some model cannot read around.
+    """
+    if scheme == "auto" and plain_only:
+        return "plain", None
+    if scheme is not None:
+        return scheme, gamma
+    if gamma is None and (plain_only or (in_one_call and not has_draft)):
+        return "plain", None
+    if has_draft:
+        return "draft-model", DRAFT_GAMMA if gamma is None else gamma
+    return "alternating", 1 if gamma is None else gamma
+
+
 class Planner:
     """Chooses among the plans that a caller's `scheme` and `gamma` leave open.
 
     Attributes:
-        costs: What forwards are taken to cost.
+        costs: What the caller says that forwards cost, None if nothing; plans are then made as if a
+            forward took the same at every width (`EQUAL_COSTS`).
     """
 
     def __init__(
@@ -100,10 +132,10 @@ class Planner:
         together: bool = False,
     ) -> None:
         """Take the caller's wishes; None is free. `together`: one call serves both parents."""
-        self.costs = EQUAL_COSTS if costs is None else costs
-        self._costs = self.costs
-        if together and self.costs.both is not None:
-            self._costs = self.costs.together()
+        self.costs = costs
+        self._costs = EQUAL_COSTS if costs is None else costs
+        if together and self._costs.both is not None:
+            self._costs = self._costs.together()
         self._schemes = [scheme] if scheme != "auto" else list(TOGETHER if together else SCHEMES)
         if not has_draft and "draft-model" in self._schemes:
             self._schemes.remove("draft-model")

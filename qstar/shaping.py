@@ -25,6 +25,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from .costs import check_count
 from .speculative import log_point_mass
 
 FILTERED = ("target", "parents")
@@ -166,9 +167,7 @@ def shaping(
     if temperature != 1:
         steps.append(TemperatureLogitsWarper(float(temperature)))
     if top_k is not None:
-        if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-            raise ValueError(f"top_k must be a whole number of tokens, at least 1: got {top_k}.")
-        steps.append(TopKLogitsWarper(top_k))
+        steps.append(TopKLogitsWarper(check_count("top_k", top_k)))
     if top_p is not None:
         if not 0 < top_p <= 1:
             raise ValueError(f"top_p is a probability and must lie in (0, 1]: got {top_p}.")

@@ -111,3 +111,14 @@ def test_a_position_costs_no_mixed_devices():
         found = measure(*rows)
     assert found.alpha.device.type == found.accept_policy.device.type == "cuda"
     assert found.alpha.shape == (2,)
+
+
+@pytest.mark.parametrize("scale", [0.3, 2.0, 20.0])
+def test_no_acceptance_probability_exceeds_one(scale):
+    """Equal parents, whose probabilities need not sum to 1 in floating point."""
+    rows = torch.tensor(random_laws(500, seed=5, scale=scale))
+    assert (rows.exp().sum(-1) > 1).any(), "the control"
+    found = measure(rows, rows)
+    for accept in (found.accept_policy, found.accept_teacher):
+        assert (accept <= 1).all()
+        assert (accept > 1 - 1e-12).all()

@@ -3,6 +3,7 @@
 import math
 import random
 
+import numpy as np
 import pytest
 
 from qstar import costs
@@ -296,12 +297,12 @@ def test_overhead_is_paid_once_a_round():
     ("call", "message"),
     [
         (lambda: Costs({2: 1.0}, {1: 1.0}), r"policy must give .* width 1 at least: got .*\[2\]"),
-        (lambda: Costs({1: 1.0}, {1: 1.0, 0: 1.0}), "teacher: a width is a positive integer, got"),
+        (lambda: Costs({1: 1.0}, {1: 1.0, 0: 1.0}), "teacher: a width must be a whole number"),
         (lambda: Costs({1: math.nan}, {1: 1.0}), "policy: width 1 must take seconds.* got nan"),
         (lambda: Costs({1: 1.0}, {1: 1.0}, overhead=-1.0), "overhead must be seconds.* got -1.0"),
         (lambda: UNIT.of("draft", 1), "no draft model was measured"),
         (lambda: UNIT.of("student", 1), "policy, teacher or draft: got 'student'"),
-        (lambda: UNIT.of("policy", 0), "at least one position: got width 0"),
+        (lambda: UNIT.of("policy", 0), "width must be a whole number, 1 or more: got 0"),
         (lambda: costs.one_sided(UNIT, "draft", 1, 0.5), "policy or teacher: got 'draft'"),
         (lambda: costs.one_sided(UNIT, "policy", 0, 0.5), "gamma must be .* 1 or more: got 0"),
         (lambda: costs.one_sided(UNIT, "policy", 1, 1.1), r"in \[0, 1\]: got 1.1"),
@@ -318,3 +319,30 @@ def test_overhead_is_paid_once_a_round():
 def test_what_makes_no_sense_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("two", [np.int64(2), np.uint8(2)])
+def test_counts_may_be_of_any_integer_type(two):
+    cost = Costs({1: 1.0, two: 2.0}, {np.int64(1): 1.0})
+    assert cost == Costs({1: 1.0, 2: 2.0}, {1: 1.0})
+    assert cost.of("policy", two) == 2.0
+    assert costs.one_sided(cost, "policy", two, 0.5) == costs.one_sided(cost, "policy", 2, 0.5)
+    assert costs.alternating(cost, two, 0.5, 0.5) == costs.alternating(cost, 2, 0.5, 0.5)
+    drafts = (costs.third(cost, n, 0.5, draft_forwards=n - n) for n in (two, 2))
+    assert next(drafts) == next(drafts)
+    for scheme in ("one-sided", "alternating"):
+        found = costs.expected_forwards(scheme, two + two, two, 0.5)
+        assert found == costs.expected_forwards(scheme, 4, 2, 0.5)
+
+
+@pytest.mark.parametrize("wrong", [2.0, 1.5, True, "2", None])
+def test_what_is_no_count_is_refused(wrong):
+    for call in (
+        lambda: costs.one_sided(UNIT, "policy", wrong, 0.5),
+        lambda: costs.alternating(UNIT, wrong, 0.5, 0.5),
+        lambda: costs.third(UNIT, wrong, 0.5, draft_forwards=0),
+        lambda: costs.expected_forwards("plain", wrong),
+        lambda: UNIT.of("policy", wrong),
+    ):
+        with pytest.raises(ValueError, match="must be a whole number"):
+            call()

@@ -453,7 +453,7 @@ def test_other_vocabularies_are_refused(llamas):
 def test_a_text_that_will_not_fit_is_refused_before_it_is_begun():
     model = tiny.llama(1, window=8)
     fits = generate_plainly(
-        model, model, POLICY_PROMPT, max_new_tokens=6, generator=0, eos_token_id=None
+        model, model, POLICY_PROMPT, max_new_tokens=6, generator=0, eos_token_id=None, alpha=1
     )
     assert fits.lengths == 6  # the last token is drawn, not read
     with pytest.raises(ValueError, match="window holds 8 tokens, and this text would have 9"):
@@ -465,8 +465,8 @@ def test_a_text_that_will_not_fit_is_refused_before_it_is_begun():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1: got 0"),
-        ({"max_new_tokens": -3}, "max_new_tokens must be at least 1: got -3"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a whole number, 1 or more: got 0"),
+        ({"max_new_tokens": -3}, "max_new_tokens must be a whole number, 1 or more: got -3"),
         ({"policy_ids": torch.empty(0, dtype=torch.long)}, "at least one token"),
         ({"policy_ids": torch.ones(1, 1, 2, dtype=torch.long)}, r"got shape \(1, 1, 2\)"),
         ({"policy_ids": torch.ones(3)}, "token ids .* got torch.float32"),

@@ -89,3 +89,28 @@ def test_refusals_say_what_came():
     flat = np.full(40, -np.log(40))
     with pytest.raises(ValueError, match="use simulate_tilted"):
         log_error(flat, flat, 50)
+
+
+@pytest.mark.parametrize("alpha", [-1.0, -1e-9, 1.5, 3.0, math.nan, math.inf])
+def test_an_exponent_outside_the_path_between_the_parents_is_refused(alpha):
+    """Beyond it the estimate would be biased: Z is above 1 there."""
+    with pytest.raises(ValueError, match=r"alpha is the exponent on the policy, in \[0, 1\]"):
+        simulate_tilted(LOG_P, LOG_R, alpha, 3, 10, generator=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_the_ends_of_the_path_are_unbiased_too(alpha):
+    exact = math.exp(log_error(LOG_P, LOG_R, 2))
+    found = simulate_tilted(LOG_P, LOG_R, alpha, 2, 20_000, generator=np.random.default_rng(0))
+    assert abs(found.error - exact) < SIGMAS * found.standard_error
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, True, None])
+def test_what_is_no_count_is_refused(wrong):
+    rng = np.random.default_rng(0)
+    for draws, trials, name in ((wrong, 10, "draws"), (3, wrong, "trials")):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number, 1 or more"):
+            simulate(LOG_P, LOG_R, draws, trials, generator=rng)
+    two = np.int64(2)
+    assert simulate(LOG_P, LOG_R, two, two, generator=rng).error <= 1
+    assert log_error(LOG_P, LOG_R, two) == log_error(LOG_P, LOG_R, 2)
