@@ -384,7 +384,7 @@ def memory_bytes(
         length: Tokens of a text, the prompt's included.
         gamma: Draft tokens per round.
     """
-    caches = 0
+    policy, teacher, caches = bare(policy), bare(teacher), 0
     for model in (policy, teacher):
         text = model.config.get_text_config()
         heads = text.num_attention_heads

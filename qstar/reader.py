@@ -100,7 +100,8 @@ class Reader:
         self._switch = _switch(text, self._ropes)
         told, self._odd = _windows(text, self._core)
         self._sliding = _sliding(text, [*told, *self._odd])
-        self.rereads = "past_key_values" not in self._parameters
+        self._why_anew = _shares_scales(self._core)
+        self.rereads = "past_key_values" not in self._parameters or bool(self._why_anew)
         self.vocab = self._count_tokens()
         self.lengths: list[int] = []
         self._reset(0)
@@ -331,10 +332,14 @@ class Reader:
             # How long the texts are that are asked about.
             sizes = self._slots.cumsum(-1)[:, -positions:][wanted]
             long = bool((sizes > self._switch).any())
-            if long and bool((sizes <= self._switch).any()):
-                self._held = False  # by neither factors
+            fits = self._held and long == self._long
+            # One forward reads all its rows with the factors of the longest.
+            if (long and bool((sizes <= self._switch).any())) or (
+                not long and not fits and max(self.lengths) > self._switch
+            ):
+                self._held = False
                 return self._read_anew(wanted)
-            if long != self._long or not self._held:
+            if not fits:
                 self._held = True
                 self._cache, self._long = DynamicCache(), long
                 self._squeeze()  # and read all there is
@@ -386,7 +391,7 @@ class Reader:
         options: dict[str, Any] = {}
         if "use_cache" in self._parameters:
             options["use_cache"] = False
-        if "logits_to_keep" in self._parameters:
+        if "logits_to_keep" in self._parameters and not self._why_anew:
             options["logits_to_keep"] = positions
         return _laws(self.model(text.unsqueeze(0), **options), positions, after)[0]
 
@@ -466,7 +471,7 @@ class Reader:
             )
         self._check_inputs(text)
         if self.rereads or length < CHECK_AT_LEAST:
-            return _Found(length, False, False, "")
+            return _Found(length, False, False, self._why_anew)
         here = list(range(middle, middle + 5))
         part = self._tried(text[: here[-1]], here[-1], here)
         noises = _apart(part, torch.stack([whole[n] for n in here])).nan_to_num()
@@ -677,6 +682,14 @@ def _check_cache(core: Any, text: Any, name: str) -> None:
         )
 
 
+def _shares_scales(core: Any) -> str:
+    """Whether what a model answers to one text depends on what it reads beside it, in words."""
+    kind = "torch.ao.nn.quantized.dynamic"
+    if any(type(module).__module__.startswith(kind) for module in core.modules()):
+        return "its layers, quantised dynamically, round by the largest number of all they read"
+    return ""
+
+
 def _layers(config: Any) -> list[Any]:
     """The layers of the cache that transformers makes for a configuration, if it knows how."""
     try:
@@ -738,7 +751,7 @@ def _ropes(text: Any, core: Any) -> list[dict[str, Any]]:
 def _limit(text: Any, core: Any, ropes: list[dict[str, Any]]) -> _Limit:
     """How many tokens a model can read, as far as it says."""
     stated = getattr(text, "max_position_embeddings", None)
-    if stated is None or getattr(text, "alibi", False):
+    if stated is None or stated < 1 or getattr(text, "alibi", False):
         return _Limit(None, False)
     if any("dynamic" in rope["rope_type"] for rope in ropes):
         return _Limit(
