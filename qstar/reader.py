@@ -342,7 +342,7 @@ class Reader:
             if not fits:
                 self._held = True
                 self._cache, self._long = DynamicCache(), long
-                self._squeeze()  # and read all there is
+                self._squeeze(place.shape[-1])  # and read all there is
                 place = torch.where(self._slots, self._slots.cumsum(-1) - 1, 0)
         return self._read_on(place, positions)
 
@@ -395,12 +395,18 @@ class Reader:
             options["logits_to_keep"] = positions
         return _laws(self.model(text.unsqueeze(0), **options), positions, after)[0]
 
-    def _squeeze(self) -> None:
-        """Move each row's slots together, to the right, and drop what is then before all rows."""
-        longest = max(self.lengths)
-        order = self._slots.int().argsort(dim=-1, stable=True)[:, -longest:]
-        self._slots = self._slots.gather(-1, order)
-        self._ids = self._ids.gather(-1, order.to(self._ids.device))
+    def _squeeze(self, new: int = 0) -> None:
+        """Move each row's slots together, to the right, and drop what is then before all rows.
+
+        The last columns, of which the cache knows nothing yet, stay where they are.
+        """
+        held = self._slots.shape[-1] - new
+        longest = int(self._slots[:, :held].sum(-1).max())
+        order = self._slots[:, :held].int().argsort(dim=-1, stable=True)[:, held - longest :]
+        rest = torch.arange(held, held + new).expand(len(order), -1)
+        whole = torch.cat([order, rest], dim=-1)
+        self._slots = self._slots.gather(-1, whole)
+        self._ids = self._ids.gather(-1, whole.to(self._ids.device))
         for layer in self._cache.layers:
             if layer.keys is None:
                 continue

@@ -294,19 +294,20 @@ class WrongWhenCached(LlamaForCausalLM):
 class Unmasked(LlamaForCausalLM):
     """Padding and holes are attended to."""
 
-    def forward(self, ids, attention_mask=None, past_key_values=None, **options):
-        return super().forward(ids, past_key_values=past_key_values, **options)
+    def forward(self, ids, attention_mask=None, position_ids=None, past_key_values=None, **options):
+        return super().forward(
+            ids, position_ids=position_ids, past_key_values=past_key_values, **options
+        )
 
 
 class HolesSeen(LlamaForCausalLM):
     """Padding is not attended to, but what was taken back is."""
 
-    def forward(self, ids, attention_mask=None, past_key_values=None, **options):
+    def forward(self, ids, attention_mask=None, position_ids=None, past_key_values=None, **options):
         if attention_mask is not None:
             attention_mask = attention_mask.cummax(-1).values
-        return super().forward(
-            ids, attention_mask=attention_mask, past_key_values=past_key_values, **options
-        )
+        options |= {"position_ids": position_ids, "past_key_values": past_key_values}
+        return super().forward(ids, attention_mask=attention_mask, **options)
 
 
 class Forgetful(LlamaForCausalLM):
