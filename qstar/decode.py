@@ -439,7 +439,7 @@ def memory_bytes(
     """
     batch, length = check_count("batch", batch), check_count("length", length)
     gamma = check_count("gamma", gamma, least=0)
-    caches = 0
+    policy, teacher, caches = bare(policy), bare(teacher), 0
     for model in (policy, teacher):
         text = model.config.get_text_config()
         heads = text.num_attention_heads

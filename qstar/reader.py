@@ -102,7 +102,8 @@ class Reader:
         self._sliding = _sliding(text, [*told, *self._odd])
         names = [name for name in ("past_key_values", "cache") if name in self._parameters]
         self._cache_name = names[0] if names else None  # transformers 5.24 renamed it
-        self.rereads = not names
+        self._why_anew = _shares_scales(self._core)
+        self.rereads = not names or bool(self._why_anew)
         self.vocab = self._count_tokens()
         self.lengths: list[int] = []
         self._reset(0)
@@ -336,13 +337,17 @@ class Reader:
             # How long the texts are that are asked about.
             sizes = self._slots.cumsum(-1)[:, -positions:][wanted]
             long = bool((sizes > self._switch).any())
-            if long and bool((sizes <= self._switch).any()):
-                self._held = False  # by neither factors
+            fits = self._held and long == self._long
+            # One forward reads all its rows with the factors of the longest.
+            if (long and bool((sizes <= self._switch).any())) or (
+                not long and not fits and max(self.lengths) > self._switch
+            ):
+                self._held = False
                 return self._read_anew(wanted)
-            if long != self._long or not self._held:
+            if not fits:
                 self._held = True
                 self._cache, self._long = DynamicCache(), long
-                self._squeeze()  # and read all there is
+                self._squeeze(place.shape[-1])  # and read all there is
                 place = torch.where(self._slots, self._slots.cumsum(-1) - 1, 0)
         return self._read_on(place, positions)
 
@@ -388,16 +393,22 @@ class Reader:
         options: dict[str, Any] = {}
         if "use_cache" in self._parameters:
             options["use_cache"] = False
-        if "logits_to_keep" in self._parameters:
+        if "logits_to_keep" in self._parameters and not self._why_anew:
             options["logits_to_keep"] = positions
         return _laws(self.model(text.unsqueeze(0), **options), positions, after)[0]
 
-    def _squeeze(self) -> None:
-        """Move each row's slots together, to the right, and drop what is then before all rows."""
-        longest = max(self.lengths)
-        order = self._slots.int().argsort(dim=-1, stable=True)[:, -longest:]
-        self._slots = self._slots.gather(-1, order)
-        self._ids = self._ids.gather(-1, order.to(self._ids.device))
+    def _squeeze(self, new: int = 0) -> None:
+        """Move each row's slots together, to the right, and drop what is then before all rows.
+
+        The last columns, of which the cache knows nothing yet, stay where they are.
+        """
+        held = self._slots.shape[-1] - new
+        longest = int(self._slots[:, :held].sum(-1).max())
+        order = self._slots[:, :held].int().argsort(dim=-1, stable=True)[:, held - longest :]
+        rest = torch.arange(held, held + new).expand(len(order), -1)
+        whole = torch.cat([order, rest], dim=-1)
+        self._slots = self._slots.gather(-1, whole)
+        self._ids = self._ids.gather(-1, whole.to(self._ids.device))
         for layer in self._cache.layers:
             if layer.keys is None:
                 continue
@@ -468,7 +479,7 @@ class Reader:
             )
         self._check_inputs(text)
         if self.rereads or length < CHECK_AT_LEAST:
-            return _Found(length, False, False, "")
+            return _Found(length, False, False, self._why_anew)
         here = list(range(middle, middle + 5))
         part = self._tried(text[: here[-1]], here[-1], here)
         noises = _apart(part, torch.stack([whole[n] for n in here])).nan_to_num()
@@ -679,6 +690,14 @@ def _check_cache(core: Any, text: Any, name: str) -> None:
         )
 
 
+def _shares_scales(core: Any) -> str:
+    """Whether what a model answers to one text depends on what it reads beside it, in words."""
+    kind = "torch.ao.nn.quantized.dynamic"
+    if any(type(module).__module__.startswith(kind) for module in core.modules()):
+        return "its layers, quantised dynamically, round by the largest number of all they read"
+    return ""
+
+
 def _layers(config: Any) -> list[Any]:
     """The layers of the cache that transformers makes for a configuration, if it knows how."""
     try:
@@ -740,7 +759,7 @@ def _ropes(text: Any, core: Any) -> list[dict[str, Any]]:
 def _limit(text: Any, core: Any, ropes: list[dict[str, Any]]) -> _Limit:
     """How many tokens a model can read, as far as it says."""
     stated = getattr(text, "max_position_embeddings", None)
-    if stated is None or getattr(text, "alibi", False):
+    if stated is None or stated < 1 or getattr(text, "alibi", False):
         return _Limit(None, False)
     if any("dynamic" in rope["rope_type"] for rope in ropes):
         return _Limit(
