@@ -6,6 +6,7 @@ installed these tests are skipped, and with CI=true they fail.
 
 import functools
 import http.server
+import importlib
 import os
 import re
 import shutil
@@ -758,6 +759,67 @@ def test_every_public_name_is_documented(built: Path):
 
     page = Anchors(built / "api.html").identifiers
     assert {f"qstar.{name}" for name in qstar.__all__} <= page
+
+
+@pytest.fixture
+def extension(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    monkeypatch.syspath_prepend(str(BOOK / "_ext"))
+    return importlib.import_module
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("Shape (*batch, vocab).", r"Shape (\*batch, vocab)."),
+        ("From (*batch) to (*positions, 2).", r"From (\*batch) to (\*positions, 2)."),
+        ("It is resampled *before* the step.", "It is resampled *before* the step."),
+        ("**Twice** `*given` and 2 * x.", "**Twice** `*given` and 2 * x."),
+    ],
+)
+def test_the_star_of_a_shape_is_no_emphasis(
+    extension: Callable[[str], Any], written: str, read: str
+):
+    lines = [written]
+    extension("qstar_book")._docstring_for_people(None, "function", "f", None, None, lines)
+    assert lines == [read]
+
+
+@pytest.mark.parametrize(
+    ("tex", "letters"),
+    [
+        (r"\alpha^\star", "α*"),
+        (r"\mathrm{KL}(\pi_\theta\|\pi_t)", "KL(π_θ‖π_t)"),
+        (r"\alpha=\tfrac12", "α=1/2"),
+        (r"-\log Z(\alpha)", "-log Z(α)"),
+    ],
+)
+def test_a_short_formula_has_a_name_in_letters(
+    extension: Callable[[str], Any], tex: str, letters: str
+):
+    assert extension("qstar_pages").plain_maths(tex) == letters
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("as M, so", "as [M,] so"),
+        ("(M) and", "[(M)] and"),
+        ("(M so", "[(M] so"),
+        ("the M so", "the M so"),
+        ("M-th", "[M-]th"),
+        ("「M」。", "[「M」。]"),
+    ],
+)
+def test_a_formula_keeps_its_punctuation(extension: Callable[[str], Any], written: str, kept: str):
+    maths = r'<span class="math notranslate nohighlight">\(x\)</span>'
+    together = extension("qstar_pages")._keep_maths_with_its_punctuation
+    box = kept.replace("[", '<span class="qs-together">').replace("]", "</span>")
+    assert together(written.replace("M", maths)) == box.replace("M", maths)
+
+
+def test_a_straight_quotation_mark_in_chinese_opens_as_well(extension: Callable[[str], Any]):
+    said = extension("qstar_pages")._say_the_language("<p>α 反映”强度”更大, ”so” (KL)</p>")
+    assert said == '<p>α <span lang="zh">反映“强度”更大</span>, ”so” (KL)</p>'
 
 
 @pytest.fixture
