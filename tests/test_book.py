@@ -6,6 +6,7 @@ installed these tests are skipped, and with CI=true they fail.
 
 import functools
 import http.server
+import importlib
 import os
 import re
 import shutil
@@ -114,7 +115,7 @@ async () => {
     mark.setStart(text, 0);
     mark.setEnd(text, 1);
     const line = mark.getBoundingClientRect();
-    if (line.height && line.top > maths.getBoundingClientRect().bottom)
+    if (line.height && (line.top + line.bottom) / 2 > maths.getBoundingClientRect().bottom)
       found.push(`torn from its formula: ${text.data.slice(0, 40)}`);
   }
   for (const image of document.querySelectorAll("article img"))
@@ -288,51 +289,51 @@ def test_every_page_of_the_book_is_looked_at(built: Path):
 
 
 class Texts(HTMLParser):
-    """The texts of one page, with the language of each; its head; and the code of its cells."""
+    """The texts of one page, with the language of each; its elements; and the code of its cells."""
 
     VOID = frozenset({"area", "br", "col", "hr", "img", "input", "link", "meta", "wbr"})
 
     def __init__(self, page: str) -> None:
         super().__init__()
-        self.open: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[tuple[str, str, set[str]]] = [("", "", set())]  # tag, language, where
         self.found: list[tuple[str, str]] = []
         self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.title = self.code = self.text = ""
+        self.parts: dict[str, list[str]] = {"head title": [], "article": [], "cell_input pre": []}
         self.feed(page)
+        self.title, self.text, self.code = ("".join(part) for part in self.parts.values())
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attributes)))
         if tag not in self.VOID:
-            self.open.append((tag, dict(attributes)))
+            _, language, where = self.open[-1]
+            names = {tag, *(dict(attributes).get("class") or "").split()}
+            language = dict(attributes).get("lang") or language
+            self.open.append((tag, language, where | names))
 
     def handle_endtag(self, tag: str) -> None:
-        while self.open and self.open.pop()[0] != tag:
-            pass
+        if any(tag == name for name, *_ in self.open):
+            while self.open.pop()[0] != tag:
+                pass
 
     def handle_data(self, data: str) -> None:
-        tags = [tag for tag, _ in self.open]
-        classes = " ".join(attributes.get("class") or "" for _, attributes in self.open)
-        if {"script", "style"} & set(tags):
+        _, language, where = self.open[-1]
+        if {"script", "style"} & where:
             return
-        if "title" in tags and "head" in tags:
-            self.title += data
-        if "article" in tags:
-            self.text += data
-        if "pre" in tags and "cell_input" in classes:
-            self.code += data
-        languages = [a["lang"] for _, a in self.open if a.get("lang")]
-        if "math" not in classes.split():
-            self.found.append((str(languages[-1]) if languages else "", data))
+        for part, texts in self.parts.items():
+            if where.issuperset(part.split()):
+                texts.append(data)
+        if "math" not in where:
+            self.found.append((language, data))
 
 
 IDEOGRAPH = re.compile("[\u3400-\u9fff]")
 
 
-def wrong_languages(page: str) -> list[str]:
+def wrong_languages(page: Texts) -> list[str]:
     """Texts of a page with Chinese in them that do not say so, and others that say so."""
     return [
         text
-        for language, text in Texts(page).found
+        for language, text in page.found
         if bool(IDEOGRAPH.search(text)) != (language == "zh") and text.strip()
     ]
 
@@ -343,13 +344,13 @@ def texts(built: Path) -> dict[str, Texts]:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_chinese_text_says_that_it_is_chinese(built: Path, name: str):
-    assert wrong_languages((built / f"{name}.html").read_text(encoding="utf8")) == []
+def test_chinese_text_says_that_it_is_chinese(texts: dict[str, Texts], name: str):
+    assert wrong_languages(texts[name]) == []
 
 
 def test_text_in_the_wrong_language_is_caught():
     page = "<html lang=en><p>A <b lang=zh>几何</b> mean</p><p lang=zh>not Chinese</p><td>交集</td>"
-    assert wrong_languages(page) == ["not Chinese", "交集"]
+    assert wrong_languages(Texts(page)) == ["not Chinese", "交集"]
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -449,11 +450,13 @@ def test_search_finds_every_page_with_a_chinese_text_and_english_ones(
     page.close()
     for query, pages in zip(QUERIES, found, strict=True):
         words = query.split()
-        holding = {name for name in FILES if all(word in texts[name].text for word in words)}
+        holding = {
+            name for name in ["index", *FILES] if all(word in texts[name].text for word in words)
+        }
         assert holding, query
-        assert holding <= {*pages, "index"}, query
-        if IDEOGRAPH.search(words[0]):
-            assert all(all(sign in texts[name].text for sign in words[0]) for name in pages)
+        assert holding <= set(pages), query
+        if all(IDEOGRAPH.search(word) for word in words):  # and none without its characters
+            assert all(set(query) <= set(texts[name].text) for name in pages)
 
 
 def test_nothing_is_lost_on_paper(site: str, contexts: dict[str, BrowserContext]):
@@ -756,6 +759,67 @@ def test_every_public_name_is_documented(built: Path):
 
     page = Anchors(built / "api.html").identifiers
     assert {f"qstar.{name}" for name in qstar.__all__} <= page
+
+
+@pytest.fixture
+def extension(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    monkeypatch.syspath_prepend(str(BOOK / "_ext"))
+    return importlib.import_module
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("Shape (*batch, vocab).", r"Shape (\*batch, vocab)."),
+        ("From (*batch) to (*positions, 2).", r"From (\*batch) to (\*positions, 2)."),
+        ("It is resampled *before* the step.", "It is resampled *before* the step."),
+        ("**Twice** `*given` and 2 * x.", "**Twice** `*given` and 2 * x."),
+    ],
+)
+def test_the_star_of_a_shape_is_no_emphasis(
+    extension: Callable[[str], Any], written: str, read: str
+):
+    lines = [written]
+    extension("qstar_book")._docstring_for_people(None, "function", "f", None, None, lines)
+    assert lines == [read]
+
+
+@pytest.mark.parametrize(
+    ("tex", "letters"),
+    [
+        (r"\alpha^\star", "α*"),
+        (r"\mathrm{KL}(\pi_\theta\|\pi_t)", "KL(π_θ‖π_t)"),
+        (r"\alpha=\tfrac12", "α=1/2"),
+        (r"-\log Z(\alpha)", "-log Z(α)"),
+    ],
+)
+def test_a_short_formula_has_a_name_in_letters(
+    extension: Callable[[str], Any], tex: str, letters: str
+):
+    assert extension("qstar_pages").plain_maths(tex) == letters
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("as M, so", "as [M,] so"),
+        ("(M) and", "[(M)] and"),
+        ("(M so", "[(M] so"),
+        ("the M so", "the M so"),
+        ("M-th", "[M-]th"),
+        ("「M」。", "[「M」。]"),
+    ],
+)
+def test_a_formula_keeps_its_punctuation(extension: Callable[[str], Any], written: str, kept: str):
+    maths = r'<span class="math notranslate nohighlight">\(x\)</span>'
+    together = extension("qstar_pages")._keep_maths_with_its_punctuation
+    box = kept.replace("[", '<span class="qs-together">').replace("]", "</span>")
+    assert together(written.replace("M", maths)) == box.replace("M", maths)
+
+
+def test_a_straight_quotation_mark_in_chinese_opens_as_well(extension: Callable[[str], Any]):
+    said = extension("qstar_pages")._say_the_language("<p>α 反映”强度”更大, ”so” (KL)</p>")
+    assert said == '<p>α <span lang="zh">反映“强度”更大</span>, ”so” (KL)</p>'
 
 
 @pytest.fixture
