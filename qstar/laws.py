@@ -219,3 +219,44 @@ def _completion(laws: Sequence[ndarray], prefix: tuple[int, ...]) -> ndarray:
     for law in laws[len(prefix) :]:
         log_joint = log_joint[..., None] + law[prefix]
     return np.exp(log_joint)
+
+
+# --- The source's loop, mended -------------------------------------------------------------------
+
+
+def patched_loop(candidates: Tensor, policy: Tensor, q_star: Tensor, chance: Every) -> Tensor:
+    """BIASED, an exhibit: the source's loop with its last line mended, and nothing else.
+
+    One candidate and this is exact. With k independent ones it has the distribution of the source's
+    own loop with k - 1 (`acceptance.source_loop_law`): where q* does not exceed the policy, k tests
+    against q* alone hand out more than q* has, so that no last line could help.
+
+    Args:
+        candidates: Drawn independently from the policy. Shape (num_candidates,).
+        policy: Probabilities, not logarithms. Shape (vocab,).
+        q_star: The same of the target. Shape (vocab,).
+        chance: What decides.
+    """
+    for candidate in candidates:
+        accept_prob = (q_star[candidate] / policy[candidate]).clamp(max=1.0)
+        if chance.keep(accept_prob.log()):
+            return candidate
+    residual = (q_star - policy).clamp(min=0)
+    return chance.draw((residual / residual.sum()).log())
+
+
+def mended_loop(
+    candidates: Tensor,
+    policy: Tensor,
+    q_star: Tensor,
+    chance: Every,
+) -> Tensor:
+    """The source's loop, exact for any number of independent candidates."""
+    target = q_star
+    for candidate in candidates:
+        accept_prob = (target[candidate] / policy[candidate]).clamp(max=1.0)
+        if chance.keep(accept_prob.log()):
+            return candidate
+        target = (target - policy).clamp(min=0)  # new: what is missing yet
+        target = target / target.sum()  # new
+    return chance.draw(target.log())  # new: not q_star

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.optimize import linprog, minimize_scalar
 from scipy.special import log_softmax, rel_entr
 from scipy.stats import norm
@@ -24,6 +25,8 @@ from qstar.acceptance import (
     tightest_pair,
     tokens_per_round,
 )
+from qstar.laws import mended_loop, patched_loop, pick_law, token_law
+from qstar.speculative import accept_or_redraw, draw_candidates, source_loop
 
 
 def random_pairs(count=4000, seed=0):
@@ -210,6 +213,55 @@ def test_the_bias_of_the_source_loop_grows_with_the_candidates():
     assert abs(bias[-1] - 0.5 * np.abs(shared / shared.sum() - q).sum()) < 1e-12
     with np.errstate(divide="ignore"), pytest.raises(ValueError, match="share no outcome"):
         source_loop_law(np.log([1.0, 0.0]), np.log([0.0, 1.0]), 2)
+
+
+def mended_law(loop, log_draft, log_target, num_candidates):
+    """The distribution of a mended loop, by following every branch of it."""
+    draft, target = torch.tensor(np.exp([log_draft, log_target]))
+    return token_law(
+        lambda chance: loop(
+            draw_candidates(draft.log(), num_candidates, replacement=True, generator=chance),
+            draft,
+            target,
+            chance,
+        ),
+        len(log_draft),
+    )
+
+
+@pytest.fixture(params=[None, 0, 1, 2], ids=lambda seed: "the book's" if seed is None else seed)
+def draft_and_target(request):
+    """The book's pair, and pairs of random laws (any two are a draft and its q*)."""
+    rows = np.log([[0.7, 0.2, 0.1], [0.2, 0.3, 0.5]])
+    if request.param is None:
+        return rows[0], log_geometric_mean(*rows, solve_kl_symmetry(*rows).alpha)
+    return log_softmax(np.random.default_rng(request.param).normal(size=(2, 3)) * 2, axis=-1)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_one_residual_after_k_candidates_is_the_sources_loop_with_one_candidate_less(
+    draft_and_target, k
+):
+    law = mended_law(patched_loop, *draft_and_target, k)
+    np.testing.assert_allclose(law, source_loop_law(*draft_and_target, k - 1), atol=1e-14)
+    exact = np.allclose(law, np.exp(draft_and_target[1]), atol=1e-3)
+    assert exact == (k == 1), "it is a repair for one candidate, and for no more"
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_a_residual_after_every_rejection_makes_the_loop_exact(draft_and_target, k):
+    law = mended_law(mended_loop, *draft_and_target, k)
+    np.testing.assert_allclose(law, np.exp(draft_and_target[1]), atol=1e-14)
+    rule, _ = pick_law(accept_or_redraw, draw_candidates, *draft_and_target, k, replacement=True)
+    np.testing.assert_allclose(law, rule, atol=1e-14)
+
+
+def test_no_last_line_repairs_two_tests_against_the_target(draft_and_target):
+    draft, target = np.exp(draft_and_target)
+    law, accepted = pick_law(source_loop, draw_candidates, *draft_and_target, 2, replacement=True)
+    handed_out = law - (1 - accepted) * target  # before the last line is reached
+    assert (handed_out > target + 1e-3).any()
+    assert (handed_out > target)[target < draft].all()
 
 
 def test_tokens_per_round_count_the_bonus():
