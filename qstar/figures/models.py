@@ -1,6 +1,6 @@
 """Two language models: what a decoder sees, token by token."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,18 @@ from numpy.typing import ArrayLike
 from .style import COLOURS, LINES, halo
 
 
-def decode_trace(trace: Any, *, fig: Figure, typical: tuple[float, float] = (0.3, 0.7)) -> Figure:
+def decode_trace(
+    trace: Any,
+    words: Sequence[str] = (),
+    *,
+    fig: Figure,
+    typical: tuple[float, float] = (0.3, 0.7),
+) -> Figure:
     """A decode, token by token: alpha*, the divergences around q*, and both acceptances.
 
     Args:
         trace: The `qstar.comparison.Comparison` of one sequence, on the CPU.
+        words: Its tokens as text, one a position; numbers stand for them if there are none.
         fig: Where to draw, in three panels that share the axis of tokens.
         typical: The range of alpha to shade.
     """
@@ -42,6 +49,10 @@ def decode_trace(trace: Any, *, fig: Figure, typical: tuple[float, float] = (0.3
     bottom.set(xlabel="new token", ylabel="acceptance\nprobability", ylim=(None, 1.005))
     bottom.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     bottom.set_xlim(0.5, len(at) + 0.5)
+    if words:
+        shown = [word.strip().replace("$", r"\$") or "␣" for word in words]
+        bottom.set_xticks(at, shown, rotation=90, fontsize=8, family="DejaVu Sans Mono")
+        bottom.set_xlabel("new token, as drawn")
     fig.align_ylabels()
     return fig
 

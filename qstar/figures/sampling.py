@@ -43,7 +43,8 @@ def redraw_panels(
             (mark,) = ax.plot([x - 0.42, x + 0.42], [height, height], **LINES["q*"])
         mark.set_label(r"$q^\star$")
         ax.set_xticks(list(tokens))
-        ax.set_xlabel(f"token\n{name}")
+        ax.set_xlabel("token")
+        ax.annotate(name, (0.5, 1.0), (0, 3), "axes fraction", "offset points", ha="center")
     axes[0].set_ylabel("probability")
     handles, labels = axes[0].get_legend_handles_labels()
     order = [labels.index(label) for label in ("accepted draft", "redrawn", r"$q^\star$")]
@@ -178,7 +179,7 @@ def alpha_acceptance(
         label="the source's table",
     )
     ax.set(
-        xlabel=r"$\alpha^*$",
+        xlabel=r"$\alpha^\star$",
         ylabel="acceptance probability\n(policy drafts)",
         xlim=(0, 1),
         ylim=(0, 1),
