@@ -1,5 +1,7 @@
 """Figures of decoding show what they are given: slots, curves, intervals, and who proposed."""
 
+from types import SimpleNamespace
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -54,12 +56,41 @@ def test_marks_lie_where_they_were_counted(ax):
     assert [(m.get_xdata()[0], m.get_ydata()[0]) for m in marks] == [(0.9, 1.2)]
 
 
-def test_a_ratio_has_its_interval_and_its_processor_time(ax):
-    groups = {"one": {"auto": (1.2, 1.1, 1.4, 1.3)}, "two": {"transformers": (0.9, 0.8, 1.0, 0.95)}}
+def test_a_recorded_mark_is_named_and_no_two_hide_each_other(ax):
+    grid = np.linspace(0, 1, 5)
+    curves = {"alternating 1": 2 - grid, "alternating 2": 3 - 2 * grid, "one-sided 4": 4 - 3 * grid}
+    points = {name: (0.9, 1.2) for name in ("alternating 1", "alternating 2")}
+    figures.forwards_by_acceptance(grid, curves, points, ax=ax)
+    named = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert named == [
+        "alternating 1, and as recorded", "alternating 2, and as recorded", "one-sided 4",
+    ]  # fmt: skip
+    marks = [line for line in ax.lines if line.get_marker() not in (None, "None", "")]
+    assert len({mark.get_markersize() for mark in marks}) == 2
+    assert {mark.get_markerfacecolor() for mark in marks} == {"white"}
+
+
+def test_a_ratio_has_its_interval(ax):
+    groups = {"one": {"auto": (1.2, 1.1, 1.4)}, "two": {"transformers": (0.9, 0.8, 1.0)}}
     figures.speed_ratios(groups, ax=ax)
     spans = [tuple(line.get_xdata()) for line in ax.lines[:-1]]
-    assert spans == [(1.1, 1.4), (1.2,), (1.3,), (0.8, 1.0), (0.9,), (0.95,)]
+    assert spans == [(1.1, 1.4), (1.2,), (0.8, 1.0), (0.9,)]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["auto", "transformers"]
+
+
+def test_a_trace_names_the_tokens_that_were_drawn():
+    row = np.array([0.4, 0.5, 0.6])
+    trace = SimpleNamespace(
+        alpha=row, balance=SimpleNamespace(alpha=row, chernoff=row), policy_to_teacher=row,
+        teacher_to_policy=row, accept_policy=row, accept_teacher=row,
+    )  # fmt: skip
+    with figures.style():
+        fig = figures.decode_trace(trace, [" sea", "\n", " $5"], fig=plt.figure())
+        fig.canvas.draw()
+    bottom = fig.axes[-1]
+    assert [tick.get_text() for tick in bottom.get_xticklabels()] == ["sea", "␣", r"\$5"]
+    np.testing.assert_array_equal(bottom.get_xticks(), [1, 2, 3])
+    plt.close(fig)
 
 
 def test_a_proposed_text_says_who_and_is_safe_to_show():

@@ -73,7 +73,7 @@ def one_round(steps: Sequence[tuple[str, Sequence[tuple[str, str]], str]], *, ax
         handletextpad=0.5,
         columnspacing=1.0,
     )
-    ax.set(xlim=(-1.35, widest + 0.1), ylim=(-1.55 * (len(steps) - 1) - 0.75, 1.0))
+    ax.set(xlim=(-1.35, widest + 0.1), ylim=(-1.55 * (len(steps) - 1) - 0.45, 1.0))
     ax.axis("off")
     return ax
 
@@ -118,21 +118,25 @@ def forwards_by_acceptance(
         (INK["q*"], "-", "o"),
         (INK["q*"], (0, (4.5, 2.2)), "s"),
         (INK["q*"], (0, (1.2, 1.4)), "^"),
-        (INK["policy"], "-", "D"),
+        (COLOURS["quiet"], (0, (6, 1.6, 1.2, 1.6)), "D"),
         (INK["other"], "-", "v"),
     )
+    handles: list[Line2D] = []
     for (name, values), (colour, dash, marker) in zip(curves.items(), looks, strict=False):
-        ax.plot(acceptance, values, color=colour, linestyle=dash, linewidth=1.9, label=name)
-        if name in measured:
+        line: dict[str, Any] = {"color": colour, "linestyle": dash, "linewidth": 1.9}
+        mark: dict[str, Any] = {
+            "marker": marker,
+            "markerfacecolor": "white",
+            "markeredgewidth": 1.6,
+        }
+        ax.plot(acceptance, values, **line)
+        if name in measured:  # the first ones larger: one may lie on another
+            size = max(11 - 3 * len(handles), 7)
             ax.plot(
-                *measured[name],
-                marker=marker,
-                markersize=8,
-                linestyle="none",
-                color=colour,
-                markeredgecolor="white",
-                zorder=5,
+                *measured[name], **mark, markersize=size, linestyle="none", color=colour, zorder=5
             )
+        counted = f"{name}, and as recorded" if name in measured else name
+        handles.append(Line2D([], [], **line, **(mark if name in measured else {}), label=counted))
     ax.axhline(2, color=COLOURS["ink"], linewidth=1.2)
     halo(ax.text(0.01, 2.04, "plain", va="bottom"))
     ax.axhline(1, **LINES["guide"])
@@ -142,18 +146,17 @@ def forwards_by_acceptance(
         xlim=(0, 1),
         ylim=(0, 4),
     )
-    ax.legend(loc="upper right", fontsize=9)
+    ax.legend(handles=handles, loc="upper right", fontsize=9, handlelength=3.2)
     return ax
 
 
 def speed_ratios(
-    groups: Mapping[str, Mapping[str, tuple[float, float, float, float]]], *, ax: Axes
+    groups: Mapping[str, Mapping[str, tuple[float, float, float]]], *, ax: Axes
 ) -> Axes:
     """How many times faster than plain decoding, with intervals, way by way.
 
     Args:
-        groups: Heading -> way -> (median, low, high) in wall time, and the median in processor
-            time.
+        groups: Heading -> way -> (median, low, high).
         ax: Where to draw; the line at 1 is plain decoding with two calls a token.
     """
     y, ticks, labels = 0.0, [], []
@@ -161,7 +164,7 @@ def speed_ratios(
         place: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center"}
         halo(ax.text(0.01, y, heading, weight="bold", fontsize=9.5, zorder=3, **place))
         y += 1
-        for way, (median, low, high, processor) in rows.items():
+        for way, (median, low, high) in rows.items():
             theirs = way.startswith("transformers")
             colour = COLOURS["quiet"] if theirs else INK["q*"]
             ax.plot([low, high], [y, y], color=colour, linewidth=1.8)
@@ -173,7 +176,6 @@ def speed_ratios(
                 markersize=6.5,
                 markerfacecolor="white" if theirs else colour,
             )
-            ax.plot([processor], [y], marker="|", color=COLOURS["ink"], markersize=13, mew=1.6)
             ticks.append(y)
             labels.append(way)
             y += 1
@@ -187,10 +189,8 @@ def speed_ratios(
         Line2D([], [], color=INK["q*"], marker="o", label="qstar.decode"),
         Line2D([], [], color=COLOURS["quiet"], marker="s", markerfacecolor="white",
                label="transformers"),
-        Line2D([], [], color=COLOURS["ink"], marker="|", linestyle="none", markersize=13,
-               mew=1.6, label="processor time"),
     ]  # fmt: skip
-    ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.35, 1.0), ncols=3)
+    ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.35, 1.0), ncols=2)
     return ax
 
 

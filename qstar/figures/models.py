@@ -50,7 +50,7 @@ def decode_trace(
     bottom.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     bottom.set_xlim(0.5, len(at) + 0.5)
     if words:
-        shown = [word.strip().replace("\n", "⏎").replace("$", r"\$") or "␣" for word in words]
+        shown = [word.strip().replace("$", r"\$") or "␣" for word in words]
         bottom.set_xticks(at, shown, rotation=90, fontsize=8, family="DejaVu Sans Mono")
         bottom.set_xlabel("new token, as drawn")
     fig.align_ylabels()

@@ -1,0 +1,114 @@
+"""Speculative decoding: each verdict, had counts, times or distributions come out otherwise."""
+
+import dataclasses
+
+import pytest
+from counterfactuals import Case, Changed, decide, lacking
+
+NOTEBOOK, FEWER = "07_speculative_decoding", {"tiny_runs": 6, "max_new_tokens": 4}
+
+
+def turns(*medians):
+    """The recorded ratios to plain decoding, with these wherever we draft, cell by cell."""
+
+    def change(ratios):
+        return {
+            name: {
+                way: found
+                if way.startswith(("plain", "transformers"))
+                else (median, median - 0.02, median + 0.02, median)
+                for way, found in ways.items()
+            }
+            for (name, ways), median in zip(ratios.items(), medians, strict=True)
+        }
+
+    return {"ratios": Changed(change)}
+
+
+def forwards(**by_way):
+    """The recorded counts, with so many forwards a token."""
+
+    def change(counted):
+        return counted | {
+            (name := way.replace("_", " ")): dataclasses.replace(
+                counted[name], forwards=round(a_token * counted[name].tokens)
+            )
+            for way, a_token in by_way.items()
+        }
+
+    return {"counted": Changed(change)}
+
+
+def live(name, a_token):
+    """The counts on tiny pairs, with so many forwards a token."""
+    return {"live": Changed(lambda found: found | {name: (found[name][0], a_token)})}
+
+
+INEXACT = {"law_gap": Changed(lambda gaps: {way: 0.01 for way in gaps}), "worst_law": 0.01}
+ALL_FASTER = turns(1.9, 1.5, 1.5, 1.5)
+NONE_FASTER = turns(0.9, 0.9, 0.9, 0.9)
+SOME_FASTER = turns(1.2, 0.8, 1.7, 1.1)
+IN_RANGE = turns(1.5, 1.45, 1.55, 1.6)
+BEYOND = turns(2.0, 1.8, 1.7, 1.3)
+SCHEMES = "alternating", "plain", "plain", "lookup"
+BOTH = "one-sided 2", "one-sided 2, unlike"
+
+CASES = (
+    Case("faster-with-guarantees", "confirmed", ALL_FASTER, "every cell faster"),
+    Case("faster-with-guarantees", "refuted", NONE_FASTER, "no cell faster"),
+    Case("faster-with-guarantees", "refuted", INEXACT | ALL_FASTER, "another distribution"),
+    Case("faster-with-guarantees", "qualified", SOME_FASTER, "other cells faster"),
+    Case("policy-drafts-q-verifies", "confirmed", live(BOTH[1], 1.8), "gains on unlike pairs"),
+    Case("policy-drafts-q-verifies", "refuted", live(BOTH[0], 2.1), "no gains on alike pairs"),
+    Case("policy-drafts-q-verifies", "refuted", INEXACT, "another distribution"),
+    Case("policy-drafts-q-verifies", "qualified", live(BOTH[0], 1.9), "smaller gains"),
+    Case("expected-speedup", "confirmed", IN_RANGE, "ratios in the range"),
+    Case("expected-speedup", "refuted", BEYOND, "ratios beyond it"),
+    Case("expected-speedup", "qualified", turns(1.5, 1.0, 1.0, 1.0), "one ratio in the range"),
+    Case("conclusion-speedup", "confirmed", IN_RANGE, "ratios in the range"),
+    Case("conclusion-speedup", "refuted", INEXACT | IN_RANGE, "another distribution"),
+    Case("conclusion-speedup", "refuted", BEYOND, "ratios beyond the range"),
+    Case("conclusion-speedup", "qualified", turns(1.5, 1.0, 1.0, 1.0), "one ratio in the range"),
+    Case("implementable", "confirmed", ALL_FASTER, "every cell faster than one call, too"),
+    Case("implementable", "refuted", INEXACT, "another distribution"),
+    Case(
+        "implementable",
+        "refuted",
+        NONE_FASTER | forwards(alternating_1=2.2),
+        "more forwards, and no cell faster",
+    ),
+    Case("implementable", "qualified", NONE_FASTER, "fewer forwards, and no cell faster"),
+    Case("scenario-speed", "confirmed", ALL_FASTER, "every cell faster than one call, too"),
+    Case("scenario-speed", "refuted", NONE_FASTER, "no cell faster"),
+    Case("scenario-speed", "qualified", turns(1.9, 0.9, 0.9, 0.9), "the real pair alone faster"),
+    Case("kv-cache-reuse", "confirmed", {"columns_read": 120}, "more positions read"),
+    Case("kv-cache-reuse", "qualified", {"columns_read": 600}, "whole texts read again"),
+    Case("kv-cache-reuse", "refuted", {"cache_gap": 1e-3}, "a cache that changes distributions"),
+    Case("batched-candidates", "confirmed", forwards(plain=1.5), "savings at one position"),
+    Case("batched-candidates", "refuted", forwards(alternating_1=2.1), "no savings by blocks"),
+    Case("batched-candidates", "qualified", forwards(alternating_1=1.6), "smaller savings"),
+    Case("direction-draft-model", "refuted", INEXACT, "another distribution"),
+    Case("direction-draft-model", "refuted", live("a third drafts 4", 1.2), "no lower than one"),
+    Case("direction-draft-model", "qualified", live("a third drafts 4", 0.9), "hardly below one"),
+    Case(
+        "direction-adaptive-strategy",
+        "refuted",
+        {"went_with": Changed(lambda chosen: dict.fromkeys(chosen, "plain"))},
+        "one choice everywhere",
+    ),
+    Case(
+        "direction-adaptive-strategy",
+        "qualified",
+        {"went_with": Changed(lambda chosen: dict(zip(chosen, SCHEMES, strict=True)))},
+        "another choice for each pair",
+    ),
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_verdict_follows_the_data(case):
+    assert decide(NOTEBOOK, case, FEWER) == case.verdict, case.why
+
+
+def test_every_verdict_of_the_chapter_could_have_come_out_otherwise():
+    assert lacking(NOTEBOOK, CASES) == []
