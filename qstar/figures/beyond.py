@@ -22,7 +22,7 @@ def one_scale_law(
     """Many families on one curve: alpha* against the ratio of the rates of policy and teacher.
 
     Args:
-        ratios: Policy rate over teacher rate; above 1 the policy is the narrower. Shape (points,).
+        ratios: Policy rate over teacher rate. Shape (points,).
         alphas: alpha* at each, by the formula. Shape (points,).
         families: Name -> (ratio, alpha* as solved), in the order of the ratios: labels alternate
             between the sides of the curve.
@@ -56,11 +56,12 @@ def one_scale_law(
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}" if x >= 1 else f"1/{1 / x:g}")
     ax.set(
         xlabel=r"ratio of rates, $\rho$ = policy / teacher",
-        ylabel=r"$\alpha^*$",
+        ylabel=r"$\alpha^\star$",
         xlim=(ratios[0], ratios[-1]),
         ylim=(0, 1),
     )
-    for x, text, ha in ((0.02, "policy wider", "left"), (0.98, "policy narrower", "right")):
+    sides = ((0.02, "policy has the lower rate", "left"), (0.98, "the higher rate", "right"))
+    for x, text, ha in sides:
         place: dict[str, Any] = {"transform": ax.transAxes, "ha": ha, "va": "bottom"}
         ax.text(x, 0.505, text, color=COLOURS["quiet"], **place)
     return ax
@@ -102,7 +103,7 @@ def mirrored_variance(
         halo(ax.annotate(text, (x, y), xytext=(0, 7), textcoords="offset points", ha="center"))
     halo(
         ax.annotate(
-            r"$\alpha^*$",
+            r"$\alpha^\star$",
             (balance.alpha, float(np.interp(balance.alpha, alphas, variances))),
             (10, 5),
             textcoords="offset points",
@@ -150,7 +151,7 @@ def tail_weight(
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     ax.set(
         xlabel=r"degrees of freedom $\nu$  (small: heavy tails)",
-        ylabel=r"$\alpha^*$ of the narrow parent",
+        ylabel=r"$\alpha^\star$ of the narrow parent",
         xlim=(freedoms[0], freedoms[-1]),
     )
     return ax
@@ -188,7 +189,7 @@ def modes_along_path(
         below.set(xlabel="$x$", ylim=(0, 1))
         halo(
             below.annotate(
-                r"$\alpha^*$",
+                r"$\alpha^\star$",
                 (1, balance.alpha),
                 xycoords=("axes fraction", "data"),
                 xytext=(-4, 4),

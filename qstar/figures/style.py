@@ -116,6 +116,6 @@ def star(ax: Axes, x: float, y: float, *, size: float = 15) -> Line2D:
 
 def role_legend(fig: Figure, *, roles: Sequence[str] = ("policy", "teacher", "q*")) -> None:
     """One legend above the whole figure, for these parties."""
-    names = {"policy": "policy", "teacher": "teacher", "q*": r"$q^*$"}
+    names = {"policy": "policy", "teacher": "teacher", "q*": r"$q^\star$"}
     handles = [Line2D([], [], **LINES[role], label=names[role]) for role in roles]
     fig.legend(handles=handles, loc="outside upper center", ncols=len(roles))
