@@ -32,7 +32,7 @@ def one_scale_law(
     ax.axvline(1, **LINES["guide"])
     ax.plot(ratios, alphas, **LINES["q*"])
     for index, (name, (ratio, alpha)) in enumerate(families.items()):
-        side = -1 if index % 2 else 1
+        side = 1 if index % 2 else -1
         ax.plot(
             [ratio],
             [alpha],
@@ -124,22 +124,23 @@ def tail_weight(
 
     Args:
         freedoms: Degrees of freedom, increasing. Shape (points,).
-        curves: Label of a ratio of scales -> alpha* of the narrow policy at each. Shape (points,).
+        curves: A ratio of scales, "1 : 2" -> alpha* of the narrow policy at each. Shape (points,).
         limits: alpha* of Gaussians of the same ratios, drawn as ticks at the right.
         ax: Where to draw.
     """
     looks = [("-", 1.6), ((0, (5, 2)), 2.2), ("-", 3.2)]
     ax.axhline(0.5, **LINES["guide"])
     ax.axvline(1, **LINES["guide"])
-    for (label, alphas), (dash, width), limit in zip(curves.items(), looks, limits, strict=True):
+    labelled = zip(curves.items(), looks, limits, strict=True)
+    for number, ((label, alphas), (dash, width), limit) in enumerate(labelled):
         ax.plot(freedoms, alphas, color=COLOURS["q*"], linestyle=dash, linewidth=width)
         ax.plot([freedoms[-1]], [limit], "<", color=COLOURS["ink"], markersize=6, clip_on=False)
         at = int(0.78 * len(freedoms))
         halo(
             ax.annotate(
-                label,
+                label if number else f"scales {label}",
                 (freedoms[at], alphas[at]),
-                xytext=(0, 6),
+                xytext=(2, 5),
                 textcoords="offset points",
                 ha="left",
                 color=INK["q*"],
@@ -237,8 +238,10 @@ def effective_share(
         )
     )
     ax.set_yscale("log")
-    for which in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-        which(lambda y, _: f"{y:g}")
+    ax.minorticks_off()
+    steps = [m * 10.0**-power for power in range(9) for m in (1, 0.5, 0.2)]
+    shown = [step for step in steps if step > 0.5 * float(guarantees.min())]
+    ax.set_yticks(shown, [f"{step:g}" for step in shown])
     ax.set(
         xlabel="dimension",
         ylabel="effective draws / draws",
