@@ -8,7 +8,7 @@ import numpy as np
 from numpy import ndarray
 from numpy.typing import ArrayLike
 from scipy.optimize import elementwise
-from scipy.special import log_expit
+from scipy.special import digamma, log_expit
 
 from .geometric import cumulants
 
@@ -162,6 +162,36 @@ def local_law(log_policy: ArrayLike, log_teacher: ArrayLike) -> ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         shift = third / (24 * variance)
     return np.where(variance == 0, 0.5, 0.5 + shift)
+
+
+def contamination_limit(tail_index: ArrayLike) -> ndarray:
+    """Where alpha* goes as a policy (1 - e) teacher + e other nears its teacher by e -> 0.
+
+    With g = other / teacher, the chance of g > t under the teacher falls like t^-s, up to a slowly
+    varying factor. For 1 < s < 2 the places where e g is of order one decide, and log Z is
+    asymptotically in proportion to Gamma(-s) Gamma(s - alpha) / Gamma(-alpha): the limit is the
+    root of digamma(-alpha) = digamma(s - alpha), which is single, as the left side falls faster.
+    A Gaussian contaminated by one of v > 2 times its variance has s = v / (v - 1). From s = 2 on
+    the bulk decides, and the limit is 1/2.
+
+    Args:
+        tail_index: s, above 1. Shape (*any).
+
+    Raises:
+        ValueError: An index that is not above 1: then g would have no mean, and it has.
+    """
+    s = np.asarray(tail_index, dtype=np.float64)
+    if not (s > 1).all():
+        raise ValueError(f"the index of the tail must be above 1: got {s}.")
+    inner = np.where(s < 2, s, 1.5)
+
+    def gap(alpha: ndarray, index: ndarray) -> ndarray:
+        return np.asarray(digamma(-alpha) - digamma(index - alpha))
+
+    root = elementwise.find_root(
+        gap, (np.full(s.shape, 1e-9), np.full(s.shape, 1 - 1e-9)), args=(inner,)
+    )
+    return np.where(s < 2, root.x, 0.5)
 
 
 def fixed_exponent_bound(chernoff: ArrayLike, alpha: ArrayLike) -> ndarray:

@@ -3,10 +3,12 @@
 import mpmath
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 from scipy.special import log_softmax
 
-from qstar import kl, log_geometric_mean, log_partition, solve_kl_symmetry
+from qstar import families, kl, log_geometric_mean, log_partition, solve_kl_symmetry
 from qstar.bounds import (
+    contamination_limit,
     derivative_bounds,
     fixed_exponent_bound,
     largest_chernoff,
@@ -15,6 +17,7 @@ from qstar.bounds import (
     range_extremal_pair,
     widest_range,
 )
+from qstar.gaussian import Gaussian
 
 
 def random_pairs(*, rows=3000, vocab=6, seed=0):
@@ -130,3 +133,47 @@ def test_the_bound_on_one_half_is_sharp():
 def test_a_fixed_exponent_must_lie_inside():
     with pytest.raises(ValueError, match="strictly between 0 and 1: got 1"):
         fixed_exponent_bound(1.0, 1.0)
+
+
+def contaminated(variance, epsilon):
+    """alpha* of (1 - e) N(0, 1) + e N(0, variance) against N(0, 1), by a sum that keeps e^2."""
+    x, step = np.linspace(-20, 20, 20_001, retstep=True)
+    w = epsilon * (np.exp((1 - 1 / variance) / 2 * x**2) / np.sqrt(variance) - 1)
+    log_w = np.log1p(w)
+    tail = np.where(np.abs(w) < 1e-4, -(w**2) / 2 + w**3 / 3 - w**4 / 4, log_w - w)
+    weight = step * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+    return brentq(lambda a: weight @ (np.expm1(a * log_w) * log_w + tail), 0.01, 0.99)
+
+
+def test_a_contaminated_gaussian_nears_its_limit_and_not_one_half():
+    """The slowly varying factor is a power of a logarithm: slow, but on its way."""
+    limit = float(contamination_limit(4 / 3))
+    ends = [contaminated(4, epsilon) for epsilon in (1e-2, 1e-8, 1e-40)]
+    np.testing.assert_allclose(ends, [0.6149, 0.6229, 0.6285], rtol=0, atol=5e-5)
+    assert ends == sorted(ends)
+    assert ends[-1] < limit < 0.6304
+    blend = families.Mixture([0.99, 0.01], [Gaussian(0.0, 1.0), Gaussian(0.0, 4.0)])
+    by_solver = families.solve_kl_symmetry(blend, Gaussian(0.0, 1.0)).alpha
+    assert by_solver == pytest.approx(ends[0], abs=1e-9)
+    light = [abs(contaminated(1.5, epsilon) - 0.5) for epsilon in (1e-2, 1e-8)]
+    assert light[1] < light[0] / 3  # a variance below 2: bulk outweighs tail, back to one half
+    assert light[1] < 0.02
+
+
+@pytest.mark.parametrize("index", [1.001, 1.2, 4 / 3, 1.7, 1.999])
+def test_the_limit_of_a_contamination_is_the_least_of_its_gamma_ratio(index):
+    with mpmath.workdps(30):
+
+        def log_ratio(a):
+            return mpmath.log(-mpmath.gamma(index - a) / mpmath.gamma(-a))
+
+        at = mpmath.mpf(float(contamination_limit(index)))
+        assert abs(mpmath.diff(log_ratio, at)) < 1e-9
+    assert 0.5 < at < 1
+
+
+def test_a_contamination_of_light_tails_ends_at_one_half():
+    np.testing.assert_array_equal(contamination_limit([2.0, 3.0, np.inf]), 0.5)
+    np.testing.assert_allclose(contamination_limit(1.999999), 0.5, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="must be above 1: got 1"):
+        contamination_limit(1.0)

@@ -107,3 +107,56 @@ def test_modes_stand_at_their_place_and_alpha():
     for ax in fig.axes[2:]:
         (line,) = [line for line in ax.lines if line.get_marker() == "."]
         assert (list(line.get_xdata()), list(line.get_ydata())) == ([0.0, 0.5], [0.2, 0.4])
+
+
+def crossed_by(ax, x, y):
+    """The labels of a figure that one of these points lies under."""
+    ax.figure.canvas.draw()
+    points = ax.transData.transform(np.stack([x, y], axis=-1))
+    return [
+        text.get_text()
+        for text in ax.texts
+        if any(text.get_window_extent().contains(*point) for point in points)
+    ]
+
+
+def law(ratio):
+    return 1 / np.log(ratio) - 1 / (ratio - 1)
+
+
+def test_no_label_of_the_scale_law_says_what_is_false_of_a_family():
+    """A smaller rate is a narrower inverse gamma, and a shifted Gumbel."""
+    with figures.style():
+        ax = new_figure().subplots()
+        names = ["Gumbel", "inverse gamma", "Laplace", "Weibull, shape 1.5", "Maxwell", "Pareto"]
+        places = np.logspace(-2.3, 2.1, 11)[: len(names)]
+        families = {name: (r, law(r)) for name, r in zip(names, places, strict=True)}
+        ratios = np.logspace(-3.5, 3.3, 300)
+        figures.one_scale_law(ratios, law(ratios), families, ax=ax)
+        ax.figure.canvas.draw()
+        frame = ax.get_window_extent()
+        for text in ax.texts:
+            assert "wide" not in text.get_text()
+            assert "narrow" not in text.get_text()
+            assert text.get_window_extent().x0 > frame.x0, "it stands over the axis"
+
+
+def test_a_ratio_of_scales_stands_on_its_own_curve_and_on_no_other():
+    freedoms = np.geomspace(0.25, 30, 40)
+    fall = {"1 : 2": 0.03, "1 : 10": 0.075, "1 : 100": 0.11}
+    curves = {name: 0.5 - k * np.log(freedoms) for name, k in fall.items()}
+    with figures.style():
+        ax = new_figure().subplots()
+        figures.tail_weight(freedoms, curves, [0.4, 0.3, 0.2], ax=ax)
+        for name, curve in curves.items():
+            assert crossed_by(ax, freedoms, curve) == [], name
+
+
+def test_a_decade_of_shares_has_three_ticks():
+    with figures.style():
+        ax = share(new_figure().subplots())
+        ax.figure.canvas.draw()
+        ticks = [t.get_text() for t in ax.yaxis.get_ticklabels(which="both") if t.get_text()]
+    low, high = ax.get_ylim()
+    assert "1" in ticks
+    assert len(ticks) <= 3 * np.log10(high / low) + 1

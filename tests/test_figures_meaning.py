@@ -91,3 +91,28 @@ def test_training_draws_alpha_above_chernoff():
     np.testing.assert_array_equal(above.lines[0].get_ydata(), 0.6)
     np.testing.assert_array_equal(below.lines[1].get_ydata(), np.exp(-2 * GRID))
     assert below.get_yscale() == "log"
+
+
+def test_the_slopes_are_written_beside_the_curve_not_over_it():
+    rows = np.array([[2.4e-9, 0.27, 0.73], [0.23, 2.6e-8, 0.77]])
+    pair = np.log(rows / rows.sum(axis=-1, keepdims=True))
+    at = np.linspace(0, 1, 401)
+    curve, slopes = log_partition(*pair, at), (float(kl(*pair)), float(kl(*pair[::-1])))
+    with figures.style():
+        ax = new_figure().subplots()
+        figures.ends_and_middle(at, curve, *slopes, solve_kl_symmetry(*pair), ax=ax)
+        ax.figure.canvas.draw()
+        points = ax.transData.transform(np.stack([at, curve], axis=-1))
+        for text in ax.texts:
+            box = text.get_window_extent()
+            assert not any(box.contains(*point) for point in points), text.get_text()
+
+
+def test_a_rival_is_not_named_in_code():
+    with figures.style():
+        ax = new_figure().subplots()
+        recorded = {"alpha 0.5": 0.1, "alpha 0.3": 0.1, "mixture alpha*": 0.1, "midpoint": 0.2}
+        figures.rivals({"kind": recorded}, {"kind": 0.05}, ax=ax)
+        labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert labels[-1] == "midpoint"
+    assert not any("alpha" in label.replace(r"\alpha", "") or "*" in label for label in labels)

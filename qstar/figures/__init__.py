@@ -41,7 +41,7 @@ from .meaning import (
     training,
 )
 from .models import alpha_by_kind, decode_trace, solving_gain
-from .page import png_link, texts
+from .page import texts
 from .path import kl_crossing, minimax
 from .sampling import acceptance_bounds, alpha_acceptance, loop_bias, redraw_panels
 from .sequences import answer_divergences, gap_growth, two_means, useful_share
@@ -86,7 +86,6 @@ __all__ = [
     "overlap_law",
     "passes_histogram",
     "path_evolution",
-    "png_link",
     "precision_shares",
     "proposed_text",
     "range_bound",

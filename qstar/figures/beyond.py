@@ -22,7 +22,7 @@ def one_scale_law(
     """Many families on one curve: alpha* against the ratio of the rates of policy and teacher.
 
     Args:
-        ratios: Policy rate over teacher rate; above 1 the policy is the narrower. Shape (points,).
+        ratios: Policy rate over teacher rate. Shape (points,).
         alphas: alpha* at each, by the formula. Shape (points,).
         families: Name -> (ratio, alpha* as solved), in the order of the ratios: labels alternate
             between the sides of the curve.
@@ -32,7 +32,7 @@ def one_scale_law(
     ax.axvline(1, **LINES["guide"])
     ax.plot(ratios, alphas, **LINES["q*"])
     for index, (name, (ratio, alpha)) in enumerate(families.items()):
-        side = -1 if index % 2 else 1
+        side = 1 if index % 2 else -1
         ax.plot(
             [ratio],
             [alpha],
@@ -56,11 +56,12 @@ def one_scale_law(
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}" if x >= 1 else f"1/{1 / x:g}")
     ax.set(
         xlabel=r"ratio of rates, $\rho$ = policy / teacher",
-        ylabel=r"$\alpha^*$",
+        ylabel=r"$\alpha^\star$",
         xlim=(ratios[0], ratios[-1]),
         ylim=(0, 1),
     )
-    for x, text, ha in ((0.02, "policy wider", "left"), (0.98, "policy narrower", "right")):
+    sides = ((0.02, "policy has the lower rate", "left"), (0.98, "the higher rate", "right"))
+    for x, text, ha in sides:
         place: dict[str, Any] = {"transform": ax.transAxes, "ha": ha, "va": "bottom"}
         ax.text(x, 0.505, text, color=COLOURS["quiet"], **place)
     return ax
@@ -102,7 +103,7 @@ def mirrored_variance(
         halo(ax.annotate(text, (x, y), xytext=(0, 7), textcoords="offset points", ha="center"))
     halo(
         ax.annotate(
-            r"$\alpha^*$",
+            r"$\alpha^\star$",
             (balance.alpha, float(np.interp(balance.alpha, alphas, variances))),
             (10, 5),
             textcoords="offset points",
@@ -123,22 +124,23 @@ def tail_weight(
 
     Args:
         freedoms: Degrees of freedom, increasing. Shape (points,).
-        curves: Label of a ratio of scales -> alpha* of the narrow policy at each. Shape (points,).
+        curves: A ratio of scales, "1 : 2" -> alpha* of the narrow policy at each. Shape (points,).
         limits: alpha* of Gaussians of the same ratios, drawn as ticks at the right.
         ax: Where to draw.
     """
     looks = [("-", 1.6), ((0, (5, 2)), 2.2), ("-", 3.2)]
     ax.axhline(0.5, **LINES["guide"])
     ax.axvline(1, **LINES["guide"])
-    for (label, alphas), (dash, width), limit in zip(curves.items(), looks, limits, strict=True):
+    labelled = zip(curves.items(), looks, limits, strict=True)
+    for number, ((label, alphas), (dash, width), limit) in enumerate(labelled):
         ax.plot(freedoms, alphas, color=COLOURS["q*"], linestyle=dash, linewidth=width)
         ax.plot([freedoms[-1]], [limit], "<", color=COLOURS["ink"], markersize=6, clip_on=False)
         at = int(0.78 * len(freedoms))
         halo(
             ax.annotate(
-                label,
+                label if number else f"scales {label}",
                 (freedoms[at], alphas[at]),
-                xytext=(0, 6),
+                xytext=(2, 5),
                 textcoords="offset points",
                 ha="left",
                 color=INK["q*"],
@@ -150,7 +152,7 @@ def tail_weight(
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     ax.set(
         xlabel=r"degrees of freedom $\nu$  (small: heavy tails)",
-        ylabel=r"$\alpha^*$ of the narrow parent",
+        ylabel=r"$\alpha^\star$ of the narrow parent",
         xlim=(freedoms[0], freedoms[-1]),
     )
     return ax
@@ -188,7 +190,7 @@ def modes_along_path(
         below.set(xlabel="$x$", ylim=(0, 1))
         halo(
             below.annotate(
-                r"$\alpha^*$",
+                r"$\alpha^\star$",
                 (1, balance.alpha),
                 xycoords=("axes fraction", "data"),
                 xytext=(-4, 4),
@@ -236,8 +238,10 @@ def effective_share(
         )
     )
     ax.set_yscale("log")
-    for which in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-        which(lambda y, _: f"{y:g}")
+    ax.minorticks_off()
+    steps = [m * 10.0**-power for power in range(9) for m in (1, 0.5, 0.2)]
+    shown = [step for step in steps if step > 0.5 * float(guarantees.min())]
+    ax.set_yticks(shown, [f"{step:g}" for step in shown])
     ax.set(
         xlabel="dimension",
         ylabel="effective draws / draws",

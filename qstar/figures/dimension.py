@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from numpy import ndarray
 from numpy.typing import ArrayLike
 
-from .style import COLOURS, FILL, INK, LINES, halo, role_legend
+from .style import COLOURS, FILL, LINES, halo, role_legend
 
 
 def collapse(
@@ -25,7 +25,8 @@ def collapse(
         dimensions: Numbers of independent coordinates, increasing. Shape (dimensions,).
         acceptances: Label -> (party whose line it is, acceptance probability at each). Shape
             (dimensions,).
-        exponents: By the same labels, what each falls by per coordinate, in nats: drawn dotted.
+        exponents: By the same labels, what each falls by per coordinate, in nats: drawn dotted, and
+            shaded down to the curve that it bounds.
         ax: Where to draw; the vertical axis is logarithmic.
     """
     lowest = 1.0
@@ -33,9 +34,10 @@ def collapse(
         line = LINES[party] | {"linewidth": 2.0}
         ax.plot(dimensions, values, **line, label=label)
         bound = np.exp(-exponents[label] * dimensions)
-        ax.plot(dimensions, bound, color=INK[party], linestyle=(0, (1, 2)), linewidth=1.0)
+        ax.plot(dimensions, bound, color=COLOURS[party], linestyle=(0, (1, 2)), linewidth=1.2)
+        ax.fill_between(dimensions, values, bound, color=COLOURS[party], alpha=FILL, linewidth=0)
         lowest = min(lowest, float(values[-1]))
-    ax.plot([], [], color=COLOURS["quiet"], linestyle=(0, (1, 2)), linewidth=1.0, label="bound")
+    ax.plot([], [], color=COLOURS["quiet"], linestyle=(0, (1, 2)), linewidth=1.0, label="its bound")
     ax.set(xlabel="coordinates $n$", ylabel="acceptance probability", yscale="log")
     ax.set(xlim=(0, dimensions[-1]), ylim=(lowest / 2, 1.3))
     ax.legend(loc="lower left")

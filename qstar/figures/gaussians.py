@@ -76,13 +76,13 @@ def gaussian_cases(cases: Sequence[SolvedPair], *, fig: Figure, half_width: floa
             textcoords="offset points",
             fontsize=9.5,
         )
-        ax.set_xlabel(rf"$\alpha^* = {case.balance.alpha:.3f}$", color=INK["q*"])
+        ax.set_xlabel(rf"$\alpha^\star = {case.balance.alpha:.3f}$", color=INK["q*"])
     corner = axes.flat[0].get_xlim()[0] + 0.5, axes.flat[0].get_ylim()[0] + 0.6
     axes.flat[0].plot(
         [corner[0], corner[0] + 2], [corner[1]] * 2, color=COLOURS["ink"], linewidth=1.5
     )
     axes.flat[0].annotate(
-        "2", (corner[0] + 1, corner[1]), (0, 3), textcoords="offset points", ha="center", fontsize=9
+        "length 2", (corner[0], corner[1]), (0, 3), textcoords="offset points", fontsize=9
     )
     for ax in axes.flat[len(cases) :]:
         ax.set_axis_off()
@@ -139,7 +139,7 @@ def path_evolution(
         )
     halo(
         top.annotate(
-            r"$q^*$",
+            r"$q^\star$",
             tuple(contour(case.q_star, 1)[:, 68]),  # on its upper left
             xytext=(-4, 3),
             textcoords="offset points",
@@ -187,7 +187,7 @@ def scale_law(
         )
         halo(
             ax.annotate(
-                case.name,
+                f"ratio {ratio:g} ({case.name})",
                 (ratio, case.balance.alpha),
                 xytext=(7, 6),
                 textcoords="offset points",
@@ -198,7 +198,7 @@ def scale_law(
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}" if x >= 1 else f"1/{1 / x:g}")
     ax.set(
         xlabel="teacher variance / policy variance",
-        ylabel="between 0 (teacher) and 1 (policy)",
+        ylabel="exponent, and share,\nof the policy",
         xlim=(ratios[0], ratios[-1]),
         ylim=(0, 1),
     )
@@ -207,7 +207,7 @@ def scale_law(
         "xycoords": "axes fraction",
         "ha": "right",
     }
-    halo(ax.annotate(r"exponent $\alpha^*$", (0, 0), (0.985, 0.09), color=INK["q*"], **label))
+    halo(ax.annotate(r"exponent $\alpha^\star$", (0, 0), (0.985, 0.09), color=INK["q*"], **label))
     halo(ax.annotate("share of the precision", (0, 0), (0.985, 0.68), color=INK["other"], **label))
     for x, text, side in ((0.02, "policy wider", "left"), (0.98, "policy narrower", "right")):
         ax.text(
@@ -232,7 +232,7 @@ def covariance_rules(case: SolvedPair, geometric: Gaussian, *, ax: Axes) -> Axes
     names = {
         "policy": "policy",
         "teacher": "teacher",
-        "q*": "$q^*$: precisions\naveraged (exact)",
+        "q*": "$q^\\star$: precisions\naveraged (exact)",
         "other": "the source's\ncovariance formula",
     }
     handles = [Line2D([], [], **LINES[role], label=name) for role, name in names.items()]
@@ -277,7 +277,7 @@ def kl_order(
         log_kl_ratios: log(KL(policy || teacher) / KL(teacher || policy)) of each draw, by family.
             Shape (draws,).
         alphas: alpha* of each draw, by family. Shape (draws,).
-        labels: What each family is called; the first is drawn on top.
+        labels: What each family is called, three at most; the first is drawn on top.
         ax: Where to draw.
     """
     reach = max(float(np.abs(ratio).max()) for ratio in log_kl_ratios) * 1.03
@@ -287,9 +287,11 @@ def kl_order(
         )
     marks: tuple[dict[str, Any], ...] = (
         {"marker": "o", "color": COLOURS["ink"], "markersize": 2.4, "alpha": 0.5, "zorder": 3},
+        {"marker": "s", "color": COLOURS["quiet"], "markersize": 2.8, "alpha": 0.7, "zorder": 2.5},
         {"marker": "^", "color": COLOURS["other"], "markersize": 3.4, "alpha": 0.5},
     )
-    for ratio, alpha, label, mark in zip(log_kl_ratios, alphas, labels, marks, strict=True):
+    families = zip(log_kl_ratios, alphas, labels, marks, strict=False)
+    for ratio, alpha, label, mark in families:
         ax.plot(ratio, alpha, linestyle="none", markeredgewidth=0, **mark)
         ax.plot([], [], linestyle="none", label=label, **mark | {"markersize": 6, "alpha": 0.9})
     ax.axhline(0.5, **LINES["guide"])
@@ -300,7 +302,7 @@ def kl_order(
         )
     ax.set(
         xlabel="log of KL(policy ‖ teacher) / KL(teacher ‖ policy)",
-        ylabel=r"$\alpha^*$",
+        ylabel=r"$\alpha^\star$",
         xlim=(-reach, reach),
         ylim=(0, 1),
     )

@@ -21,6 +21,15 @@ LOOKS: tuple[tuple[str, str, Any], ...] = (
 """Colour, marker and dash of things that are neither the policy nor the teacher nor q*."""
 
 
+RIVALS = {
+    "alpha 0.5": r"$\alpha=\frac{1}{2}$",
+    "alpha 0.3": r"$\alpha=0.3$",
+    "alpha 0.7": r"$\alpha=0.7$",
+    "mixture alpha*": r"mixture, weight $\alpha^\star$",
+}
+"""How the names of a record of `qstar.rivals` are written."""
+
+
 def range_bound(
     ranges: ndarray,
     bound: ndarray,
@@ -100,8 +109,8 @@ def ends_and_middle(
         ax.plot([end, away], [0, -reach], **LINES[party])
         text = ax.annotate(
             f"{label}\n= {slope:.3f}".replace("-", "−"),
-            (end + 0.5 * (away - end), -reach / 2),
-            (10 * side, 0),
+            (end + 0.28 * (away - end), -0.28 * reach),
+            (26 * side, 0),
             textcoords="offset points",
             ha="left" if side > 0 else "right",
             va="center",
@@ -289,7 +298,7 @@ def rivals(
         ylim=(len(names) - 0.5, -0.5),
         xlabel="excess over $C$ (nats per token)",
     )
-    ax.set_yticklabels(names)
+    ax.set_yticklabels([RIVALS.get(name, name) for name in names])
     ax.tick_params(axis="y", length=0)
     ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, handletextpad=0.3)
     return ax

@@ -1,27 +1,9 @@
 """What a page shows beside its figures, as HTML."""
 
-import base64
 import html
-import io
 from collections.abc import Mapping
 
-from matplotlib.figure import Figure
-
 from .style import COLOURS
-
-
-def png_link(fig: Figure, file_name: str) -> str:
-    """HTML that offers the figure as a PNG file of that name, carried inside the link itself.
-
-    The link works wherever the page is, from a disk too: no second file has to be kept with it.
-    """
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", bbox_inches="tight")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return (
-        f'<a class="figure-download" download="{file_name}" '
-        f'href="data:image/png;base64,{data}">Download {file_name}</a>'
-    )
 
 
 def texts(parts: Mapping[str, tuple[str, str]]) -> str:
