@@ -79,7 +79,7 @@ class Coins:
         return uniform.to(like.device, non_blocking=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Pick:
     """One token per row, made from candidates at a single position.
 
@@ -96,7 +96,7 @@ class Pick:
     tested: Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Round:
     """What one round of drafting gained, per row.
 
