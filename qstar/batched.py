@@ -146,6 +146,21 @@ def solve_kl_symmetry(
     return Balance(*_solve(log_policy, log_teacher, plan))
 
 
+def solve_as_on_an_accelerator(log_policy: Tensor, log_teacher: Tensor) -> TorchBalance:
+    """The fixed passes of an accelerator, on any device: to test that road on a CPU."""
+    dtypes = (log_policy.dtype, log_teacher.dtype)
+    plan = _Plan(
+        tolerance=max(TOLERANCE[d] for d in dtypes),
+        came_as=dtypes,
+        dtype=_computing_dtype(*dtypes),
+        max_passes=FIXED_PASSES,
+        chunk_rows=max(1, CPU_CHUNK_ENTRIES // log_policy.shape[-1]),
+        early_exit=False,
+        validate=False,
+    )
+    return Balance(*_solve(log_policy, log_teacher, plan))
+
+
 def log_partition(
     log_policy: Tensor,
     log_teacher: Tensor,
