@@ -19,17 +19,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import geometric
 from .result import STATUSES, Balance
 
 TorchBalance = Balance[Tensor, Tensor, Tensor]
 
 NORMALISATION_TOLERANCE = {
-    torch.float64: 1e-6,
-    torch.float32: 1e-4,
-    torch.float16: 2e-2,
-    torch.bfloat16: 2e-2,
+    getattr(torch, name): allowed for name, allowed in geometric.NORMALISATION_TOLERANCE.items()
 }
-"""How far a row's probabilities may sum from 1, by the dtype in which they came."""
+"""How far a row's probabilities may sum from 1, by the dtype in which they came; see `_allowed`."""
 
 TOLERANCE = {
     torch.float64: 1e-12,
@@ -40,12 +38,13 @@ TOLERANCE = {
 """The default of `tolerance`, by the coarser of the two dtypes."""
 
 MAX_PASSES = 64  # on a CPU, where rows stop by themselves
-FIXED_PASSES = 12  # on an accelerator, where they all run on
+FIXED_PASSES = 16  # on an accelerator, where they all run on
 CPU_CHUNK_ENTRIES = 2**18  # entries (rows times vocabulary) treated at once
 ACCELERATOR_CHUNK_ENTRIES = 2**25
 ROW_VOCAB = 4096  # from here on a CPU row pays for its own Python
-CLOSE = 8e-3  # curvature below which `_solve_row` sums differences, at the price of an expm1
+CLOSE = 1e-3  # -log Z(1/2) below which `_solve_row` sums differences, for an expm1 more
 EQUAL = 1e-9  # curvature below which it leaves the row to `_solve_block`
+CANCELLED = 1e-2  # of E[x^2], the least that E[x^2] - E[x]^2 must be to count as the variance
 SAFETY = 0.1  # of what the tolerance allows, the most that `_solve_row`'s last step may rest on
 LOG2_E = 1 / math.log(2)
 
@@ -64,13 +63,16 @@ def solve_kl_symmetry(
     """Find alpha* for each row: KL(q* || policy) = KL(q* || teacher).
 
     The same problem and the same result as `qstar.solve_kl_symmetry`, whose docstring says what
-    the statuses mean. A safeguarded method of third order (Halley's) on F = log Z, started from
-    alpha = 1/2. A row stops where
+    the statuses mean. The root of F' for F = log Z, from alpha = 1/2, by Newton's method on the log
+    of the ratio of what raises F' to what lowers it, log E[max(l, 0)] - log E[max(-l, 0)]: for two
+    outcomes a straight line in alpha, and nearly one for many, where F' itself may be a staircase;
+    safeguarded by a bracket. (Halley's method on F, on the CPU, for rows of a large vocabulary.) A
+    row stops where
 
         |F'(alpha)| <= max(2 tolerance sqrt(F''), floor),
 
     which puts q_alpha within about `tolerance` of q* in total variation; the floor is what
-    rounding leaves of F', 2 eps (sqrt(F'') (1 + E_q[|log policy| + |log teacher|]) + F''): of q*
+    rounding leaves of F', eps / 2 (sqrt(F'') (1 + E_q[|log policy| + |log teacher|]) + F''): of q*
     it leaves an error of about eps times the size of the log-probabilities. A row also stops where
     its bracket [a, b] is too short to matter: (b - a) |F'| <= 4 tolerance^2, which bounds the
     error surely, or b - a <= 4 eps; and, for rows of a large vocabulary on a CPU, after a step on
@@ -109,7 +111,7 @@ def solve_kl_symmetry(
             and off for others, where it would have to wait for the device: a bad row then gets the
             status `invalid`, and nan.
         max_passes: How many evaluations of F' a row may take: on an accelerator the number that
-            every row takes. By default 64 on a CPU, 12 on an accelerator.
+            every row takes. By default 64 on a CPU, 16 on an accelerator.
         chunk_rows: Rows treated at once. By default 2^18 / vocab on a CPU, for its cache, and
             2^25 / vocab on an accelerator, at least 1.
 
@@ -119,8 +121,8 @@ def solve_kl_symmetry(
 
     Raises:
         ValueError: Shapes or devices differ, a vocabulary is empty, a dtype is not a floating one;
-            with `validate`, a row holds nan or +inf or does not sum to one (within 1e-6 in float64,
-            1e-4 in float32, 2e-2 in the half types).
+            with `validate`, a row holds nan or +inf or does not sum to one (within 1e-4, in the
+            half types 2e-2 and what their rounding may leave of -sum p log p more).
 
     Source: the analysis, problem 2; Chernoff (1952); Nielsen (2013),
         doi:10.1109/LSP.2013.2243726. The bracket and the contraction rate (Newton's error, in
@@ -132,7 +134,7 @@ def solve_kl_symmetry(
     entries = CPU_CHUNK_ENTRIES if on_cpu else ACCELERATOR_CHUNK_ENTRIES
     plan = _Plan(
         tolerance=max(TOLERANCE[d] for d in dtypes) if tolerance is None else tolerance,
-        normalisation=(NORMALISATION_TOLERANCE[dtypes[0]], NORMALISATION_TOLERANCE[dtypes[1]]),
+        came_as=dtypes,
         dtype=_computing_dtype(*dtypes),
         max_passes=max_passes or (MAX_PASSES if on_cpu else FIXED_PASSES),
         chunk_rows=chunk_rows or max(1, entries // log_policy.shape[-1]),
@@ -141,6 +143,21 @@ def solve_kl_symmetry(
     )
     if torch.is_grad_enabled() and (log_policy.requires_grad or log_teacher.requires_grad):
         return Balance(*_Solve.apply(log_policy, log_teacher, plan))
+    return Balance(*_solve(log_policy, log_teacher, plan))
+
+
+def solve_as_on_an_accelerator(log_policy: Tensor, log_teacher: Tensor) -> TorchBalance:
+    """The fixed passes of an accelerator, on any device: to test that road on a CPU."""
+    dtypes = (log_policy.dtype, log_teacher.dtype)
+    plan = _Plan(
+        tolerance=max(TOLERANCE[d] for d in dtypes),
+        came_as=dtypes,
+        dtype=_computing_dtype(*dtypes),
+        max_passes=FIXED_PASSES,
+        chunk_rows=max(1, CPU_CHUNK_ENTRIES // log_policy.shape[-1]),
+        early_exit=False,
+        validate=False,
+    )
     return Balance(*_solve(log_policy, log_teacher, plan))
 
 
@@ -187,7 +204,7 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 def total_variation(log_p: Tensor, log_q: Tensor) -> Tensor:
     """TV(p, q) = 1/2 sum_x |p(x) - q(x)|. As `qstar.total_variation`, but nothing is checked."""
-    return 0.5 * (_widen(log_p).exp() - _widen(log_q).exp()).abs().sum(-1)
+    return (0.5 * (_widen(log_p).exp() - _widen(log_q).exp()).abs().sum(-1)).clamp(max=1)
 
 
 def acceptance_probability(log_draft: Tensor, log_target: Tensor) -> Tensor:
@@ -195,7 +212,7 @@ def acceptance_probability(log_draft: Tensor, log_target: Tensor) -> Tensor:
 
     As `qstar.acceptance_probability`, but nothing is checked.
     """
-    return torch.minimum(_widen(log_draft), _widen(log_target)).exp().sum(-1)
+    return torch.minimum(_widen(log_draft), _widen(log_target)).exp().sum(-1).clamp(max=1)
 
 
 def _check_call(log_policy: Tensor, log_teacher: Tensor) -> None:
@@ -233,16 +250,34 @@ def _raise_if_invalid(log_rows: Tensor, name: str) -> None:
                 f"log_{name} must hold log-probabilities, finite or -inf: {_row(row)} holds {what} "
                 f"at outcome {outcome}. Mend what produced it; nothing is guessed."
             )
-    allowed = NORMALISATION_TOLERANCE[log_rows.dtype]
-    total = log_rows.to(_computing_dtype(log_rows.dtype)).logsumexp(-1).exp()
+    wide = log_rows.to(_computing_dtype(log_rows.dtype))
+    total, allowed = wide.logsumexp(-1).exp(), _allowed(wide, log_rows.dtype)
     off = ~((total - 1).abs() <= allowed)
     if bool(off.any()):
         row = off.nonzero()[0].tolist()
+        at = tuple(row)
         raise ValueError(
-            f"log_{name} must be normalised log-probabilities: {_row(row)} sums to "
-            f"{total[tuple(row)].item():.6g}, not 1 within {allowed:g}. "
-            f"Pass logits through log_softmax first."
+            geometric.not_normalised(
+                f"log_{name}",
+                _row(row),
+                total[at].item(),
+                allowed[at].item(),
+                str(log_rows.dtype).removeprefix("torch."),
+            )
         )
+
+
+def _allowed(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """How far each of these rows, which came in `dtype`, may sum from 1.
+
+    Rounding log p to `dtype` moves it by up to eps |log p| / 2, and so the sum by eps / 2 times
+    -sum p log p, which is at most log V.
+    """
+    base, most = NORMALISATION_TOLERANCE[dtype], math.log(rows.shape[-1])
+    if dtype in (torch.float64, torch.float32):  # nothing beside the base
+        return rows.new_full(rows.shape[:-1], base)
+    size = torch.where(rows == -torch.inf, 0.0, rows.exp() * rows.abs()).sum(-1)
+    return base + torch.finfo(dtype).eps / 2 * size.clamp(max=most)
 
 
 def _row(index: list[int]) -> str:
@@ -276,7 +311,7 @@ class _Plan(NamedTuple):
     """The options of one call, resolved."""
 
     tolerance: float
-    normalisation: tuple[float, float]
+    came_as: tuple[torch.dtype, torch.dtype]  # of the two parents
     dtype: torch.dtype
     max_passes: int
     chunk_rows: int
@@ -474,8 +509,8 @@ def _solve_row(
     policy_total = path.exp2_().sum().item()
     torch.mul(log_teacher, LOG2_E, out=base)
     teacher_total = torch.exp2(base, out=path).sum().item()
-    for total, allowed in zip((policy_total, teacher_total), plan.normalisation, strict=True):
-        if not abs(total - 1) <= allowed:
+    for total, dtype in zip((policy_total, teacher_total), plan.came_as, strict=True):
+        if not abs(total - 1) <= NORMALISATION_TOLERANCE[dtype]:
             return None
     torch.sub(log_policy, log_teacher, out=ratio)
 
@@ -483,7 +518,8 @@ def _solve_row(
         """log(sum teacher e^(alpha ratio) / sum teacher), also where it is next to nothing."""
         growth = torch.mul(ratio, alpha, out=spare[0]).expm1_()
         growth.mul_(torch.exp2(base, out=spare[1]))
-        return math.log1p(growth.sum().item() / teacher_total)
+        total = growth.sum().item() / teacher_total
+        return math.log1p(total) if total > -0.5 else math.nan  # nan: leave it to the block
 
     # Renormalising shifts the log-ratio, and log Z, by constants: no sweep is needed.
     shift = math.log(policy_total) - math.log(teacher_total)
@@ -494,15 +530,20 @@ def _solve_row(
         if not z > 1e-12:  # terms below the smallest float may matter
             return None
         mean = path.mul_(ratio).sum().item() / z
-        curvature = path.mul_(ratio).sum().item() / z - mean * mean
-        if not curvature > EQUAL:  # also nan, from an outcome that a parent excludes
+        square = path.mul_(ratio).sum().item() / z
+        curvature = square - mean * mean
+        # Also nan, from an outcome that a parent excludes. A variance that is a small difference
+        # says nothing, least of all that the parents are close: q may sit on one token.
+        if not curvature > max(EQUAL, CANCELLED * square):
             return None
-        if passes == 1 and curvature < CLOSE:
+        log_z = math.log(z / teacher_total) - alpha * shift
+        if passes == 1 and log_z > -CLOSE:
             close, shift = True, log_growth(1.0)
         slope = mean - shift
         if not abs(slope) <= last / 2:
             return None
-        log_z = (log_growth(alpha) if close else math.log(z / teacher_total)) - alpha * shift
+        if close:
+            log_z = log_growth(alpha) - alpha * shift
         if abs(slope) <= 2 * plan.tolerance * math.sqrt(curvature):
             return _Row.at(alpha, log_z, slope, curvature, passes)
         third = path.mul_(ratio).sum().item() / z - 3 * mean * curvature - mean**3
@@ -569,8 +610,8 @@ def _solve_block(log_policy: Tensor, log_teacher: Tensor, plan: _Plan) -> _Field
     policy, teacher = log_policy.to(plan.dtype), log_teacher.to(plan.dtype)
     eps = torch.finfo(plan.dtype).eps
     valid = [
-        (rows.logsumexp(-1).exp() - 1).abs() <= allowed
-        for rows, allowed in zip((policy, teacher), plan.normalisation, strict=True)
+        (rows.logsumexp(-1).exp() - 1).abs() <= _allowed(rows, dtype)
+        for rows, dtype in zip((policy, teacher), plan.came_as, strict=True)
     ]
     path = _path(policy, teacher)
     at_0, at_1 = (path.moments(torch.full_like(path.unshared, end)) for end in (0.0, 1.0))
@@ -584,8 +625,10 @@ def _solve_block(log_policy: Tensor, log_teacher: Tensor, plan: _Plan) -> _Field
         (INVALID, (valid[0] & valid[1]).logical_not()),
     ):
         status = status.masked_fill(rows, code)
-    starts = [0.5, 0.0, 1.0, 0.5, torch.nan, torch.nan]  # by status
-    alpha = torch.tensor(starts, dtype=plan.dtype, device=status.device).take(status.long())
+    alpha = torch.full_like(path.unshared, 0.5)  # filled, not copied from the host: capturable
+    for code, start in ((BOUNDARY_0, 0.0), (BOUNDARY_1, 1.0)):
+        alpha = alpha.masked_fill(status == code, start)
+    alpha = alpha.masked_fill(status > DEGENERATE_ALL, torch.nan)
     high = torch.where(partial, 1.0, _highest_alpha(path.ratio))
     search = _Search(
         alpha=alpha,
@@ -616,7 +659,6 @@ class _Moments(NamedTuple):
     log_z: Tensor
     slope: Tensor
     curvature: Tensor
-    third: Tensor
     size: Tensor  # E_q[|log policy| + |log teacher|]
 
     def tangent(self, alpha: Tensor | float) -> Tensor:
@@ -643,8 +685,25 @@ class _Path(NamedTuple):
         deviation = self.ratio - slope.unsqueeze(-1)
         # One factor at a time: the square of a huge log-ratio overflows, times a weight of 0.
         curvature = weight.mul_(deviation).mul_(deviation).sum(-1)
-        third = weight.mul_(deviation).sum(-1)
-        return _Moments((top + z.log()).squeeze(-1), slope, curvature, third, size)
+        return _Moments((top + z.log()).squeeze(-1), slope, curvature, size)
+
+    def log_odds(self, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        """log of (what raises the slope) / (what lowers it), and its derivative in alpha.
+
+        Each side is scaled by its own largest term, so that neither underflows.
+        """
+        log_path = torch.addcmul(self.base, self.ratio, alpha.unsqueeze(-1))
+        lowest = torch.finfo(log_path.dtype).min
+        sides = []
+        for sign in (1, -1):
+            pull = (sign * self.ratio).clamp(min=0)
+            weight = torch.where(pull > 0, log_path, -torch.inf)
+            top = weight.amax(-1, keepdim=True)
+            weight = weight.sub_(top.clamp(min=lowest)).exp_().mul_(pull)
+            total = weight.sum(-1)
+            sides.append((top.squeeze(-1) + total.log(), weight.mul_(pull).sum(-1) / total))
+        (up, mean_up), (down, mean_down) = sides
+        return up - down, mean_up + mean_down
 
     def log_partition(self, alpha: Tensor) -> Tensor:
         log_path = torch.addcmul(self.base, self.ratio, alpha.unsqueeze(-1))
@@ -691,16 +750,18 @@ class _Search(NamedTuple):
     high: Tensor
     left: Tensor  # the tangent nearest to the minimum from below
     right: Tensor  # and from above
-    last: Tensor  # |slope| at the previous alpha
+    last: Tensor  # |log-odds| at the previous alpha
     passes: Tensor
     done: Tensor
 
-    def step(self, at: _Moments, passes: Tensor, done: Tensor, *, halve: bool) -> "_Search":
+    def step(
+        self, path: _Path, at: _Moments, passes: Tensor, done: Tensor, *, halve: bool
+    ) -> "_Search":
         """Shrink the bracket and move to the next alpha, unless done.
 
-        By Halley's step; where that leaves the bracket, or the slope has not halved, to where the
-        two tangents meet (for parents so far apart that log Z is a polygon this is its corner); or
-        else to the middle of the bracket.
+        By Newton's step on the log-odds; where that leaves the bracket, or they have not halved,
+        to where the two tangents meet (for parents so far apart that log Z is a polygon this is its
+        corner); or else to the middle of the bracket.
         """
         falls, rises = at.slope < 0, at.slope > 0
         tangent = at.tangent(self.alpha)
@@ -712,17 +773,15 @@ class _Search(NamedTuple):
             torch.where(side.unsqueeze(-1), tangent, line)
             for side, line in ((falls, self.left), (rises, self.right))
         )
-        discriminant = at.curvature.square() - 2 * at.third * at.slope
-        root = torch.where(discriminant > 0, discriminant.abs().sqrt(), at.curvature)
-        halley = self.alpha - 2 * at.slope / (at.curvature + root)
-        size = at.slope.abs()
+        log_odds, gain = path.log_odds(self.alpha)
+        newton, size = self.alpha - log_odds / gain, log_odds.abs()
         new = (low + high) / 2
         if not halve:
             (left_value, left_slope), (right_value, right_slope) = left.unbind(-1), right.unbind(-1)
             corner = (left_value - right_value) / (right_slope - left_slope)
             new = torch.where((low < corner) & (corner < high), corner, new)
-        helps = (low < halley) & (halley < high) & (size <= self.last / 2)
-        new = torch.where(helps, halley, new)
+        helps = (low < newton) & (newton < high) & (size <= self.last / 2)
+        new = torch.where(helps, newton, new)
         alpha = torch.where(done, self.alpha, new)
         return _Search(alpha, low, high, left, right, size, passes, done)
 
@@ -735,7 +794,7 @@ def _minimise(path: _Path, search: _Search, plan: _Plan) -> tuple[Tensor, ...]:
     for count in range(1, plan.max_passes + 1):
         at = path.moments(search.alpha)
         deviation, size = at.curvature.sqrt(), at.slope.abs()
-        floor = 2 * eps * (deviation * (1 + at.size) + at.curvature)
+        floor = eps / 2 * (deviation * (1 + at.size) + at.curvature)
         width = search.high - search.low
         done = (
             search.done
@@ -753,7 +812,7 @@ def _minimise(path: _Path, search: _Search, plan: _Plan) -> tuple[Tensor, ...]:
             num_done = int(done.sum())
             if num_done == len(done):
                 break
-        search = search.step(at, passes, done, halve=count % 3 == 0)
+        search = search.step(path, at, passes, done, halve=count % 3 == 0)
         if plan.early_exit and 2 * num_done >= len(done):
             keep = (~done).nonzero().squeeze(1)
             live = keep if live is None else live[keep]

@@ -360,11 +360,11 @@ def table(record: dict[str, Any]) -> str:
 
 def write(record: dict[str, Any], path: Path) -> None:
     """The record as JSON, complete or not at all."""
+    text = json.dumps(record, indent=1, allow_nan=False)  # before a file is made
+    # A list of plain values takes one line, not one for each value.
+    text = re.sub(r"\[\n[^\[\]{}]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), text)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as part:
-        text = json.dumps(record, indent=1)
-        # A list of plain values takes one line, not one for each value.
-        text = re.sub(r"\[\n[^\[\]{}]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), text)
         part.write(text + "\n")
     os.chmod(part.name, 0o644)
     os.replace(part.name, path)

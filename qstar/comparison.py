@@ -20,7 +20,7 @@ BLOCK_ENTRIES = 2**18
 """Rows times vocabulary that `measure` takes at a time: it bounds the memory, and fits a cache."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
     """The two parents at every position. Divergences are in nats.
 

@@ -17,7 +17,7 @@ from scipy.optimize import elementwise
 from .geometric import Pair, check_pair, kl
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Cost:
     """What a law q between two parents costs them, in nats per token.
 

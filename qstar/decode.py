@@ -95,7 +95,7 @@ class RoundTrace:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Trace:
     """What was known where each token was drawn, and what each round took.
 
@@ -156,7 +156,7 @@ class Trace:
         return [forward for r in self.rounds for forward in r.forwards]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Generation:
     """New tokens, how many there are, and what was known where each was drawn.
 
@@ -499,7 +499,7 @@ class _Law:
         return log_q, known | {f"balance.{k}": getattr(balance, k) for k in Balance.__slots__}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Drafts:
     """Tokens that somebody proposed, row by row, and the laws they came from.
 

@@ -246,7 +246,7 @@ class GeometricMean(Distribution):
         return np.concatenate(draws)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Rows:
     """A pair of laws as a pair of rows, and how well the rows stand for them.
 
@@ -532,7 +532,7 @@ def _path(log_policy: ndarray, log_teacher: ndarray, alpha: float) -> ndarray:
 _LINEAR, _TAIL, _END = 0, 1, 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Axis:
     """One coordinate cut into pieces, each with a coordinate u of its own.
 
@@ -629,7 +629,7 @@ class _Axis:
         return self.anchor + self.at(np.arange(len(self.kind)), u)[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Cells:
     """Boxes in the coordinates u: per axis the piece, the start and the length."""
 

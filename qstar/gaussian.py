@@ -341,7 +341,7 @@ _LANGEVIN = np.array(
 """B_2k / (2k)! for k = 1, 2, ...: the odd part of x / expm1(x), over x^(2k-1)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Axes:
     """A pair of Gaussians as a product of one-dimensional ones, in the teacher's units.
 

@@ -9,15 +9,17 @@ so alpha = 1 is the policy and alpha = 0 the teacher, each conditioned on the sh
 (which changes nothing where the supports agree): the values at the two ends are the limits.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy import ndarray
 from numpy.typing import ArrayLike
-from scipy.special import logsumexp
 
-NORMALISATION_TOLERANCE = {"float64": 1e-6, "float32": 1e-4, "float16": 2e-2}
-"""How far a row's probabilities may sum from 1, by the dtype in which they came."""
+NORMALISATION_TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-2}
+"""How far a row's probabilities may sum from 1, by the dtype in which they came. float64 rows may
+have been float32 before: one is not asked for more than the other. Rounded half types may be off by
+what their rounding leaves of the row, eps / 2 (-sum p log p), on top."""
 
 
 def log_partition(
@@ -139,7 +141,8 @@ def total_variation(log_p: ArrayLike, log_q: ArrayLike) -> ndarray:
         ValueError: A row is not a normalised distribution, or the shapes differ.
     """
     pair = check_pair(log_p, log_q, names=("p", "q"))
-    return 0.5 * np.abs(np.exp(pair.log_policy) - np.exp(pair.log_teacher)).sum(axis=-1)
+    distance = 0.5 * np.abs(np.exp(pair.log_policy) - np.exp(pair.log_teacher)).sum(axis=-1)
+    return np.minimum(distance, 1.0)
 
 
 def acceptance_probability(log_draft: ArrayLike, log_target: ArrayLike) -> ndarray:
@@ -154,10 +157,11 @@ def acceptance_probability(log_draft: ArrayLike, log_target: ArrayLike) -> ndarr
     Source: Leviathan et al. (2023), arXiv:2211.17192, corollary 3.6.
     """
     pair = check_pair(log_draft, log_target, names=("draft", "target"))
-    return np.exp(np.minimum(pair.log_policy, pair.log_teacher)).sum(axis=-1)
+    overlap = np.exp(np.minimum(pair.log_policy, pair.log_teacher)).sum(axis=-1)
+    return np.minimum(overlap, 1.0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Pair:
     """Two checked rows (or batches of rows) and what every point of their path needs.
 
@@ -233,6 +237,25 @@ class Pair:
         undefined = np.isnan(alpha) | np.isneginf(log_z)
         return np.where(undefined, np.nan, slope), np.where(undefined, np.nan, curvature)
 
+    def log_odds(self, alpha: ndarray) -> tuple[ndarray, ndarray, ndarray]:
+        """Of what raises the slope to what lowers it: log E[max(l, 0)] - log E[max(-l, 0)], its
+        derivative in alpha, and the log of what lowers it.
+
+        Nearly straight in alpha (for two outcomes exactly), where the slope may be a staircase.
+        Each side is scaled by its own largest term, so that neither underflows.
+        """
+        log_path = self.log_path(alpha)
+        sides = []
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            for pull in (np.maximum(self.log_ratio, 0.0), np.maximum(-self.log_ratio, 0.0)):
+                weight = np.where(pull > 0, log_path, -np.inf)
+                top = weight.max(axis=-1, keepdims=True)
+                weight = np.exp(weight - top) * pull
+                total = weight.sum(axis=-1)
+                sides.append((top[..., 0] + np.log(total), (weight * pull).sum(axis=-1) / total))
+        (up, mean_up), (down, mean_down) = sides
+        return up - down, mean_up + mean_down, down
+
     def kl(self) -> ndarray:
         """KL(first || second)."""
         p = np.exp(self.log_policy)
@@ -285,8 +308,19 @@ def _check_rows(log_p: ArrayLike, name: str) -> ndarray:
             f"log_{name} needs a vocabulary of at least one outcome on its last axis: "
             f"got shape {rows.shape}."
         )
-    tolerance = NORMALISATION_TOLERANCE.get(rows.dtype.name, 1e-6)
+    dtype = rows.dtype.name
     rows = rows.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        log_total = _logsumexp(rows)
+        total = np.exp(log_total)
+        off = ~(np.abs(total - 1) <= NORMALISATION_TOLERANCE.get(dtype, 1e-4))
+        if off.any():  # rare: a bad row, or a half type on a large vocabulary
+            _raise_if_bad(rows, total, name, dtype)
+    return rows - log_total[..., None]
+
+
+def _raise_if_bad(rows: ndarray, total: ndarray, name: str, dtype: str) -> None:
+    """ValueError for the first row that is no distribution."""
     for bad, what in ((np.isnan(rows), "nan"), (np.isposinf(rows), "+inf")):
         if bad.any():
             where = np.argwhere(bad)[0]
@@ -294,18 +328,28 @@ def _check_rows(log_p: ArrayLike, name: str) -> ndarray:
                 f"log_{name} must hold log-probabilities, finite or -inf: {_row(where[:-1])} "
                 f"holds {what} at outcome {where[-1]}. Mend what produced it; nothing is guessed."
             )
-    log_total = _logsumexp(rows)
-    with np.errstate(over="ignore"):
-        total = np.exp(log_total)
-    off = ~(np.abs(total - 1) <= tolerance)
+    size = np.where(np.isneginf(rows), 0.0, np.exp(rows) * np.abs(rows)).sum(axis=-1)
+    rounding = np.finfo(np.float16).eps / 2 if dtype == "float16" else 0.0
+    allowed = NORMALISATION_TOLERANCE.get(dtype, 1e-4) + rounding * np.minimum(
+        size, math.log(rows.shape[-1])
+    )
+    off = ~(np.abs(total - 1) <= allowed)
     if off.any():
         where = np.argwhere(off)[0]
+        at = tuple(where)
         raise ValueError(
-            f"log_{name} must be normalised log-probabilities: {_row(where)} sums to "
-            f"{total[tuple(where)]:.6g}, not 1 within {tolerance:g}. "
-            f"Pass logits through log_softmax first."
+            not_normalised(f"log_{name}", _row(where), float(total[at]), float(allowed[at]), dtype)
         )
-    return rows - log_total[..., None]
+
+
+def not_normalised(name: str, row: str, total: float, allowed: float, dtype: str) -> str:
+    """The words in which a row that does not sum to one is refused, here and in `qstar.batched`."""
+    return (
+        f"{name} must be normalised log-probabilities: {row} sums to {total:.6g}, not 1 within "
+        f"{allowed:.2g}: it is off by {total - 1:+.1e}, more than rounding leaves of {dtype} rows. "
+        f"Pass logits through log_softmax first; rows that were rounded to a half type and widened "
+        f"need it again."
+    )
 
 
 def _check_alpha(alpha: ArrayLike) -> ndarray:
@@ -331,5 +375,9 @@ def _close(log_ratio: ndarray) -> ndarray:
 
 
 def _logsumexp(log_rows: ndarray) -> ndarray:
-    with np.errstate(divide="ignore"):  # a row of -inf sums to zero: log 0 is the answer
-        return np.asarray(logsumexp(log_rows, axis=-1))
+    """As SciPy's, whose care for axes and array kinds costs more than a short row."""
+    top = log_rows.max(axis=-1, keepdims=True)
+    top = np.where(np.isfinite(top), top, 0.0)
+    with np.errstate(divide="ignore", over="ignore"):  # a row of -inf sums to zero: log 0
+        total = np.log(np.exp(log_rows - top).sum(axis=-1))
+    return np.asarray(total + top[..., 0])

@@ -24,7 +24,7 @@ MOST_TYPES = 2_000_000
 """The largest number of tallies that `log_error` goes through."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Verdicts:
     """What a simulated judge did.
 

@@ -88,7 +88,7 @@ class Sample:
         return self.num_policy / len(self.log_policy)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Estimate:
     """Numbers with their standard errors.
 

@@ -4,8 +4,8 @@ No framework is imported here: the same type carries NumPy arrays, torch tensors
 floats, so that code which reads a result does not care which solver made it.
 """
 
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, fields
+from typing import Any, Generic, TypeVar
 
 Values = TypeVar("Values")
 Statuses = TypeVar("Statuses")
@@ -19,11 +19,39 @@ STATUSES = (
     "disjoint",  # the parents share no outcome: q* does not exist
     "invalid",  # the row is not a pair of distributions (only where validation is off)
 )
-"""Status names; a torch result holds the index into this tuple."""
+"""Status names; a torch result holds the index into this tuple: ask `Balance.is_status`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Balance(Generic[Values, Statuses, Flags]):
+class ComparedByValue:
+    """Equality of records that hold arrays or tensors: one bool, field by field.
+
+    Arrays are equal where shapes and all entries are, nan equal to nan. The equality that a
+    dataclass writes itself would ask for the truth value of an array. Not hashable.
+    """
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        names = [field.name for field in fields(self)]  # type: ignore[arg-type]
+        return all(_equal(getattr(self, name), getattr(other, name)) for name in names)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if hasattr(one, "shape") != hasattr(other, "shape"):
+        return False
+    if not hasattr(one, "shape"):
+        return bool(one == other or (one != one and other != other))
+    if one.shape != other.shape:
+        return False
+    return bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Balance(ComparedByValue, Generic[Values, Statuses, Flags]):
     """The point of the geometric path that is equally far, in KL, from both of its parents.
 
     It is defined as the minimax centre, q* = argmin_q max(KL(q||policy), KL(q||teacher)), which
@@ -40,7 +68,8 @@ class Balance(Generic[Values, Statuses, Flags]):
         kl_to_policy: KL(q* || policy).
         kl_to_teacher: KL(q* || teacher).
         status: One of `STATUSES`: names in NumPy and Gaussian results, an integer index into
-            `STATUSES` in torch results.
+            `STATUSES` in torch results, where a comparison with a name would be False without a
+            word: `is_status` answers for both.
         converged: Whether the solver met its stopping rule; True at a boundary, whose solution is
             exact, and False for `disjoint` and `invalid` rows.
         slope: KL(q* || teacher) - KL(q* || policy), the derivative of log Z at `alpha`: what is
@@ -60,3 +89,15 @@ class Balance(Generic[Values, Statuses, Flags]):
     slope: Values
     curvature: Values
     passes: Values
+
+    def is_status(self, name: str) -> Any:
+        """Whether the status is this one of `STATUSES`, row by row; of the kind of `converged`.
+
+        Raises:
+            ValueError: There is no such status.
+        """
+        if name not in STATUSES:
+            raise ValueError(f"name must be one of {STATUSES}: got {name!r}.")
+        status: Any = self.status
+        named = isinstance(status, str) or hasattr(status.dtype, "kind")  # NumPy's dtype has one
+        return status == (name if named else STATUSES.index(name))

@@ -34,7 +34,7 @@ DIGITS = 4
 PLAIN, NESTED = ("chernoff", "alpha", "one_sided"), ("excess", "strayed", "forward")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Rivals:
     """q* and its rivals at every position of one kind of pair, in nats per token.
 

@@ -1,18 +1,18 @@
 """alpha*: where the geometric mean is equally far, in KL, from both of its parents.
 
-The reference solver: float64, SciPy's bracketing root finder, slow and certain.
+The reference solver: float64, to the last digits that the rows determine.
 `qstar.batched.solve_kl_symmetry` is the fast one, and is tested against this.
 """
 
 import numpy as np
 from numpy import ndarray
 from numpy.typing import ArrayLike
-from scipy.optimize import elementwise
 
-from .geometric import Pair, check_pair
+from .geometric import Pair, _logsumexp, check_pair
 from .result import Balance
 
 EPS = np.finfo(np.float64).eps
+MAX_PASSES = 200
 NDArrayBalance = Balance[ndarray, ndarray, ndarray]
 
 
@@ -73,19 +73,19 @@ def solve_kl_symmetry(
 
 def _classify(pair: Pair) -> ndarray:
     """The status of each row, from the supports and the slopes of log Z at the two ends."""
-    at_0, at_1 = (
-        pair.slope_and_curvature(np.full(len(pair.log_policy), end))[0] for end in (0.0, 1.0)
-    )
     magnitude = np.where(pair.shared, np.abs(pair.log_policy) + np.abs(pair.log_teacher), 0.0)
     # What rounding alone may leave of a log-ratio that is zero.
     noise = 2 * EPS * (1 + magnitude)
     equal = (np.abs(pair.log_ratio) <= noise).all(axis=-1)
     disjoint = ~pair.shared.any(axis=-1)
     same_support = (np.isfinite(pair.log_policy) == np.isfinite(pair.log_teacher)).all(axis=-1)
-    floor = 2 * EPS * (1 + _mean_magnitude(pair, magnitude))
-    with np.errstate(invalid="ignore"):
-        left = ~same_support & (at_0 >= -floor[0])
-        right = ~same_support & (at_1 <= floor[1])
+    left = right = np.zeros(len(equal), dtype=bool)
+    if not same_support.all():  # else the slopes at the ends are known to differ in sign
+        at_0, at_1 = (pair.slope_and_curvature(np.full(len(equal), end))[0] for end in (0.0, 1.0))
+        floor = 2 * EPS * (1 + _mean_magnitude(pair, magnitude))
+        with np.errstate(invalid="ignore"):
+            left = ~same_support & (at_0 >= -floor[0])
+            right = ~same_support & (at_1 <= floor[1])
     return np.select(
         [disjoint, equal, left, right],
         ["disjoint", "degenerate_all", "boundary_0", "boundary_1"],
@@ -108,20 +108,54 @@ def _minimise(pair: Pair, status: ndarray) -> tuple[ndarray, ndarray, ndarray]:
     alpha = np.full(len(status), np.nan)
     for name, end in ends.items():
         alpha[status == name] = end
-    passes = np.full(len(status), 2)
+    passes = np.zeros(len(status), dtype=int)
     converged = status != "disjoint"
     rows = np.flatnonzero(status == "interior")
-    if len(rows) == 0:
-        return alpha, passes, converged
+    if len(rows) < len(status):
+        pair = pair.rows(rows)
+    if len(rows):
+        alpha[rows], passes[rows], converged[rows] = _root(pair)
+    return alpha, passes, converged
 
-    def slope(at, row):  # `row` keeps it elementwise while SciPy drops finished rows
-        return pair.rows(row).slope_and_curvature(at)[0]
 
-    bracket = np.zeros(len(rows)), np.ones(len(rows))
-    root = elementwise.find_root(
-        slope, bracket, args=(rows,), tolerances={"xatol": 1e-15, "xrtol": 4 * EPS}
-    )
-    alpha[rows] = root.x
-    passes[rows] += root.nfev
-    converged[rows] = root.success
+def _root(pair: Pair) -> tuple[ndarray, ndarray, ndarray]:
+    """Where the slope of log Z is zero, from 1/2, in brackets: alpha, evaluations, success.
+
+    Newton's method on `Pair.log_odds`, whose zero is that of the slope. A step that leaves the
+    bracket, or does not halve them, is replaced by the middle of the bracket. A row stops where its
+    step or its bracket is at the last digit of alpha, or the slope is zero.
+    """
+    count = len(pair.log_policy)
+    alpha, passes = np.full(count, 0.5), np.zeros(count, dtype=int)
+    converged = np.zeros(count, dtype=bool)
+    live = np.arange(count)
+    at, low, high, last = alpha.copy(), np.zeros(count), np.ones(count), np.full(count, np.inf)
+    for _ in range(MAX_PASSES):
+        slope = pair.slope_and_curvature(at)[0]
+        log_odds, gain, log_down = pair.log_odds(at)
+        with np.errstate(all="ignore"):
+            # Near the root the slope is the more exact of the two.
+            log_z = _logsumexp(pair.log_path(at))
+            lift = slope * np.exp(log_z - log_down)
+            log_odds = np.where(np.abs(lift) < 0.5, np.log1p(lift), log_odds)
+            low, high = np.where(slope < 0, at, low), np.where(slope > 0, at, high)
+            size = np.abs(log_odds)
+            step = log_odds / gain
+            new = at - step
+            helps = (low <= new) & (new <= high) & (size <= last / 2)
+            new = np.where(helps, new, (low + high) / 2)
+            small = helps & (np.abs(step) <= 2 * EPS * at)
+            done = (slope == 0) | small | (high - low <= 4 * EPS * high)
+        alpha[live], passes[live], converged[live] = (
+            np.where(slope == 0, at, new),
+            passes[live] + 1,
+            done,
+        )
+        if done.all():
+            break
+        at, last = new, size
+        if done.any():
+            keep = ~done
+            live, at, last, low, high = live[keep], at[keep], last[keep], low[keep], high[keep]
+            pair = pair.rows(keep)
     return alpha, passes, converged

@@ -160,7 +160,7 @@ class RowCoins(_Numbers):
         return torch.from_numpy(numbers).reshape(like.shape).to(like.device, non_blocking=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Pick:
     """One token per row, made from candidates at a single position.
 
@@ -177,7 +177,7 @@ class Pick:
     tested: Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Round:
     """What one round of drafting gained, per row.
 

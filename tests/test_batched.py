@@ -129,11 +129,10 @@ def test_fixed_passes_give_the_same_answer(kind):
 
 
 def accelerator_plan(dtype, max_passes=batched.FIXED_PASSES):
-    allowed = batched.NORMALISATION_TOLERANCE[dtype]
     return batched._Plan(
         batched.TOLERANCE[dtype],
-        (allowed,) * 2,
-        dtype,
+        (dtype, dtype),
+        torch.float64 if dtype == torch.float64 else torch.float32,
         max_passes,
         2**20,
         early_exit=False,
@@ -323,7 +322,7 @@ def test_result_dtypes_are_as_documented():
 
 def test_one_statement_says_how_well_rows_must_be_normalised():
     ours = {str(dtype)[6:]: value for dtype, value in batched.NORMALISATION_TOLERANCE.items()}
-    assert ours == geometric.NORMALISATION_TOLERANCE | {"bfloat16": 2e-2}
+    assert ours == geometric.NORMALISATION_TOLERANCE
 
 
 LOG_HALVES = np.log([[0.5, 0.5], [0.5, 0.5]])
@@ -361,7 +360,7 @@ def test_integers_are_refused():
 @pytest.mark.parametrize(
     ("dtype", "good", "bad"),
     [
-        (torch.float64, 5e-7, 2e-6),
+        (torch.float64, 5e-5, 2e-4),
         (torch.float32, 5e-5, 2e-4),
         (torch.bfloat16, 1e-2, 4e-2),
         (torch.float16, 1e-2, 4e-2),

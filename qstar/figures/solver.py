@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from numpy import ndarray
 
 from ..result import Balance
-from .style import COLOURS, LINES, halo, star
+from .style import COLOURS, INK, LINES, halo, star
 
 
 def convergence(errors: Mapping[str, ndarray], *, floor: float, ax: Axes) -> Axes:
@@ -23,8 +23,8 @@ def convergence(errors: Mapping[str, ndarray], *, floor: float, ax: Axes) -> Axe
     """
     looks: dict[str, dict[str, Any]] = {
         "bisection": {"color": COLOURS["quiet"], "marker": "s", "linestyle": ":"},
-        "Newton": {"color": COLOURS["policy"], "marker": "o", "linestyle": "--"},
-        "Halley": {"color": COLOURS["q*"], "marker": "D", "linestyle": "-"},
+        "Newton": {"color": COLOURS["other"], "marker": "o", "linestyle": "--"},
+        "Halley": {"color": COLOURS["ink"], "marker": "D", "linestyle": "-"},
     }
     for method, rows in errors.items():
         lines = ax.plot(np.maximum(rows, floor).T, ms=4.5, lw=1.4, **looks[method])
@@ -82,7 +82,7 @@ def alpha_error(
         estimates: Pair label -> its first-order estimate (lines). Shape (points,).
         ax: Where to draw; both axes are logarithmic.
     """
-    looks = [("o", COLOURS["policy"]), ("s", COLOURS["teacher"]), ("D", COLOURS["q*"])]
+    looks = [("o", COLOURS["ink"]), ("s", COLOURS["other"]), ("D", COLOURS["quiet"])]
     for (label, values), (marker, colour) in zip(total_variations.items(), looks, strict=True):
         ax.plot(offsets, estimates[label], color=colour, linewidth=1.2)
         ax.plot(offsets, values, marker, color=colour, markersize=5, linestyle="none", label=label)
@@ -103,7 +103,7 @@ def passes_histogram(counts: Mapping[str, ndarray], *, ax: Axes) -> Axes:
         counts: Set label -> passes per row. Shape (rows,).
         ax: Where to draw; the vertical axis is the share of each set's rows.
     """
-    looks = [(COLOURS["q*"], None), (COLOURS["other"], "////"), (COLOURS["policy"], "....")]
+    looks = [(COLOURS["ink"], None), (COLOURS["other"], "////"), (COLOURS["quiet"], "....")]
     most = max(int(np.max(passes)) for passes in counts.values())
     width = 0.8 / len(counts)
     for index, ((label, passes), (colour, hatch)) in enumerate(
@@ -139,7 +139,8 @@ def solver_cost(record: Mapping[str, Any], *, threads: int, ax: Axes) -> Axes:
         "user_brentq": "brentq + logsumexp",
     }
     cells = [cell for cell in record["cells"] if cell["threads"] == threads]
-    looks = zip("osD^v<>", ["policy", "teacher", "q*", "other"] * 2, strict=False)
+    greys = [COLOURS["ink"], COLOURS["other"], COLOURS["quiet"], INK["other"]]
+    looks = zip("osD^v<>", greys * 2, strict=False)
     for index, (cell, (marker, colour)) in enumerate(zip(cells, looks, strict=False)):
         ratio = cell["ratio"] | {"torch_float32": {"median": 1.0, "low": 1.0, "high": 1.0}}
         ratios = [ratio[name] for name in names]
@@ -151,7 +152,7 @@ def solver_cost(record: Mapping[str, Any], *, threads: int, ax: Axes) -> Axes:
             at,
             xerr=np.abs(ends - middle),
             fmt=marker,
-            color=COLOURS[colour],
+            color=colour,
             markersize=5,
             linewidth=1.2,
             label=f"{cell['vocab']:,} tokens, batch {cell['batch']}",
