@@ -17,6 +17,7 @@ The record (JSON) holds
         solver    {cell: {ways, worst_tv, converged}} for each vocabulary and batch: alpha* beside
                   two log-softmaxes of the same rows; and, for scale, a plain Newton iteration of
                   six steps, captured as a CUDA graph, as it is and compiled
+        rows      {family and dtype: counts} of faults on adversarial rows (`qstar.torture`)
         laws      {configuration: largest error of an outcome} of the decoder, by enumeration
         seeds     whether a seed draws the same tokens here as on the CPU
         forwards  {shape: {width: ways}}: one forward through a dynamic cache, and through a static
@@ -50,7 +51,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
-from . import batched, benchmark, decode, decoding_runs, exactness, experiments, models
+from . import batched, benchmark, decode, decoding_runs, exactness, experiments, models, torture
 from .reader import Reader
 
 Way = Callable[[], Any]
@@ -254,6 +255,21 @@ def _fused(log_policy: Tensor, log_teacher: Tensor) -> tuple[Tensor, Tensor]:
     from .fused import solve  # needs Triton
 
     return solve(log_policy, log_teacher)
+
+
+def rows(device: torch.device, *, quick: bool) -> dict[str, Any]:
+    """Adversarial rows (`qstar.torture`) on the device, whose every row takes all the passes."""
+
+    def solve(policy: Tensor, teacher: Tensor) -> Any:
+        found = batched.solve_kl_symmetry(policy.to(device), teacher.to(device))
+        return type(found)(*(getattr(found, name).cpu() for name in type(found).__slots__))
+
+    counts = torture.run(1100 if quick else 44_000, large=11 if quick else 44, solve=solve)
+    return {
+        f"{family}, {solver}": dict(zip(torture.Count._fields, count, strict=True))
+        for (family, solver), count in counts.items()
+        if not solver.endswith("fixed passes")
+    }
 
 
 def laws(device: torch.device, *, quick: bool) -> dict[str, Any]:
@@ -529,6 +545,7 @@ def decode_real(device: torch.device, *, quick: bool) -> dict[str, Any]:
 STAGES: Mapping[str, tuple[Callable[..., dict[str, Any]], int]] = {
     "machine": (machine, 60),
     "solver": (solver, 150),
+    "rows": (rows, 90),
     "laws": (laws, 90),
     "seeds": (seeds, 60),
     "forwards": (forwards, 120),
