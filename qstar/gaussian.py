@@ -24,6 +24,8 @@ from scipy.optimize import brentq
 from .result import Balance
 
 EPS = np.finfo(np.float64).eps
+LOST = 1e-3
+"""Relative rounding of a covariance's smallest direction beyond which nothing has converged."""
 SYMMETRY_TOLERANCE = 1e-8
 """How far cov[i, j] and cov[j, i] may differ, in units of the two standard deviations."""
 
@@ -217,7 +219,9 @@ def solve_kl_symmetry(policy: Gaussian, teacher: Gaussian) -> Balance[float, str
 
     Returns:
         A `Balance` of plain Python values; status `interior`, or `degenerate_all` with alpha = 1/2
-        where the parents are equal (or so close that KL underflows).
+        where the parents are equal (or so close that KL underflows). `converged` is False where a
+        covariance leaves fewer than three digits: where the condition number of its correlation
+        matrix, times float64's rounding, exceeds `LOST`.
 
     Raises:
         ValueError: The dimensions differ.
@@ -241,6 +245,8 @@ def solve_kl_symmetry(policy: Gaussian, teacher: Gaussian) -> Balance[float, str
             disp=False,
         )
         passes, converged, status = root.function_calls, root.converged, "interior"
+    if max(_condition(parent) for parent in (policy, teacher)) * EPS > LOST:
+        converged = False
     at = np.asarray(alpha)
     return Balance(
         alpha=float(alpha),
@@ -474,6 +480,15 @@ def _singular(matrix: ndarray) -> tuple[ndarray, ndarray]:
             f"(LAPACK dgejsv: info {info}). Check the units of the two covariances."
         )
     return scale, left
+
+
+def _condition(parent: Gaussian) -> float:
+    """Of the correlation matrix: scales and units do not count."""
+    if parent.dimension == 1:
+        return 1.0
+    deviation = np.sqrt(np.diag(parent.covariance))
+    values = eigh(parent.covariance / deviation[:, None] / deviation, eigvals_only=True)
+    return float(values[-1] / max(values[0], EPS * EPS))
 
 
 def _cholesky(covariance: ndarray) -> ndarray:

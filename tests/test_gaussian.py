@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import mpmath
 import numpy as np
 import pytest
 from scipy.integrate import quad
@@ -462,3 +463,29 @@ def test_parents_beyond_the_range_of_float64_are_refused():
 def test_the_scale_law_refuses_variances_that_are_none():
     with pytest.raises(ValueError, match="variance_teacher must be positive: got 0"):
         alpha_same_mean_isotropic(1.0, [2.0, 0.0])
+
+
+@pytest.mark.parametrize(("slack", "resolved"), [(1e-9, True), (1e-11, True), (4e-14, False)])
+def test_a_covariance_that_leaves_no_digits_has_not_converged(slack, resolved):
+    """Against 80 digits: what says `converged` has three digits at least."""
+    narrow = np.array([[1.0, 1.0 - slack], [1.0 - slack, 1.0]])
+    wide = np.array([[2.0, -0.5], [-0.5, 1.0]])
+    found = solve_kl_symmetry(Gaussian([0.0, 0.0], narrow), Gaussian([0.3, 0.1], wide))
+    assert found.converged is resolved
+    with mpmath.workdps(80):
+        precision_1, precision_2 = (mpmath.matrix(c.tolist()) ** -1 for c in (narrow, wide))
+        gap = mpmath.matrix([mpmath.mpf(0.3), mpmath.mpf(0.1)])
+
+        def log_z(alpha):
+            mixed = alpha * precision_1 + (1 - alpha) * precision_2
+            between = (alpha * (1 - alpha)) * precision_1 * mixed**-1 * precision_2
+            spread = (
+                alpha * mpmath.log(mpmath.det(precision_1))
+                + (1 - alpha) * mpmath.log(mpmath.det(precision_2))
+                - mpmath.log(mpmath.det(mixed))
+            )
+            return (spread - (gap.T * between * gap)[0]) / 2
+
+        alpha = mpmath.findroot(lambda at: mpmath.diff(log_z, at), found.alpha)
+        error = abs(found.chernoff / float(-log_z(alpha)) - 1)
+    assert not found.converged or error < 1e-3
