@@ -92,11 +92,12 @@ def minimax(
     ax.plot(line, chernoff + line, **LINES["q*"])
     star(ax, 0, chernoff)
     if alone is not None:
-        marks = {"marker": "s", "ms": 8, "mfc": "none", "color": COLOURS["ink"], "ls": "none"}
-        ax.plot(*alone, **marks, zorder=5)
+        ax.plot(*alone, "s", ms=8, mfc="none", color=COLOURS["ink"], zorder=5)
         for outcome, point in enumerate(zip(*alone, strict=True), 1):
-            away = {"xytext": (-8, 10), "textcoords": "offset points", "ha": "right"}
-            halo(ax.annotate(f"outcome {outcome}", point, **away))
+            name = ax.annotate(
+                f"outcome {outcome}", point, xytext=(-8, 10), textcoords="offset points"
+            )
+            halo(name).set_ha("right")
     ax.annotate(
         rf"$q^\star$, at $C = {chernoff:.3f}$",
         (0, chernoff),
