@@ -207,8 +207,10 @@ def generate(
     """Draw tokens from q*, the KL-symmetric geometric mean of two language models.
 
     Each model reads its own prompt and keeps its own key-value cache; a model passed twice may
-    have two prompts. The models are put in eval mode and given back as they were. All schemes have
-    the same law:
+    have two prompts. The models are put in eval mode and given back as they were. Once a process
+    each kind of model is tried before its cache is trusted (`qstar.reader.Reader.check`); one that
+    a cache would mislead is read anew for every token, with a warning. All schemes have the same
+    law:
 
     - "plain": both parents read every token; the reference.
     - "one-sided": one parent drafts gamma tokens, the other verifies them in one forward.

@@ -404,8 +404,8 @@ def test_caches_take_what_the_formula_says(scheme, dtype, monkeypatch):
     readers, peak = [], [0]
 
     class Counted(decode.Reader):
-        def __init__(self, model, *, name="model"):
-            super().__init__(model, name=name)
+        def __init__(self, model, **options):
+            super().__init__(model, **options)
             readers.append(self)
 
         def _forward(self, *args):
