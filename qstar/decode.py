@@ -1362,7 +1362,8 @@ def _passing(module: Any) -> set[str]:
 
 def _settings(model: Any) -> Any:
     config = getattr(model, "config", None)
-    return config.to_dict() if hasattr(config, "to_dict") else config
+    to_dict = getattr(config, "to_dict", None)
+    return config if to_dict is None else to_dict()
 
 
 def _holed(

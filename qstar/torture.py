@@ -139,6 +139,13 @@ class Count(NamedTuple):
     unflagged: int
     worst_tv: float
 
+    def plus(self, other: "Count") -> "Count":
+        """Of both together."""
+        *sums, _ = (a + b for a, b in zip(self, other, strict=True))
+        rows, crash, nan, unconverged, unflagged = map(int, sums)
+        worst = max(self.worst_tv, other.worst_tv)
+        return Count(rows, crash, nan, unconverged, unflagged, worst)
+
 
 Solver = Callable[[torch.Tensor, torch.Tensor], "batched.TorchBalance"]
 
@@ -173,8 +180,7 @@ def run(
                 key = family, label
                 found = _count(way, sides, dtype)
                 old = counts.get(key, Count(0, 0, 0, 0, 0, 0.0))
-                sums = [a + b for a, b in zip(old[:-1], found[:-1], strict=True)]
-                counts[key] = Count(*sums, max(old.worst_tv, found.worst_tv))  # type: ignore[arg-type]
+                counts[key] = old.plus(found)
     return counts
 
 

@@ -97,7 +97,7 @@ def minimax(
             name = ax.annotate(
                 f"outcome {outcome}", point, xytext=(-8, 10), textcoords="offset points"
             )
-            halo(name).set_ha("right")
+            halo(name).set_horizontalalignment("right")
     ax.annotate(
         rf"$q^\star$, at $C = {chernoff:.3f}$",
         (0, chernoff),
