@@ -196,7 +196,8 @@ def test_an_end_of_the_path_follows_one_parent(llamas, alpha, followed):
     prompts = POLICY_PROMPT, TEACHER_PROMPT
     options = {"max_new_tokens": 20, "generator": 3, "eos_token_id": None}
     mixed = generate_plainly(*llamas, *prompts, alpha=alpha, **options)
-    alone = generate_plainly(*[llamas[followed]] * 2, *[prompts[followed]] * 2, **options)
+    with pytest.warns(decode.EqualParentsWarning):
+        alone = generate_plainly(*[llamas[followed]] * 2, *[prompts[followed]] * 2, **options)
     assert mixed.tokens.tolist() == alone.tokens.tolist()
     accept = (mixed.trace.accept_policy, mixed.trace.accept_teacher)[followed]
     torch.testing.assert_close(accept, torch.ones_like(accept), rtol=0, atol=1e-12)
