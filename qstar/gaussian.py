@@ -380,19 +380,21 @@ class _Axes:
                 f"{policy.dimension} and {teacher.dimension}. Marginalise or extend one of them."
             )
         root = _cholesky(teacher.covariance)
-        half = solve_triangular(root, policy.covariance - teacher.covariance, lower=True)
-        difference = solve_triangular(root, half.T, lower=True)
-        excess, rotation = eigh((difference + difference.T) / 2)
+        half = _solve(root, policy.covariance - teacher.covariance)
+        difference = _solve(root, half.T)
+        excess, rotation = np.full(1, np.inf), root
+        if np.isfinite(difference).all():  # else they are far apart, perhaps too far
+            excess, rotation = eigh((difference + difference.T) / 2, check_finite=False)
         if np.abs(excess).max() < 0.5:
             variance = 1 + excess
         else:
             # Without products of matrices the small variances of a far pair survive beside large
             # ones: one-sided Jacobi on the quotient of the Cholesky factors.
-            quotient = solve_triangular(root, _cholesky(policy.covariance), lower=True)
+            quotient = _solve(root, _cholesky(policy.covariance))
             scale, rotation = _singular(quotient)
             variance = scale**2
             excess = (scale - 1) * (scale + 1)
-        apart = solve_triangular(root, policy.mean - teacher.mean, lower=True)
+        apart = _solve(root, policy.mean - teacher.mean)
         return cls(root @ rotation, excess, variance, rotation.T @ apart)
 
     @cached_property
@@ -533,6 +535,11 @@ def _condition(parent: Gaussian) -> float:
     deviation = np.sqrt(np.diag(parent.covariance))
     values = eigh(parent.covariance / deviation[:, None] / deviation, eigvals_only=True)
     return float(values[-1] / max(values[0], EPS * EPS))
+
+
+def _solve(root: ndarray, right: ndarray) -> ndarray:
+    """root^-1 right, for a lower triangle; a Gaussian was checked when it was made."""
+    return solve_triangular(root, right, lower=True, check_finite=False)
 
 
 def _cholesky(covariance: ndarray) -> ndarray:
