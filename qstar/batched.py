@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import geometric
-from .result import STATUSES, Balance
+from .result import STATUSES, Balance, status_code
 
 TorchBalance = Balance[Tensor, Tensor, Tensor]
 
@@ -49,6 +49,40 @@ SAFETY = 0.1  # of what the tolerance allows, the most that `_solve_row`'s last 
 LOG2_E = 1 / math.log(2)
 
 INTERIOR, BOUNDARY_0, BOUNDARY_1, DEGENERATE_ALL, DISJOINT, INVALID = range(len(STATUSES))
+
+
+class StatusTensor(Tensor):
+    """int8 indices into `STATUSES` that equal a status name where they stand for it.
+
+    An ordinary tensor's `== "interior"` is False, without a word. All else is as for any tensor;
+    what moves or selects the indices (int8 in, int8 out) keeps the type.
+    """
+
+    def __ne__(self, other: object) -> Any:
+        return super().__ne__(status_code(other) if isinstance(other, str) else other)
+
+    __hash__ = Tensor.__hash__
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        return memo.setdefault(id(self), self.clone())
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__eq__:
+            args = [status_code(x) if isinstance(x, str) else x for x in args]
+        with torch._C.DisableTorchFunctionSubclass():
+            return _named(func(*args, **(kwargs or {})))
+
+
+def _named(found: Any) -> Any:
+    if isinstance(found, Tensor):
+        return named_status(found) if found.dtype == torch.int8 else found
+    return type(found)(map(_named, found)) if type(found) in (tuple, list) else found
+
+
+def named_status(status: Tensor) -> Tensor:
+    """A `StatusTensor` of the same memory; tensors without values (fake ones) as they are."""
+    return status.as_subclass(StatusTensor) if type(status) is Tensor else status
 
 
 def solve_kl_symmetry(
@@ -117,7 +151,8 @@ def solve_kl_symmetry(
 
     Returns:
         A `Balance` of tensors of the batch shape, on the device of the input: floats in the
-        computing dtype, `status` an int8 index into `STATUSES`, `passes` int32.
+        computing dtype, `status` an int8 index into `STATUSES` that compares with its names
+        (`StatusTensor`), `passes` int32.
 
     Raises:
         ValueError: Shapes or devices differ, a vocabulary is empty, a dtype is not a floating one;

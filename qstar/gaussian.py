@@ -12,8 +12,10 @@ relative precision because e is computed from the difference of the covariances,
 NumPy float64; divergences are in nats; parents come first and alpha last.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy import ndarray
@@ -26,6 +28,8 @@ from .result import Balance
 EPS = np.finfo(np.float64).eps
 LOST = 1e-3
 """Relative rounding of a covariance's smallest direction beyond which nothing has converged."""
+FEW = 16
+"""Numbers up to which a loop in plain floats costs less than calls into NumPy."""
 SYMMETRY_TOLERANCE = 1e-8
 """How far cov[i, j] and cov[j, i] may differ, in units of the two standard deviations."""
 
@@ -235,7 +239,7 @@ def solve_kl_symmetry(policy: Gaussian, teacher: Gaussian) -> Balance[float, str
         alpha, passes, converged, status = 0.5, 2, True, "degenerate_all"
     else:
         alpha, root = brentq(
-            lambda at: float(axes.slope(np.asarray(at))),
+            axes.slope_at,
             0.0,
             1.0,
             xtol=1e-300,
@@ -376,19 +380,21 @@ class _Axes:
                 f"{policy.dimension} and {teacher.dimension}. Marginalise or extend one of them."
             )
         root = _cholesky(teacher.covariance)
-        half = solve_triangular(root, policy.covariance - teacher.covariance, lower=True)
-        difference = solve_triangular(root, half.T, lower=True)
-        excess, rotation = eigh((difference + difference.T) / 2)
+        half = _solve(root, policy.covariance - teacher.covariance)
+        difference = _solve(root, half.T)
+        excess, rotation = np.full(1, np.inf), root
+        if np.isfinite(difference).all():  # else they are far apart, perhaps too far
+            excess, rotation = eigh((difference + difference.T) / 2, check_finite=False)
         if np.abs(excess).max() < 0.5:
             variance = 1 + excess
         else:
             # Without products of matrices the small variances of a far pair survive beside large
             # ones: one-sided Jacobi on the quotient of the Cholesky factors.
-            quotient = solve_triangular(root, _cholesky(policy.covariance), lower=True)
+            quotient = _solve(root, _cholesky(policy.covariance))
             scale, rotation = _singular(quotient)
             variance = scale**2
             excess = (scale - 1) * (scale + 1)
-        apart = solve_triangular(root, policy.mean - teacher.mean, lower=True)
+        apart = _solve(root, policy.mean - teacher.mean)
         return cls(root @ rotation, excess, variance, rotation.T @ apart)
 
     @cached_property
@@ -418,15 +424,29 @@ class _Axes:
         spread = np.where(near, second_order, part * log_other - np.log(mix))
         return np.minimum(0.5 * (spread - a * b * self.gap**2 / u).sum(axis=-1), 0.0)
 
+    @cached_property
+    def slope_terms(self) -> tuple[ndarray, ...]:
+        """What `_axis_slope` asks of the axes: two ways to say the spread, near and far."""
+        near = np.abs(self.excess) < 0.5
+        square = np.where(near, self.excess, 0.0) ** 2
+        far = np.where(near, 0.0, self.excess)
+        constant = np.where(near, self.log_less_excess, self.log_variance)
+        return self.variance, square, far, constant, self.gap**2
+
+    @cached_property
+    def slope_rows(self) -> list[list[float]]:
+        """The same as plain floats, axis by axis."""
+        return np.stack(self.slope_terms, axis=1).tolist()
+
     def slope(self, alpha: ndarray) -> ndarray:
         """The derivative of log Z: KL(q || teacher) - KL(q || policy)."""
-        a, b, u = alpha[..., None], 1 - alpha[..., None], self.u(alpha)
-        near = np.abs(self.excess) < 0.5
-        small = np.where(near, self.excess, 0.0)
-        second_order = -b * small**2 / u - self.log_less_excess
-        spread = np.where(near, second_order, self.excess / u - self.log_variance)
-        location = self.gap**2 * ((a / u) ** 2 - (b / u) * (b * self.variance / u))
-        return 0.5 * (spread + location).sum(axis=-1)
+        return 0.5 * _axis_slope(alpha[..., None], *self.slope_terms).sum(axis=-1)
+
+    def slope_at(self, alpha: float) -> float:
+        """`slope` at one alpha: a root finder asks for no more."""
+        if len(self.variance) > FEW:
+            return float(self.slope(np.asarray(alpha)))
+        return 0.5 * math.fsum([_axis_slope(alpha, *row) for row in self.slope_rows])
 
     def curvature(self, alpha: ndarray) -> ndarray:
         """The second derivative of log Z: the variance of the log-ratio under q."""
@@ -450,6 +470,18 @@ class _Axes:
         return self.kl_to_policy(np.asarray(0.0))
 
 
+def _axis_slope(a: Any, variance: Any, square: Any, far: Any, constant: Any, gap: Any) -> Any:
+    """Twice what one axis adds to the slope of log Z; arrays or plain floats alike.
+
+    The spread is -b e^2 / u - (log(1 + e) - e) near e = 0, else e / u - log(1 + e), where b is
+    1 - a: `square` is e^2 or 0, `far` 0 or e.
+    """
+    b = 1 - a
+    u = a + b * variance
+    location = gap * ((a / u) * (a / u) - (b / u) * (b * variance / u))
+    return (far - b * square) / u - constant + location
+
+
 def _log(x: ndarray, one_plus_x: ndarray) -> ndarray:
     """log(1 + x) from whichever of the two carries the precision."""
     near = np.abs(x) < 0.5
@@ -461,8 +493,22 @@ def _log_less_linear(x: ndarray, one_plus_x: ndarray) -> ndarray:
     near = np.abs(x) < 0.5
     small = np.where(near, x, 0.0)
     ratio = small / (2 + small)  # log1p(x) = 2 atanh(x / (2 + x))
-    tail = np.polynomial.polynomial.polyval(ratio**2, _ATANH)
+    tail = _polynomial(ratio**2, _ATANH)
     return np.where(near, 2 * ratio**3 * tail - small * ratio, np.log(one_plus_x) - x)
+
+
+def _polynomial(x: ndarray, coefficients: ndarray) -> ndarray:
+    """Horner's rule, lowest coefficient first, without many calls for few numbers."""
+    if x.size > FEW:
+        return np.polynomial.polynomial.polyval(x, coefficients)
+    highest_first = coefficients.tolist()[::-1]
+    values = []
+    for at in x.ravel().tolist():
+        value = 0.0
+        for coefficient in highest_first:
+            value = value * at + coefficient
+        values.append(value)
+    return np.array(values).reshape(x.shape)
 
 
 _ATANH = 1 / np.arange(3, 41, 2)
@@ -489,6 +535,11 @@ def _condition(parent: Gaussian) -> float:
     deviation = np.sqrt(np.diag(parent.covariance))
     values = eigh(parent.covariance / deviation[:, None] / deviation, eigvals_only=True)
     return float(values[-1] / max(values[0], EPS * EPS))
+
+
+def _solve(root: ndarray, right: ndarray) -> ndarray:
+    """root^-1 right, for a lower triangle; a Gaussian was checked when it was made."""
+    return solve_triangular(root, right, lower=True, check_finite=False)
 
 
 def _cholesky(covariance: ndarray) -> ndarray:

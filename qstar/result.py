@@ -5,7 +5,7 @@ floats, so that code which reads a result does not care which solver made it.
 """
 
 from dataclasses import dataclass, fields
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 Values = TypeVar("Values")
 Statuses = TypeVar("Statuses")
@@ -19,7 +19,18 @@ STATUSES = (
     "disjoint",  # the parents share no outcome: q* does not exist
     "invalid",  # the row is not a pair of distributions (only where validation is off)
 )
-"""Status names; a torch result holds the index into this tuple: ask `Balance.is_status`."""
+"""Status names; a torch result holds the index into this tuple, and compares with the names."""
+
+
+def status_code(name: str) -> int:
+    """The index of a status name.
+
+    Raises:
+        ValueError: There is no such status.
+    """
+    if name not in STATUSES:
+        raise ValueError(f"no status named {name!r}: it must be one of {STATUSES}.")
+    return STATUSES.index(name)
 
 
 class ComparedByValue:
@@ -67,9 +78,9 @@ class Balance(ComparedByValue, Generic[Values, Statuses, Flags]):
             divergences below (both of them, in the interior); inf for disjoint supports.
         kl_to_policy: KL(q* || policy).
         kl_to_teacher: KL(q* || teacher).
-        status: One of `STATUSES`: names in NumPy and Gaussian results, an integer index into
-            `STATUSES` in torch results, where a comparison with a name would be False without a
-            word: `is_status` answers for both.
+        status: One of `STATUSES`: names in NumPy and Gaussian results, integer indices into
+            `STATUSES` in torch results. `status == "interior"` is right in all of them; a name
+            that is none is refused by `is_status`, and by `==` in torch results.
         converged: Whether the solver met its stopping rule; True at a boundary, whose solution is
             exact, and False for `disjoint` and `invalid` rows.
         slope: KL(q* || teacher) - KL(q* || policy), the derivative of log Z at `alpha`: what is
@@ -90,14 +101,18 @@ class Balance(ComparedByValue, Generic[Values, Statuses, Flags]):
     curvature: Values
     passes: Values
 
+    def __post_init__(self) -> None:
+        if type(self.status).__module__ == "torch":  # and so it is imported already
+            from .batched import named_status
+
+            object.__setattr__(self, "status", named_status(cast(Any, self.status)))
+
     def is_status(self, name: str) -> Any:
         """Whether the status is this one of `STATUSES`, row by row; of the kind of `converged`.
 
         Raises:
             ValueError: There is no such status.
         """
-        if name not in STATUSES:
-            raise ValueError(f"name must be one of {STATUSES}: got {name!r}.")
-        status: Any = self.status
+        code, status = status_code(name), cast(Any, self.status)
         named = isinstance(status, str) or hasattr(status.dtype, "kind")  # NumPy's dtype has one
-        return status == (name if named else STATUSES.index(name))
+        return status == (name if named else code)

@@ -4,6 +4,9 @@ The reference solver: float64, to the last digits that the rows determine.
 `qstar.batched.solve_kl_symmetry` is the fast one, and is tested against this.
 """
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 from numpy import ndarray
 from numpy.typing import ArrayLike
@@ -13,6 +16,8 @@ from .result import Balance
 
 EPS = np.finfo(np.float64).eps
 MAX_PASSES = 200
+FEW = 64
+"""Outcomes up to which a single row is solved in plain floats: calls into NumPy would cost more."""
 NDArrayBalance = Balance[ndarray, ndarray, ndarray]
 
 
@@ -47,6 +52,10 @@ def solve_kl_symmetry(
     """
     pair = check_pair(log_policy, log_teacher)
     *batch, vocab = pair.log_policy.shape
+    if pair.log_policy.size == vocab <= FEW:
+        found = _solve_row(pair)
+        if found is not None:
+            return Balance(*(np.array(value).reshape(batch) for value in found))
     flat = Pair(*(getattr(pair, name).reshape(-1, vocab) for name in Pair.__slots__))
     status = _classify(flat)
     alpha, passes, converged = _minimise(flat, status)
@@ -69,6 +78,140 @@ def solve_kl_symmetry(
         "passes": passes,
     }
     return Balance(**{name: values.reshape(tuple(batch)) for name, values in fields.items()})
+
+
+class _Row(NamedTuple):
+    """One row of few outcomes: `Pair`'s formulas in plain floats, over the shared outcomes only.
+
+    An outcome is (log policy, log teacher, log-ratio, policy - teacher, teacher).
+    """
+
+    outcomes: list[tuple[float, float, float, float, float]]
+    gap_off: float  # policy - teacher, summed off the shared support
+    teacher_off: float  # the teacher's mass there
+
+    def log_path(self, alpha: float) -> tuple[list[float], float]:
+        """The unnormalised log of the path, and log Z as a plain log-sum-exp."""
+        path = [alpha * p + (1 - alpha) * r for p, r, *_ in self.outcomes]
+        top = max(path)
+        return path, top + math.log(math.fsum([math.exp(x - top) for x in path]))
+
+    def slope(self, path: list[float], log_z: float) -> float:
+        """See `Pair.slope_and_curvature`."""
+        if log_z > -0.5:
+            terms = [
+                math.exp(x) * ratio - gap
+                for x, (_, _, ratio, gap, _) in zip(path, self.outcomes, strict=True)
+            ]
+            return math.fsum((*terms, -self.gap_off)) / math.exp(log_z)
+        return self._mean(path, log_z)
+
+    def _mean(self, path: list[float], log_z: float) -> float:
+        ratios = (outcome[2] for outcome in self.outcomes)
+        return math.fsum([math.exp(x - log_z) * y for x, y in zip(path, ratios, strict=True)])
+
+    def curvature(self, path: list[float], log_z: float) -> float:
+        """See `Pair.slope_and_curvature`."""
+        mean = self._mean(path, log_z)
+        apart = (outcome[2] - mean for outcome in self.outcomes)
+        return math.fsum([math.exp(x - log_z) * y * y for x, y in zip(path, apart, strict=True)])
+
+    def log_partition(self, alpha: float, path: list[float], log_z: float) -> float:
+        """See `qstar.log_partition`."""
+        if not log_z > -0.5:
+            return log_z
+        gaps = [alpha * self.gap_off + self.teacher_off]
+        for x, (_, _, ratio, gap, teacher) in zip(path, self.outcomes, strict=True):
+            close = abs(ratio) < 1
+            grown = teacher * math.expm1(alpha * ratio) if close else math.exp(x) - teacher
+            gaps.append(alpha * gap - grown)
+        return math.log1p(-max(math.fsum(gaps), 0.0))
+
+    def log_odds(self, path: list[float]) -> tuple[float, float, float]:
+        """See `Pair.log_odds`; there are outcomes on both sides."""
+        sides = []
+        for sign in (1.0, -1.0):
+            pulls = [
+                (x, sign * outcome[2])
+                for x, outcome in zip(path, self.outcomes, strict=True)
+                if sign * outcome[2] > 0
+            ]
+            top = max(x for x, _ in pulls)
+            weights = [math.exp(x - top) * pull for x, pull in pulls]
+            total = math.fsum(weights)
+            mean = math.fsum([w * pull for w, (_, pull) in zip(weights, pulls, strict=True)])
+            sides.append((top + math.log(total), mean / total))
+        (up, mean_up), (down, mean_down) = sides
+        return up - down, mean_up + mean_down, down
+
+
+_Found = tuple[float, float, float, float, str, bool, float, float, int]
+
+
+def _solve_row(pair: Pair) -> _Found | None:
+    """The fields of a `Balance` for one row of few outcomes, by the same rules as a batch.
+
+    None where the status hangs on rounding, or squares could overflow: the batch decides.
+    """
+    columns = (
+        values.ravel().tolist()
+        for values in (pair.log_policy, pair.log_teacher, pair.log_ratio, pair.mass_gap)
+    )
+    outcomes, gap_off, teacher_off, same_support = [], 0.0, 0.0, True
+    for p, r, ratio, gap in zip(*columns, strict=True):
+        if p > -math.inf and r > -math.inf:
+            outcomes.append((p, r, ratio, gap, math.exp(r)))
+        else:
+            gap_off, teacher_off = gap_off + gap, teacher_off + math.exp(r)
+            same_support = same_support and p == r
+    if not outcomes:
+        return math.nan, math.inf, math.inf, math.inf, "disjoint", False, math.nan, math.nan, 0
+    row = _Row(outcomes, gap_off, teacher_off)
+    size = max(abs(p) + abs(r) for p, r, *_ in outcomes)
+    ratios = [outcome[2] for outcome in outcomes]
+    status, alpha, passes, converged = "interior", 0.5, 0, True
+    if all(abs(ratio) <= 2 * EPS * (1 + (abs(p) + abs(r))) for p, r, ratio, *_ in outcomes):
+        status = "degenerate_all"
+    elif not same_support:
+        at_0, at_1 = (row.slope(*row.log_path(end)) for end in (0.0, 1.0))
+        if not min(abs(at_0), abs(at_1)) > 16 * EPS * (1 + size):
+            return None
+        if at_0 > 0:
+            status, alpha = "boundary_0", 0.0
+        elif at_1 < 0:
+            status, alpha = "boundary_1", 1.0
+    if status == "interior":
+        if not min(ratios) < 0 < max(ratios) or size > 1e150:
+            return None
+        alpha, passes, converged = _root_of_row(row)
+    path, log_z = row.log_path(alpha)
+    slope, curvature = row.slope(path, log_z), row.curvature(path, log_z)
+    chernoff = max(-row.log_partition(alpha, path, log_z), 0.0) + 0.0  # and no -0.0
+    to_policy = max(chernoff - (1 - alpha) * slope, 0.0)
+    to_teacher = max(chernoff + alpha * slope, 0.0)
+    return alpha, chernoff, to_policy, to_teacher, status, converged, slope, curvature, passes
+
+
+def _root_of_row(row: _Row) -> tuple[float, int, bool]:
+    """`_root`, for one row."""
+    at, low, high, last = 0.5, 0.0, 1.0, math.inf
+    for passes in range(1, MAX_PASSES + 1):
+        path, log_z = row.log_path(at)
+        slope = row.slope(path, log_z)
+        if slope == 0:
+            return at, passes, True
+        log_odds, gain, log_down = row.log_odds(path)
+        lift = slope * math.exp(min(log_z - log_down, 700.0))
+        if abs(lift) < 0.5:
+            log_odds = math.log1p(lift)
+        low, high = (at, high) if slope < 0 else (low, at)
+        size, step = abs(log_odds), log_odds / gain if gain > 0 else math.inf
+        helps = low <= at - step <= high and size <= last / 2
+        new = at - step if helps else (low + high) / 2
+        if (helps and abs(step) <= 2 * EPS * at) or high - low <= 4 * EPS * high:
+            return new, passes, True
+        at, last = new, size
+    return at, MAX_PASSES, False
 
 
 def _classify(pair: Pair) -> ndarray:

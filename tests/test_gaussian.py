@@ -9,6 +9,7 @@ import pytest
 from scipy.integrate import quad
 
 import qstar
+from qstar import gaussian
 from qstar.gaussian import (
     Gaussian,
     alpha_same_mean_isotropic,
@@ -458,6 +459,44 @@ def test_points_of_the_wrong_dimension_are_refused():
 def test_parents_beyond_the_range_of_float64_are_refused():
     with pytest.raises(ValueError, match=r"within a factor of 1e150 .* from 1e-200 to 1e-200"):
         solve_kl_symmetry(Gaussian(0.0, 1e-200), Gaussian(0.0, 1e200))
+    with pytest.raises(ValueError, match=r"within a factor of 1e150 .* from 1e\+200 to 1e\+200"):
+        solve_kl_symmetry(Gaussian(0.0, 1e200), Gaussian(0.0, 1e-200))
+    wide, narrow = (Gaussian([0.0, 0.0], np.diag([v, 1.0])) for v in (1e200, 1e-200))
+    with pytest.raises(ValueError, match=r"within a factor of 1e150 .* from 1 to 1e\+200"):
+        solve_kl_symmetry(wide, narrow)
+
+
+def counted(patch, owner, name):
+    """The calls of `owner.name` from now on."""
+    calls, original = [], getattr(owner, name)
+    patch.setattr(owner, name, lambda *args: calls.append(args) or original(*args))
+    return calls
+
+
+@pytest.mark.parametrize("dimension", [1, 5, gaussian.FEW, gaussian.FEW + 1])
+def test_the_root_finder_sees_the_slope_itself_in_few_calls(dimension, monkeypatch):
+    """Plain floats up to `FEW` axes, arrays beyond: one slope, near parents and far ones."""
+    rng = np.random.default_rng(dimension)
+    for scale in (1e-6, 0.3, 30.0):
+        spread = np.diag(np.exp(scale * rng.normal(size=dimension)))
+        pair = (
+            Gaussian(scale * rng.normal(size=dimension), spread),
+            Gaussian(np.zeros(dimension), np.eye(dimension)),
+        )
+        axes = gaussian._Axes.of(*pair)
+        for alpha in (0.0, 0.3, 1.0):
+            size = np.abs(gaussian._axis_slope(alpha, *axes.slope_terms)).sum()
+            assert abs(axes.slope_at(alpha) - axes.slope(np.asarray(alpha))) <= 1e-14 * size
+        with monkeypatch.context() as patch:
+            calls = counted(patch, gaussian._Axes, "slope")
+            found = solve_kl_symmetry(*pair)
+        assert len(calls) == (1 if dimension <= gaussian.FEW else found.passes + 1)
+
+
+def test_horners_rule_is_numpys():
+    x = np.linspace(0, 1 / 9, 2 * gaussian.FEW)
+    whole = gaussian._polynomial(x, gaussian._ATANH)
+    assert (whole[: gaussian.FEW] == gaussian._polynomial(x[: gaussian.FEW], gaussian._ATANH)).all()
 
 
 def test_the_scale_law_refuses_variances_that_are_none():
