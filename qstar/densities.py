@@ -411,11 +411,11 @@ def rows(
 def _unresolved(name: str, parent: Distribution, mass: float) -> Exception:
     """What to raise where the mass of a parent came out wrong; whose fault it is only the caller
     of an unknown density can tell."""
-    work = "summation" if parent.outcomes == INTEGERS else "quadrature"
-    remedy = (
-        "transform x so that its tail is lighter or its peak wider, in both parents alike, or use "
-        "qstar.montecarlo.solve_kl_symmetry"
-    )
+    work, remedy = "quadrature", "use qstar.montecarlo.solve_kl_symmetry"
+    if parent.outcomes == INTEGERS:
+        work = f"summation of at most {MAX_OUTCOMES} outcomes"
+    else:
+        remedy = f"change x in both parents so that tails are lighter and peaks wider, or {remedy}"
     if _has_mass_one(parent):
         return ArithmeticError(
             f"the {work} could not resolve the {name} {parent!r}: its mass came out as "
@@ -424,7 +424,7 @@ def _unresolved(name: str, parent: Distribution, mass: float) -> Exception:
     return ValueError(
         f"either the {name} is not normalised or the {work} did not resolve it: its mass came out "
         f"as {mass:.9g}, for {parent!r}. Normalise it; if it is, name its peaks, kinks and scales "
-        f"(`Density.places`), {remedy}."
+        f"(`Density.places`), or {remedy}."
     )
 
 
@@ -671,7 +671,8 @@ class _Axis:
         shrunk = np.where(kind == _END, -u, 0.0)
         log_jacobian = np.log(np.abs(width)) + grown + shrunk
         unit = np.where(kind == _LINEAR, u, np.exp(shrunk))
-        offset = width * np.where(kind == _TAIL, np.expm1(np.minimum(grown, 600.0)), unit)
+        with np.errstate(over="ignore"):  # what is beyond float64's reach is not used
+            offset = width * np.where(kind == _TAIL, np.expm1(np.minimum(grown, 600.0)), unit)
         far = np.sign(width) * np.exp(np.minimum(log_jacobian, 700.0))
         return np.where(grown > 600, far, offset), log_jacobian
 

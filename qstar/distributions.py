@@ -94,18 +94,20 @@ class Distribution:
         Here: a density that has become a power of the distance within float64's reach stays that
         power, one that has vanished stays zero; nan where it is neither.
         """
-        shares = np.array([0.25, 0.5, 0.75, 1.0])
+        shares = np.array([0.7, 0.8, 0.9, 1.0])
         within = np.sign(log_distance)[..., None] * REACH * shares
         offsets = np.asarray(side)[..., None] * np.exp(within)
         with np.errstate(all="ignore"):
-            seen = self.log_density_at(np.asarray(anchor)[..., None], offsets) + within
+            # Far out it is the distance from zero that counts.
+            start = np.where(log_distance > 0, 0.0, anchor)[..., None]
+            seen = self.log_density_at(start, offsets) + within
             rise = np.diff(seen, axis=-1)
             bend = np.abs(np.diff(rise, axis=-1)).max(axis=-1)
             straight = bend <= 1e-12 * (1 + np.abs(seen).max(axis=-1))
-            slope = (seen[..., 3] - seen[..., 1]) / (within[..., 3] - within[..., 1])
+            slope = (seen[..., 3] - seen[..., 0]) / (within[..., 3] - within[..., 0])
             further = seen[..., 3] + slope * (log_distance - within[..., 3])
         further = np.where(straight, further, np.nan)
-        return np.where(seen[..., 3] < -1e100, -np.inf, further)
+        return np.where(seen[..., 3] < -1e20, -np.inf, further)
 
     # What makes two members one exponential family; None: there is none.
     def _kin(self) -> tuple[object, ...] | None:

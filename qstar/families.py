@@ -430,9 +430,9 @@ def _from_functions(
     """A Density that looks at the quantiles, each as closely as its neighbour is near."""
     with np.errstate(all="ignore"):
         at = quantile(np.array([1e-3, 0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98, 0.999]))
-    at = np.asarray(at)[np.abs(at) < 1e300]
+    at = np.asarray(at)[np.abs(at) < 1e200]  # beyond, a tail is followed in logarithms
     if not len(at):  # nothing is known of where it lies
-        at = np.array([min(max(low, -1e300), 1e300)])
+        at = np.array([min(max(low, 0.0), high)])
     gaps = np.diff(at) if len(at) > 1 else np.zeros(1)
     spread = np.abs(at).max() + 1 if not (gaps > 0).any() else gaps[gaps > 0].min()
     scales = np.maximum(np.minimum(np.append(gaps, gaps[-1]), np.append(gaps[0], gaps)), spread)
