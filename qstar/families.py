@@ -118,8 +118,10 @@ def solve_kl_symmetry(policy: Parent, teacher: Parent) -> Balance[float, str, bo
 
     Raises:
         ValueError: The parents live on different kinds of outcome or in different dimensions, one
-            of them cannot be read, or its mass is not 1 as far as quadrature can tell.
-        ArithmeticError: A divergence between members of one exponential family overflows.
+            of them cannot be read, or a density that the caller made did not come out with mass
+            1: either it is not normalised, or quadrature did not resolve it.
+        ArithmeticError: A divergence between members of one exponential family overflows, or a
+            distribution that has mass 1 by construction could not be resolved.
 
     Source: Chernoff (1952); Nielsen (2013), doi:10.1109/LSP.2013.2243726.
     """
