@@ -27,8 +27,11 @@ from . import geometric
 from .distributions import (
     INTEGERS,
     LINE,
+    REACH,
     SPACE,
+    Affine,
     Distribution,
+    Mixture,
     mixture_log_density,
     mixture_weights,
 )
@@ -200,10 +203,22 @@ class GeometricMean(Distribution):
     def log_density(self, x: ArrayLike) -> ndarray:
         return self._path(self.policy.log_density(x), self.teacher.log_density(x))
 
-    def log_density_at(self, anchor: float, offset: ndarray) -> ndarray:
+    @property
+    def gaps(self) -> tuple[float, ...]:
+        """Where a parent may jump inside the support."""
+        return (*_gaps(self.policy), *_gaps(self.teacher))
+
+    def log_density_at(self, anchor: ArrayLike, offset: ndarray) -> ndarray:
         return self._path(
             self.policy.log_density_at(anchor, offset), self.teacher.log_density_at(anchor, offset)
         )
+
+    def log_density_beyond(self, anchor: ndarray, side: ndarray, log_distance: ndarray) -> ndarray:
+        ours, theirs = (
+            parent.log_density_beyond(anchor, side, log_distance)
+            for parent in (self.policy, self.teacher)
+        )
+        return np.where(np.isnan(ours + theirs), np.nan, self._path(ours, theirs))
 
     def _path(self, log_policy: ndarray, log_teacher: ndarray) -> ndarray:
         shared = (log_policy > -np.inf) & (log_teacher > -np.inf)
@@ -371,7 +386,9 @@ def rows(
         divergence: Resolve policy log(policy / teacher) too.
 
     Raises:
-        ValueError: The mass of a parent is further than `MASS_TOLERANCE` from 1.
+        ValueError: The mass of a parent that the caller made is further than `MASS_TOLERANCE`
+            from 1.
+        ArithmeticError: That of a parent which has mass 1 by construction is.
     """
     if policy.outcomes == INTEGERS:
         found = _summation(policy, teacher, alphas)
@@ -380,12 +397,7 @@ def rows(
     masses = [np.exp(row).sum() for row in (found.log_policy, found.log_teacher)]
     for name, parent, mass in zip(("policy", "teacher"), (policy, teacher), masses, strict=True):
         if not abs(mass - 1) <= MASS_TOLERANCE:
-            raise ValueError(
-                f"{name} must be a normalised law that can be resolved: its mass came out as "
-                f"{mass:.9g}, for {parent!r}. Normalise it; if it is, name its peaks, kinks and "
-                f"scales (`Density.places`), or bring its heavy tail to another scale by a "
-                f"transformation of x, applied to both parents."
-            )
+            raise _unresolved(name, parent, mass)
     close = max(abs(mass - 1) for mass in masses) <= CONVERGED_MASS
     return Rows(
         found.log_policy,
@@ -394,6 +406,35 @@ def rows(
         bool(found.converged and close),
         found.reach,
     )
+
+
+def _unresolved(name: str, parent: Distribution, mass: float) -> Exception:
+    """What to raise where the mass of a parent came out wrong; whose fault it is only the caller
+    of an unknown density can tell."""
+    work, remedy = "quadrature", "use qstar.montecarlo.solve_kl_symmetry"
+    if parent.outcomes == INTEGERS:
+        work = f"summation of at most {MAX_OUTCOMES} outcomes"
+    else:
+        remedy = f"change x in both parents so that tails are lighter and peaks wider, or {remedy}"
+    if _has_mass_one(parent):
+        return ArithmeticError(
+            f"the {work} could not resolve the {name} {parent!r}: its mass came out as "
+            f"{mass:.9g}, where it is 1. The distribution is not at fault; to go on, {remedy}."
+        )
+    return ValueError(
+        f"either the {name} is not normalised or the {work} did not resolve it: its mass came out "
+        f"as {mass:.9g}, for {parent!r}. Normalise it; if it is, name its peaks, kinks and scales "
+        f"(`Density.places`), or {remedy}."
+    )
+
+
+def _has_mass_one(parent: Distribution) -> bool:
+    """Whether it is normalised by construction, so that no caller can have got its mass wrong."""
+    parts = getattr(parent, "components", None) or [getattr(parent, "base", None)]
+    if isinstance(parent, (Mixture, Affine)):
+        return all(_has_mass_one(part) for part in parts)
+    named = type(parent).__module__ == Distribution.__module__
+    return named or isinstance(parent, GaussianMixture)
 
 
 def _converged(nodes: Rows, what: str) -> Rows:
@@ -506,6 +547,10 @@ def _log_density(parent: Distribution, x: ndarray) -> ndarray:
             values = found.reshape(x.shape[:-1]).astype(float)
         else:
             values = np.asarray(parent.log_density(x), dtype=float)
+    return _checked(parent, values, x)
+
+
+def _checked(parent: Distribution, values: ndarray, x: ndarray) -> ndarray:
     if np.isnan(values).any() or np.isposinf(values).any():
         where = x[np.isnan(values) | np.isposinf(values)][0]
         raise ValueError(
@@ -545,6 +590,7 @@ class _Axis:
     anchor: ndarray
     width: ndarray
     cells: list[tuple[int, float, float]]  # piece, start, length: where refinement begins
+    hulls: list[tuple[float, float]]  # per piece, the interval that it is part of
 
     @classmethod
     def of(
@@ -583,13 +629,16 @@ class _Axis:
             if low <= cut <= high and (step == 0 or near > 0.3 * step):
                 kept.insert(at, cut)
         pieces: list[tuple[int, float, float]] = []
+        hulls: list[tuple[float, float]] = []
         scale = max(scale for _, scale in places)
         if math.isinf(low):
             pieces.append((_TAIL, kept[0], -scale))
+            hulls.append((low, kept[0]))
         for left, right in itertools.pairwise(kept):
+            hulls += [(left, right)] * (2 if left in inner and right in inner else 1)
             if left in inner and right in inner:
-                middle = left / 2 + right / 2
-                pieces += [(_END, left, middle - left), (_END, right, middle - right)]
+                half = right / 2 - left / 2
+                pieces += [(_END, left, half), (_END, right, -half)]
             elif left in inner:
                 pieces.append((_END, left, right - left))
             elif right in inner:
@@ -598,35 +647,46 @@ class _Axis:
                 pieces.append((_LINEAR, left, right - left))
         if math.isinf(high):
             pieces.append((_TAIL, kept[-1], scale))
+            hulls.append((kept[-1], high))
         cells: list[tuple[int, float, float]] = []
         for index, (kind, anchor, width) in enumerate(pieces):
             if kind == _LINEAR:
                 cells.append((index, 0.0, 1.0))
                 continue
             # As far as float64 reaches: to 1e300 in a tail, to 1e-300 at an end.
-            last = 690 - math.log(abs(width)) if kind == _TAIL else 690 + math.log(abs(width))
+            log_width = math.log(abs(width))
+            last = max(REACH - log_width if kind == _TAIL else REACH + log_width, 1.0)
             if extent is not None:
                 last = min(last, extent(anchor, width))
             starts = [u for u in (0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0) if u < last]
             starts = starts if first < 1 else starts[::4]
             cells += [(index, u, v - u) for u, v in itertools.pairwise([*starts, last])]
         kinds, anchors, widths = (np.array(column) for column in zip(*pieces, strict=True))
-        return cls(kinds, anchors, widths, cells)
+        return cls(kinds, anchors, widths, cells, hulls)
 
     def at(self, piece: ndarray, u: ndarray) -> tuple[ndarray, ndarray]:
         """(offset from the anchor, log of |dx/du|)."""
         kind, width = self.kind[piece], self.width[piece]
         grown = np.where(kind == _TAIL, u, 0.0)
         shrunk = np.where(kind == _END, -u, 0.0)
-        unit = np.where(
-            kind == _LINEAR, u, np.where(kind == _TAIL, np.expm1(grown), np.exp(shrunk))
-        )
-        return width * unit, np.log(np.abs(width)) + grown + shrunk
+        log_jacobian = np.log(np.abs(width)) + grown + shrunk
+        unit = np.where(kind == _LINEAR, u, np.exp(shrunk))
+        with np.errstate(over="ignore"):  # what is beyond float64's reach is not used
+            offset = width * np.where(kind == _TAIL, np.expm1(np.minimum(grown, 600.0)), unit)
+        far = np.sign(width) * np.exp(np.minimum(log_jacobian, 700.0))
+        return np.where(grown > 600, far, offset), log_jacobian
 
-    def middle(self) -> ndarray:
-        """A point inside each piece."""
-        u = np.where(self.kind == _LINEAR, 0.5, math.log(2))
-        return self.anchor + self.at(np.arange(len(self.kind)), u)[0]
+    def log_distance(self, piece: ndarray, u: ndarray) -> ndarray:
+        """Log of the distance from the anchor; zero on linear pieces."""
+        kind, log_width = self.kind[piece], np.log(np.abs(self.width[piece]))
+        with np.errstate(divide="ignore"):
+            grown = u + np.log1p(-np.exp(-np.where(kind == _TAIL, u, 1.0)))
+        along = np.where(kind == _TAIL, grown, -u)
+        return np.where(kind == _LINEAR, 0.0, log_width + along)
+
+    def within(self, low: float, high: float) -> ndarray:
+        """Which pieces lie between the two."""
+        return np.array([left >= low and right <= high for left, right in self.hulls])
 
 
 @dataclass(frozen=True, eq=False)
@@ -667,7 +727,8 @@ def _quadrature(
         inner = sorted(end for end in ends if math.isfinite(end))
         hull = [min(lows), *inner, max(highs)]
         places = [landmark for parent in parents for landmark in parent.landmarks]
-        axes = [_Axis.of(places, hull, 0.5)]
+        axis = _Axis.of(places, hull, 0.5)
+        axes = [replace(axis, cells=[*axis.cells, *_beyond(parents, axis)])]
     else:
         order = 10
         axes = [_plane_axis(parents, i) for i in range(2)]
@@ -676,6 +737,28 @@ def _quadrature(
     cells = _Cells(table[..., 0].astype(int), table[..., 1], table[..., 2])
     rule = _Rule(parents, axes, order)
     return _refine(rule, cells, alphas, divergence)
+
+
+def _beyond(parents: Sequence[Distribution], axis: _Axis) -> list[tuple[int, float, float]]:
+    """Cells past float64's reach, for tails and ends so slow that a parent is not negligible
+    there; each twice as long as what comes before."""
+    cells = []
+    reached = {piece: start + length for piece, start, length in axis.cells}
+    for piece, last in reached.items():
+        if axis.kind[piece] == _LINEAR:
+            continue
+        known = [p for p in parents if axis.within(*p.support)[piece]]
+        u, number = np.array([last * (1 + 1e-12)]), np.array([piece])
+        while u[0] < 1e300:
+            log_distance = axis.log_distance(number, u)
+            side = np.sign(axis.width[number])
+            seen = [p.log_density_beyond(axis.anchor[number], side, log_distance) for p in known]
+            if not any(values[0] > -200 for values in seen):
+                break
+            cells.append((piece, last, last))
+            last *= 2
+            u = np.array([last])
+    return cells
 
 
 def _plane_axis(parents: tuple[Distribution, Distribution], i: int) -> _Axis:
@@ -723,11 +806,12 @@ class _Rule:
         grid = itertools.product(range(order), repeat=dimension)
         index = np.array(list(grid))
         self.parents, self.axes = parents, axes
+        self.blind = False  # whether a density could not be followed where the other one was
         self.nodes = (nodes + 1) / 2
         self.unit = (nodes[index] + 1) / 2
         self.log_weight = np.log(weights[index] / 2).sum(axis=-1)
         self.inside = [
-            (axes[0].middle() > parent.support[0]) & (axes[0].middle() < parent.support[1])
+            axes[0].within(*parent.support)
             if dimension == 1
             else np.ones(len(axes[0].kind), dtype=bool)
             for parent in parents
@@ -752,10 +836,16 @@ class _Rule:
             reach[..., 1] = np.where(curved, u[..., i], reach[..., 1])
         if len(self.axes) == 1:
             reach[..., 2] = self.log_weight + np.log(cells.length)
+            log_distance = self.axes[0].log_distance(piece, u[..., 0])
+            # Beyond float64's reach u is the log-distance, and a log-density that of the
+            # log-distance: the Jacobian is one.
+            log_weight = np.where(np.abs(log_distance) > REACH, reach[..., 2], log_weight)
         rows = []
         for parent, inside in zip(self.parents, self.inside, strict=True):
             if len(self.axes) == 1:
-                log_density = self._on_line(parent, inside, cells, anchors[0], offsets[0])
+                log_density = self._on_line(
+                    parent, inside[piece], piece, anchors[0], offsets[0], log_distance
+                )
             else:
                 points = np.stack([a + o for a, o in zip(anchors, offsets, strict=True)], axis=-1)
                 log_density = _log_density(parent, points)
@@ -766,24 +856,29 @@ class _Rule:
         self,
         parent: Distribution,
         inside: ndarray,
-        cells: _Cells,
+        piece: ndarray,
         anchors: ndarray,
         offsets: ndarray,
+        log_distance: ndarray,
     ) -> ndarray:
-        piece = cells.piece[:, 0]
         log_density = np.full(anchors.shape, -np.inf)
-        known = inside[piece]
-        at_end = (self.axes[0].kind[piece] == _END) & known
-        plain = known & ~at_end
-        if plain.any():
-            log_density[plain] = _log_density(parent, anchors[plain] + offsets[plain])
-        for anchor in np.unique(anchors[at_end, 0]):
-            here = at_end & (anchors[:, 0] == anchor)
+        beyond = np.abs(log_distance) > REACH
+        here = inside & ~beyond
+        if here.any():
             with np.errstate(all="ignore"):
-                values = parent.log_density_at(float(anchor), offsets[here])
+                values = np.asarray(parent.log_density_at(anchors[here], offsets[here]))
             # Where x is rounded to the end itself a density may be nan or inf there. Such nodes
             # are left out; if they held mass, the check of the masses says so.
-            log_density[here] = _sink(np.where(values < np.inf, values, _SUNK_VALUE))
+            at_end = self.axes[0].kind[piece[here]] == _END
+            values = np.where(at_end & ~(values < np.inf), _SUNK_VALUE, values)
+            log_density[here] = _checked(parent, values, anchors[here] + offsets[here])
+        here = inside & beyond
+        if here.any():
+            side = np.sign(self.axes[0].width[piece[here]])
+            with np.errstate(all="ignore"):
+                values = parent.log_density_beyond(anchors[here], side, log_distance[here])
+            self.blind |= bool(np.isnan(values).any())
+            log_density[here] = _sink(np.where(np.isnan(values), -np.inf, values))
         return log_density
 
 
@@ -835,7 +930,7 @@ def _refine(rule: _Rule, cells: _Cells, alphas: tuple[float, ...], divergence: b
         np.concatenate([piece[i].ravel() for piece in kept]) for i in range(2)
     )
     reach = np.concatenate([piece[2].reshape(-1, 3) for piece in kept])
-    return _drop_sunk(log_policy, log_teacher, error, converged, reach)
+    return _drop_sunk(log_policy, log_teacher, error, converged and not rule.blind, reach)
 
 
 def _drop_sunk(

@@ -43,6 +43,11 @@ LINE, INTEGERS, CIRCLE, SIMPLEX, LABELS, SPACE = (
     "vectors",
 )
 """What the outcomes of a distribution are: parents must agree on it."""
+REACH = 690.0
+"""Distances between exp(-REACH) and exp(REACH) are told apart from zero and infinity."""
+LARGE = 100.0
+"""Parameters above this take their log-density from deviances: differences of terms of their own
+size would leave little of it."""
 
 
 class Distribution:
@@ -74,13 +79,35 @@ class Distribution:
         """Independent draws."""
         raise NotImplementedError
 
-    def log_density_at(self, anchor: float, offset: ndarray) -> ndarray:
-        """log_density(anchor + offset), where an end of the support is the anchor.
+    def log_density_at(self, anchor: ArrayLike, offset: ndarray) -> ndarray:
+        """log_density(anchor + offset), the offset keeping its own precision where it matters: at
+        a singular end that is not zero, and for a narrow density far from zero.
 
-        Overridden where the density is singular at an end that is not zero, so that the offset
-        keeps its own precision.
+        An end of the support comes as the anchor of what lies next to it.
         """
-        return self.log_density(anchor + offset)
+        return self.log_density(np.asarray(anchor) + offset)
+
+    def log_density_beyond(self, anchor: ndarray, side: ndarray, log_distance: ndarray) -> ndarray:
+        """log(density times distance) at anchor + side exp(log_distance), where float64 cannot
+        hold that distance: |log_distance| > `REACH`. It is the log-density of the log-distance.
+
+        Here: a density that has become a power of the distance within float64's reach stays that
+        power, one that has vanished stays zero; nan where it is neither.
+        """
+        shares = np.array([0.7, 0.8, 0.9, 1.0])
+        within = np.sign(log_distance)[..., None] * REACH * shares
+        offsets = np.asarray(side)[..., None] * np.exp(within)
+        with np.errstate(all="ignore"):
+            # Far out it is the distance from zero that counts.
+            start = np.where(log_distance > 0, 0.0, anchor)[..., None]
+            seen = self.log_density_at(start, offsets) + within
+            rise = np.diff(seen, axis=-1)
+            bend = np.abs(np.diff(rise, axis=-1)).max(axis=-1)
+            straight = bend <= 1e-12 * (1 + np.abs(seen).max(axis=-1))
+            slope = (seen[..., 3] - seen[..., 0]) / (within[..., 3] - within[..., 0])
+            further = seen[..., 3] + slope * (log_distance - within[..., 3])
+        further = np.where(straight, further, np.nan)
+        return np.where(seen[..., 3] < -1e20, -np.inf, further)
 
     # What makes two members one exponential family; None: there is none.
     def _kin(self) -> tuple[object, ...] | None:
@@ -127,6 +154,11 @@ class Binomial(Distribution):
     def log_density(self, x: ArrayLike) -> ndarray:
         k, inside = _integers(x, 0, self.trials)
         n, p = self.trials, self.probability
+        if n > LARGE and 0 < p < 1:
+            gap = n * p - k
+            log_binomial = log_poisson(k, n * p, gap) + log_poisson(n - k, n - n * p, -gap)
+            log_binomial -= log_poisson(n, n, 0.0)
+            return np.where(inside, log_binomial, -np.inf)
         choose = -betaln(n - k + 1, k + 1) - math.log(n + 1)
         return np.where(inside, choose + xlogy(k, p) + xlog1py(n - k, -p), -np.inf)
 
@@ -258,6 +290,8 @@ class Poisson(Distribution):
 
     def log_density(self, x: ArrayLike) -> ndarray:
         k, inside = _integers(x, 0, math.inf)
+        if self.rate > LARGE:
+            return np.where(inside, log_poisson(k, self.rate, self.rate - k), -np.inf)
         return np.where(inside, xlogy(k, self.rate) - self.rate - gammaln(k + 1), -np.inf)
 
     def sample(self, count: int, *, generator: Generator) -> ndarray:
@@ -306,6 +340,12 @@ class NegativeBinomial(Distribution):
     def log_density(self, x: ArrayLike) -> ndarray:
         k, inside = _integers(x, 0, math.inf)
         r, p = self.successes, self.probability
+        if r > LARGE and p < 1:
+            gap = p * k - (1 - p) * r  # of the mean number of successes in r + k attempts to r
+            n = r + k
+            log_binomial = log_poisson(r, p * n, gap) + log_poisson(k, (1 - p) * n, -gap)
+            log_binomial -= log_poisson(n, n, 0.0)
+            return np.where(inside, log_binomial - np.log1p(k / r), -np.inf)
         with np.errstate(divide="ignore"):
             choose = np.where(k > 0, -betaln(r, np.maximum(k, 1)) - np.log(np.maximum(k, 1)), 0.0)
         return np.where(inside, choose + xlogy(r, p) + xlog1py(k, -p), -np.inf)
@@ -392,9 +432,31 @@ class Gamma(Distribution):
 
     def log_density(self, x: ArrayLike) -> ndarray:
         y, inside = _between_reals(x, 0.0, math.inf)
+        if self.shape > LARGE:
+            return np.where(inside, self._from_mean(y, y - self.shape / self.rate), -np.inf)
         scaled = self.rate * y
         log_unit = xlogy(self.shape - 1, scaled) - scaled - gammaln(self.shape)
         return np.where(inside, log_unit + math.log(self.rate), -np.inf)
+
+    def log_density_at(self, anchor: ArrayLike, offset: ndarray) -> ndarray:
+        x = np.asarray(anchor) + offset
+        if self.shape <= LARGE:
+            return self.log_density(x)
+        distance = (np.asarray(anchor) - self.shape / self.rate) + offset
+        return np.where(x >= 0, self._from_mean(np.maximum(x, 0.0), distance), -np.inf)
+
+    def _from_mean(self, x: ndarray, distance: ndarray) -> ndarray:
+        """The log-density of a large shape at x = mean + distance."""
+        log_unit = log_poisson(self.shape, self.rate * x, self.rate * distance)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values = log_unit + math.log(self.shape) - np.log(x)
+        return np.where(x > 0, values, -np.inf)
+
+    def log_density_beyond(self, anchor: ndarray, side: ndarray, log_distance: ndarray) -> ndarray:
+        log_scaled = math.log(self.rate) + log_distance
+        with np.errstate(over="ignore"):
+            known = self.shape * log_scaled - np.exp(log_scaled) - gammaln(self.shape)
+        return _at_zero_or_far(self, anchor, side, log_distance, known)
 
     def sample(self, count: int, *, generator: Generator) -> ndarray:
         return generator.gamma(self.shape, 1 / self.rate, count)
@@ -493,8 +555,13 @@ class Laplace(_ScaleLaw):
         return ((self.location, self.scale),)
 
     def log_density(self, x: ArrayLike) -> ndarray:
-        distance = np.abs(np.asarray(x, dtype=float) - self.location)
-        return -distance / self.scale - math.log(2 * self.scale)
+        return self._from_location(np.asarray(x, dtype=float) - self.location)
+
+    def log_density_at(self, anchor: ArrayLike, offset: ndarray) -> ndarray:
+        return self._from_location((np.asarray(anchor) - self.location) + offset)
+
+    def _from_location(self, distance: ndarray) -> ndarray:
+        return -np.abs(distance) / self.scale - math.log(2 * self.scale)
 
     def sample(self, count: int, *, generator: Generator) -> ndarray:
         return generator.laplace(self.location, self.scale, count)
@@ -540,6 +607,12 @@ class Weibull(_ScaleLaw):
         unit = y / self.scale
         log_unit = xlogy(self.shape - 1, unit) - unit**self.shape
         return np.where(inside, log_unit + math.log(self.shape / self.scale), -np.inf)
+
+    def log_density_beyond(self, anchor: ndarray, side: ndarray, log_distance: ndarray) -> ndarray:
+        log_power = self.shape * (log_distance - math.log(self.scale))
+        with np.errstate(over="ignore"):
+            known = math.log(self.shape) + log_power - np.exp(log_power)
+        return _at_zero_or_far(self, anchor, side, log_distance, known)
 
     def sample(self, count: int, *, generator: Generator) -> ndarray:
         return self.scale * generator.weibull(self.shape, count)
@@ -631,6 +704,11 @@ class Pareto(_ScaleLaw):
             log_unit = -(self.shape + 1) * (np.log(y) - math.log(self.minimum))
         return np.where(inside, log_unit + math.log(self.shape / self.minimum), -np.inf)
 
+    def log_density_beyond(self, anchor: ndarray, side: ndarray, log_distance: ndarray) -> ndarray:
+        known = math.log(self.shape) - self.shape * (log_distance - math.log(self.minimum))
+        near = Distribution.log_density_beyond(self, anchor, side, log_distance)
+        return np.where(log_distance > 0, known, near)
+
     def sample(self, count: int, *, generator: Generator) -> ndarray:
         return self.minimum * np.exp(generator.exponential(1 / self.shape, count))
 
@@ -671,16 +749,35 @@ class Beta(Distribution):
 
     def log_density(self, x: ArrayLike) -> ndarray:
         y, inside = _between_reals(x, 0.0, 1.0)
-        return np.where(inside, self._log_density(y, 1 - y), -np.inf)
+        mean = self.a / (self.a + self.b)
+        return np.where(inside, self._log_density(y, 1 - y, y - mean), -np.inf)
 
-    def log_density_at(self, anchor: float, offset: ndarray) -> ndarray:
-        if anchor != 1.0:
-            return self.log_density(anchor + offset)
-        inside = (offset <= 0) & (offset >= -1)
-        from_one = np.where(inside, -offset, 0.5)
-        return np.where(inside, self._log_density(1 - from_one, from_one), -np.inf)
+    def log_density_at(self, anchor: ArrayLike, offset: ndarray) -> ndarray:
+        to_one = np.asarray(anchor) - 1.0
+        y, from_one = np.asarray(anchor) + offset, -(to_one + offset)
+        inside = (y >= 0) & (from_one >= 0)
+        safe = np.where(inside, y, 0.5), np.where(inside, from_one, 0.5)
+        mean = self.a / (self.a + self.b)
+        return np.where(
+            inside, self._log_density(*safe, (np.asarray(anchor) - mean) + offset), -np.inf
+        )
 
-    def _log_density(self, y: ndarray, from_one: ndarray) -> ndarray:
+    def log_density_beyond(self, anchor: ndarray, side: ndarray, log_distance: ndarray) -> ndarray:
+        power = np.where(anchor == 0, self.a, self.b)
+        near = Distribution.log_density_beyond(self, anchor, side, log_distance)
+        at_end = ((anchor == 0) & (side > 0)) | ((anchor == 1) & (side < 0))
+        known = power * log_distance - betaln(self.a, self.b)
+        return np.where(at_end & (log_distance < 0), known, near)
+
+    def _log_density(self, y: ndarray, from_one: ndarray, from_mean: ndarray) -> ndarray:
+        a, b, total = self.a, self.b, self.a + self.b
+        if min(a, b) > LARGE:
+            gap = total * from_mean
+            log_odds = log_poisson(a, total * y, gap) + log_poisson(b, total * from_one, -gap)
+            log_odds += math.log(a) + math.log(b / total) - log_poisson(total, total, 0.0)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                values = log_odds - np.log(y) - np.log(from_one)
+            return np.where((y > 0) & (from_one > 0), values, -np.inf)
         return xlogy(self.a - 1, y) + xlogy(self.b - 1, from_one) - betaln(self.a, self.b)
 
     def sample(self, count: int, *, generator: Generator) -> ndarray:
@@ -826,7 +923,13 @@ class Cauchy(Distribution):
         return ((self.location, self.scale),)
 
     def log_density(self, x: ArrayLike) -> ndarray:
-        unit = (np.asarray(x, dtype=float) - self.location) / self.scale
+        return self._from_location(np.asarray(x, dtype=float) - self.location)
+
+    def log_density_at(self, anchor: ArrayLike, offset: ndarray) -> ndarray:
+        return self._from_location((np.asarray(anchor) - self.location) + offset)
+
+    def _from_location(self, distance: ndarray) -> ndarray:
+        unit = distance / self.scale
         return -_log1p_square(unit) - math.log(math.pi * self.scale)
 
     def sample(self, count: int, *, generator: Generator) -> ndarray:
@@ -856,10 +959,27 @@ class StudentT(Distribution):
         return ((self.location, self.scale),)
 
     def log_density(self, x: ArrayLike) -> ndarray:
-        unit = (np.asarray(x, dtype=float) - self.location) / self.scale
+        return self._from_location(np.asarray(x, dtype=float) - self.location)
+
+    def log_density_at(self, anchor: ArrayLike, offset: ndarray) -> ndarray:
+        return self._from_location((np.asarray(anchor) - self.location) + offset)
+
+    def _from_location(self, distance: ndarray) -> ndarray:
+        unit = distance / self.scale
         nu = self.freedom
-        log_constant = betaln(nu / 2, 0.5) + 0.5 * math.log(nu) + math.log(self.scale)
-        return -0.5 * (nu + 1) * _log1p_square(unit / math.sqrt(nu)) - log_constant
+        return -0.5 * (nu + 1) * _log1p_square(unit / math.sqrt(nu)) - self._log_constant()
+
+    def log_density_beyond(self, anchor: ndarray, side: ndarray, log_distance: ndarray) -> ndarray:
+        nu = self.freedom
+        log_unit = log_distance - math.log(self.scale) - 0.5 * math.log(nu)
+        # The distance times the density, and 1 + unit^2 = unit^2 (1 + 1 / unit^2).
+        known = log_distance - 0.5 * (nu + 1) * (2 * log_unit + np.log1p(np.exp(-2 * log_unit)))
+        near = Distribution.log_density_beyond(self, anchor, side, log_distance)
+        return np.where(log_distance > 0, known - self._log_constant(), near)
+
+    def _log_constant(self) -> float:
+        nu = self.freedom
+        return log_beta(nu / 2, 0.5) + 0.5 * math.log(nu) + math.log(self.scale)
 
     def sample(self, count: int, *, generator: Generator) -> ndarray:
         return self.location + self.scale * generator.standard_t(self.freedom, count)
@@ -885,7 +1005,13 @@ class Logistic(Distribution):
         return ((self.location, self.scale),)
 
     def log_density(self, x: ArrayLike) -> ndarray:
-        unit = (np.asarray(x, dtype=float) - self.location) / self.scale
+        return self._from_location(np.asarray(x, dtype=float) - self.location)
+
+    def log_density_at(self, anchor: ArrayLike, offset: ndarray) -> ndarray:
+        return self._from_location((np.asarray(anchor) - self.location) + offset)
+
+    def _from_location(self, distance: ndarray) -> ndarray:
+        unit = distance / self.scale
         return log_expit(unit) + log_expit(-unit) - math.log(self.scale)
 
     def sample(self, count: int, *, generator: Generator) -> ndarray:
@@ -909,7 +1035,13 @@ class GaussianLine(Distribution):
         return ((self.mean, self.deviation),)
 
     def log_density(self, x: ArrayLike) -> ndarray:
-        unit = (np.asarray(x, dtype=float) - self.mean) / self.deviation
+        return self._from_mean(np.asarray(x, dtype=float) - self.mean)
+
+    def log_density_at(self, anchor: ArrayLike, offset: ndarray) -> ndarray:
+        return self._from_mean((np.asarray(anchor) - self.mean) + offset)
+
+    def _from_mean(self, distance: ndarray) -> ndarray:
+        unit = distance / self.deviation
         with np.errstate(over="ignore"):
             return -0.5 * unit**2 - math.log(self.deviation) - 0.5 * math.log(2 * math.pi)
 
@@ -947,6 +1079,11 @@ class Uniform(Distribution):
 
     def log_density(self, x: ArrayLike) -> ndarray:
         _, inside = _between_reals(x, self.low, self.high)
+        return np.where(inside, -math.log(self.high - self.low), -np.inf)
+
+    def log_density_at(self, anchor: ArrayLike, offset: ndarray) -> ndarray:
+        from_low, from_high = (np.asarray(anchor) - end for end in (self.low, self.high))
+        inside = (from_low + offset >= 0) & (from_high + offset <= 0)
         return np.where(inside, -math.log(self.high - self.low), -np.inf)
 
     def sample(self, count: int, *, generator: Generator) -> ndarray:
@@ -1010,13 +1147,27 @@ class Affine(Distribution):
         unit = (np.asarray(x, dtype=float) - self.location) / self.scale
         return self.base.log_density(unit) - math.log(self.scale)
 
-    def log_density_at(self, anchor: float, offset: ndarray) -> ndarray:
-        low, high = self.base.support
-        ends = dict(zip(self.support, (low, high), strict=True))
-        if anchor not in ends:
-            return self.log_density(anchor + offset)
-        log_density = self.base.log_density_at(ends[anchor], offset / self.scale)
+    @property
+    def gaps(self) -> tuple[float, ...]:
+        """Where the base may jump inside the support."""
+        inner = getattr(self.base, "gaps", ())
+        return tuple(self.location + self.scale * place for place in inner)
+
+    def log_density_at(self, anchor: ArrayLike, offset: ndarray) -> ndarray:
+        log_density = self.base.log_density_at(self._unit(anchor), offset / self.scale)
         return log_density - math.log(self.scale)
+
+    def log_density_beyond(self, anchor: ndarray, side: ndarray, log_distance: ndarray) -> ndarray:
+        unit = log_distance - math.log(self.scale)
+        return self.base.log_density_beyond(self._unit(anchor), side, unit)
+
+    def _unit(self, anchor: ArrayLike) -> ndarray:
+        """The anchor as a point of the base, its ends and jumps exactly."""
+        at = np.asarray(anchor, dtype=float)
+        unit = (at - self.location) / self.scale
+        for place in (*getattr(self.base, "gaps", ()), *self.base.support):
+            unit = np.where(at == self.location + self.scale * place, place, unit)
+        return unit
 
     def sample(self, count: int, *, generator: Generator) -> ndarray:
         return self.location + self.scale * self.base.sample(count, generator=generator)
@@ -1070,12 +1221,24 @@ class Mixture(Distribution):
     @property
     def gaps(self) -> tuple[float, ...]:
         """Ends of components inside the support, where the density may jump."""
-        ends = {end for component in self.components for end in component.support}
+        parts = [(*part.support, *getattr(part, "gaps", ())) for part in self.components]
+        ends = {end for part in parts for end in part}
         return tuple(sorted(end for end in ends if math.isfinite(end)))
 
     def log_density(self, x: ArrayLike) -> ndarray:
         points = np.asarray(x, dtype=float)
         terms = [component.log_density(points) for component in self.components]
+        return mixture_log_density(self.weights, np.stack(terms, axis=-1))
+
+    def log_density_at(self, anchor: ArrayLike, offset: ndarray) -> ndarray:
+        terms = [component.log_density_at(anchor, offset) for component in self.components]
+        return mixture_log_density(self.weights, np.stack(terms, axis=-1))
+
+    def log_density_beyond(self, anchor: ndarray, side: ndarray, log_distance: ndarray) -> ndarray:
+        terms = [
+            component.log_density_beyond(anchor, side, log_distance)
+            for component in self.components
+        ]
         return mixture_log_density(self.weights, np.stack(terms, axis=-1))
 
     def sample(self, count: int, *, generator: Generator) -> ndarray:
@@ -1132,6 +1295,50 @@ def mixture_log_density(weights: ndarray, log_terms: ndarray) -> ndarray:
 
 
 # ---- What the families above share ------------------------------------------------------------
+
+
+def log_poisson(count: ArrayLike, rate: ArrayLike, excess: ArrayLike) -> ndarray:
+    """count log(rate) - rate - log(count!), where excess = rate - count: no difference of large
+    terms is taken. `count` is any number from zero up.
+
+    Source: Loader (2000), "Fast and accurate computation of binomial probabilities".
+    """
+    k, mean, gap = (np.asarray(values, dtype=float) for values in (count, rate, excess))
+    far, near = np.maximum(k, 15.0), np.minimum(k, 15.0)
+    with np.errstate(all="ignore"):
+        t = gap / far
+        small = np.abs(t) < 0.5
+        r = np.where(small, t, 0.0) / (2 + np.where(small, t, 0.0))
+        odd = np.polynomial.polynomial.polyval(r**2, 1 / np.arange(3.0, 37.0, 2.0))
+        # log(1 + t) - t: by the series of 2 artanh(t / (2 + t)) where the two nearly cancel.
+        deviance = far * np.where(small, r * (2 * r**2 * odd - t), np.log(mean / far) - t)
+        series = np.polynomial.polynomial.polyval(far**-2, _STIRLING) / far
+        log_far = deviance - series - 0.5 * np.log(2 * np.pi * far)
+        return np.where(k > 15, log_far, xlogy(near, mean) - mean - gammaln(near + 1))
+
+
+def log_beta(a: float, b: float) -> float:
+    """log of the beta function, exact also where one of the two is large."""
+    if max(a, b) <= LARGE:
+        return float(betaln(a, b))
+    total = a + b
+    peak = log_poisson(a, a, 0.0) + log_poisson(b, b, 0.0) - log_poisson(total, total, 0.0)
+    return -float(peak + math.log(a) + math.log(b / total)) - (
+        a * math.log1p(b / a) + b * math.log1p(a / b)
+    )
+
+
+_STIRLING = np.array([1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156])
+"""log k! - (k log k - k + log(2 pi k) / 2) = sum of these over k^(2 n + 1), n from 0."""
+
+
+def _at_zero_or_far(
+    law: Distribution, anchor: ndarray, side: ndarray, log_distance: ndarray, known: ndarray
+) -> ndarray:
+    """`known`, of a law of positive numbers, unless an anchor that is not zero is near."""
+    near = Distribution.log_density_beyond(law, anchor, side, log_distance)
+    ours = (log_distance > 0) | (np.asarray(anchor) == 0)
+    return np.where(ours, np.where(np.asarray(side) > 0, known, -np.inf), near)
 
 
 def _bernoulli_variance(p: float, r: float, a: ndarray, b: ndarray) -> ndarray:

@@ -118,8 +118,10 @@ def solve_kl_symmetry(policy: Parent, teacher: Parent) -> Balance[float, str, bo
 
     Raises:
         ValueError: The parents live on different kinds of outcome or in different dimensions, one
-            of them cannot be read, or its mass is not 1 as far as quadrature can tell.
-        ArithmeticError: A divergence between members of one exponential family overflows.
+            of them cannot be read, or a density that the caller made did not come out with mass
+            1: either it is not normalised, or quadrature did not resolve it.
+        ArithmeticError: A divergence between members of one exponential family overflows, or a
+            distribution that has mass 1 by construction could not be resolved.
 
     Source: Chernoff (1952); Nielsen (2013), doi:10.1109/LSP.2013.2243726.
     """
@@ -428,8 +430,12 @@ def _from_functions(
     discrete: bool,
 ) -> Density:
     """A Density that looks at the quantiles, each as closely as its neighbour is near."""
-    at = np.asarray(quantile(np.array([1e-3, 0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98, 0.999])))
-    gaps = np.diff(at)
+    with np.errstate(all="ignore"):
+        at = quantile(np.array([1e-3, 0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98, 0.999]))
+    at = np.asarray(at)[np.abs(at) < 1e200]  # beyond, a tail is followed in logarithms
+    if not len(at):  # nothing is known of where it lies
+        at = np.array([min(max(low, 0.0), high)])
+    gaps = np.diff(at) if len(at) > 1 else np.zeros(1)
     spread = np.abs(at).max() + 1 if not (gaps > 0).any() else gaps[gaps > 0].min()
     scales = np.maximum(np.minimum(np.append(gaps, gaps[-1]), np.append(gaps[0], gaps)), spread)
     if discrete:
