@@ -315,13 +315,13 @@ def generate(
         ICML (PMLR 267:17764).
     """
     policy, teacher, draft_model = bare(policy), bare(teacher), bare(draft_model)
-    _check_weights({"policy": policy, "teacher": teacher, "draft model": draft_model})
     models = {"policy": policy, "teacher": teacher, "draft": draft_model}
     readers = {
         name: Reader(model, name=name, context_length=context_length)
         for name, model in models.items()
         if name != "draft" or model is not None
     }
+    _check_weights({"policy": policy, "teacher": teacher, "draft model": draft_model})
     max_new_tokens = check_count("max_new_tokens", max_new_tokens)
     gamma = _check_scheme(scheme, gamma, drafter, draft_model, draft_ids, costs)
     _check_choice("filtered", filtered, FILTERED)
@@ -348,10 +348,9 @@ def generate(
     )
     if holed is not None and scheme != "plain":
         raise ValueError(
-            f"the {holed} looks back through a sliding window, which these texts may outgrow, and "
-            f"scheme={scheme!r} leaves holes in the cache of a batch. Leave scheme and gamma out, "
-            f"or pass scheme='plain', which is exact for a batch too; or decode its rows one at a "
-            f"time."
+            f"the {holed}, and scheme={scheme!r} leaves holes in the cache of a batch whose texts "
+            f"may outgrow that. Leave scheme and gamma out, or pass scheme='plain', which is exact "
+            f"for a batch too; or decode its rows one at a time."
         )
     if one_call and (policy is not teacher or scheme not in (*schemes.TOGETHER, "auto")):
         raise ValueError(
@@ -1369,7 +1368,9 @@ def _settings(model: Any) -> Any:
 def _holed(
     readers: dict[str, Reader], prompts: dict[str, list[list[int]]], max_new_tokens: int
 ) -> str | None:
-    """The first model whose sliding window the rejected drafts of a batch may reach, if any.
+    """The first model that holes in its cache may mislead, and what it does, if there is any.
+
+    The holes are where the rejected drafts of a batch were; a window must not reach them.
 
     A cache holds no more than the longest text and one forward, of the tokens that its row has
     not read and of its drafts: at most max_new_tokens of either.
@@ -1379,7 +1380,7 @@ def _holed(
     for name, reader in readers.items():
         longest = max(map(len, prompts[name]))
         if reader.slides(longest + 3 * max_new_tokens):
-            return "draft model" if name == "draft" else name
+            return f"{'draft model' if name == 'draft' else name} {reader.minds_holes}"
     return None
 
 

@@ -130,6 +130,11 @@ class Reader:
         """
         return not self.rereads and self._sliding is not None and length > self._sliding.length
 
+    @property
+    def minds_holes(self) -> str:
+        """What the model does for which its cache may have no holes; empty if nothing."""
+        return "" if self._sliding is None else self._sliding.does
+
     def check(self, length: int, *, rows: int = 1) -> None:
         """See whether the cache changes what the model answers, and read without one if it does.
 
