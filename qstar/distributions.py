@@ -710,7 +710,8 @@ class Pareto(_ScaleLaw):
         return np.where(log_distance > 0, known, near)
 
     def sample(self, count: int, *, generator: Generator) -> ndarray:
-        return self.minimum * np.exp(generator.exponential(1 / self.shape, count))
+        with np.errstate(over="ignore"):
+            return self.minimum * np.exp(generator.exponential(1 / self.shape, count))
 
     def _kin(self) -> tuple[object, ...] | None:
         return "pareto", self.minimum

@@ -188,8 +188,9 @@ def solve_kl_symmetry(
         num_pilot: Draws for the pilot; a tenth of `num_samples` and at least 1000 by default.
 
     Raises:
-        ValueError: Too few draws, or a log-density that is nan, +inf or of another shape, or that
-            is -inf at a parent's own draw.
+        ValueError: Too few draws, or a log-density that is nan or of another shape, or that is
+            -inf at a parent's own draw.
+        ArithmeticError: A draw was rounded to a place without a finite density.
     """
     pilot_size = max(1000, num_samples // 10) if num_pilot is None else num_pilot
     pilot = solve_sample(draw_sample(policy, teacher, pilot_size, generator=generator))
@@ -226,6 +227,9 @@ def draw_sample(
     for own, (name, parent) in enumerate((("policy", policy), ("teacher", teacher))):
         parts = [_log_density(parent, x, name) for x in points]
         if np.isneginf(parts[own]).any():
+            drawn = np.asarray(points[own], dtype=float)
+            if not np.isfinite(drawn).all():
+                raise ArithmeticError(_ROUNDED.format(name=name, x=drawn[~np.isfinite(drawn)][0]))
             raise ValueError(
                 f"the {name} must give a positive density to its own draws: it was -inf at one. "
                 f"Its sampler and its log-density are of different laws."
@@ -378,12 +382,23 @@ def _log_density(parent: Parent, x: ndarray, name: str) -> ndarray:
             f"the log-density of the {name} must be one number a draw: expected shape "
             f"{(len(x),)}, got {values.shape}. Draws are entries of the first axis."
         )
-    if np.isnan(values).any() or np.isposinf(values).any():
+    broken = np.isnan(values) | np.isposinf(values)
+    if np.isposinf(values[broken]).any() or not np.isfinite(x[broken]).all():
+        raise ArithmeticError(_ROUNDED.format(name=name, x=x[broken][0]))
+    if broken.any():
         raise ValueError(
-            f"the log-density of the {name} must be finite or -inf: it is not at "
-            f"{x[np.isnan(values) | np.isposinf(values)][0]!r}. Mend the function."
+            f"the log-density of the {name} must be finite or -inf: it is nan at "
+            f"{x[broken][0]!r}. Mend the function."
         )
     return values
+
+
+_ROUNDED = (
+    "a draw came out as {x}, at which the density of the {name} is no finite number: that parent "
+    "has mass which float64 cannot tell from there, or its log-density is wrong. On the line use "
+    "qstar.families.solve_kl_symmetry; elsewhere change x in both parents to the logarithm of its "
+    "distance from there."
+)
 
 
 def _log_path(sample: Sample, alpha: float) -> ndarray:

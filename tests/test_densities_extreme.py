@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qstar import densities
+from qstar import densities, montecarlo
 from qstar.distributions import GaussianLine, log_beta
 from qstar.families import (
     Affine,
@@ -297,6 +297,33 @@ def test_a_distribution_of_mass_one_is_not_blamed_for_what_summation_cannot_do()
         ) as error:
             solve_kl_symmetry(law, NegativeBinomial(2.5, 0.3))
         assert "normalise" not in str(error.value).lower()
+
+
+def test_what_that_error_advises_serves():
+    balance = montecarlo.solve_kl_symmetry(
+        NegativeBinomial(1e-3, 1e-7),
+        NegativeBinomial(2.5, 0.3),
+        num_samples=2_000,
+        generator=np.random.default_rng(0),
+    )
+    assert (balance.status, balance.converged) == ("interior", True)
+
+
+@pytest.mark.parametrize(
+    "parents",
+    [
+        (Gamma(1e-4, 1.0), Weibull(0.5, 1.0)),
+        (Beta(0.01, 0.01), Uniform(0.0, 1.0)),
+        (Pareto(1e-3, 1.0), Pareto(1e-3, 2.0)),
+        (StudentT(1e-3, 0.0, 1.0), Cauchy(0.0, 1.0)),
+    ],
+)
+def test_draws_that_float64_rounds_away_are_no_fault_of_the_distribution(parents):
+    with pytest.raises(ArithmeticError, match=r"float64 cannot tell.*qstar\.families"):
+        montecarlo.solve_kl_symmetry(
+            *parents, num_samples=2_000, generator=np.random.default_rng(0)
+        )
+    assert solve_kl_symmetry(*parents).converged  # the advice, taken
 
 
 @pytest.mark.parametrize("frozen", [stats.fisk(0.01), stats.lognorm(500.0)])
