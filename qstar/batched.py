@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import geometric
-from .result import STATUSES, Balance, status_code
+from .result import NAMED, STATUSES, Balance, status_code
 
 TorchBalance = Balance[Tensor, Tensor, Tensor]
 
@@ -83,6 +83,9 @@ def _named(found: Any) -> Any:
 def named_status(status: Tensor) -> Tensor:
     """A `StatusTensor` of the same memory; tensors without values (fake ones) as they are."""
     return status.as_subclass(StatusTensor) if type(status) is Tensor else status
+
+
+NAMED[Tensor] = named_status
 
 
 def solve_kl_symmetry(

@@ -4,6 +4,7 @@ No framework is imported here: the same type carries NumPy arrays, torch tensors
 floats, so that code which reads a result does not care which solver made it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar, cast
 
@@ -31,6 +32,10 @@ def status_code(name: str) -> int:
     if name not in STATUSES:
         raise ValueError(f"no status named {name!r}: it must be one of {STATUSES}.")
     return STATUSES.index(name)
+
+
+NAMED: dict[type, Callable[[Any], Any]] = {}
+"""By the type of an array of status indices, what makes it equal to names: `qstar.batched`'s."""
 
 
 class ComparedByValue:
@@ -102,10 +107,9 @@ class Balance(ComparedByValue, Generic[Values, Statuses, Flags]):
     passes: Values
 
     def __post_init__(self) -> None:
-        if type(self.status).__module__ == "torch":  # and so it is imported already
-            from .batched import named_status
-
-            object.__setattr__(self, "status", named_status(cast(Any, self.status)))
+        if type(self.status) in NAMED:
+            named = NAMED[type(self.status)](self.status)
+            object.__setattr__(self, "status", named)
 
     def is_status(self, name: str) -> Any:
         """Whether the status is this one of `STATUSES`, row by row; of the kind of `converged`.

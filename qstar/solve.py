@@ -12,10 +12,11 @@ from numpy import ndarray
 from numpy.typing import ArrayLike
 
 from .geometric import Pair, _logsumexp, check_pair
-from .result import Balance
+from .result import STATUSES, Balance
 
 EPS = np.finfo(np.float64).eps
 MAX_PASSES = 200
+NAME = np.array(STATUSES).dtype
 FEW = 64
 """Outcomes up to which a single row is solved in plain floats: calls into NumPy would cost more."""
 NDArrayBalance = Balance[ndarray, ndarray, ndarray]
@@ -55,7 +56,8 @@ def solve_kl_symmetry(
     if pair.log_policy.size == vocab <= FEW:
         found = _solve_row(pair)
         if found is not None:
-            return Balance(*(np.array(value).reshape(batch) for value in found))
+            kinds = ((value, NAME if isinstance(value, str) else None) for value in found)
+            return Balance(*(np.array(value, dtype=kind).reshape(batch) for value, kind in kinds))
     flat = Pair(*(getattr(pair, name).reshape(-1, vocab) for name in Pair.__slots__))
     status = _classify(flat)
     alpha, passes, converged = _minimise(flat, status)

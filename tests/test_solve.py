@@ -5,7 +5,17 @@ import pytest
 from reference import CASES, cases, exact_balance, log_rows, number
 from scipy.special import log_softmax
 
-from qstar import STATUSES, kl, log_geometric_mean, log_partition, solve_kl_symmetry
+from qstar import (
+    STATUSES,
+    Balance,
+    geometric,
+    kl,
+    log_geometric_mean,
+    log_partition,
+    solve_kl_symmetry,
+    torture,
+)
+from qstar.solve import FEW
 
 CATEGORICAL = cases("categorical", "categorical_edge", "categorical_logits")
 SCALES = {  # name -> (scale of the policy's logits, of the teacher's)
@@ -224,6 +234,75 @@ def test_rows_do_not_influence_each_other():
     assert balance.status.tolist() == ["interior", "disjoint"]
     assert balance.alpha[0] == solve_kl_symmetry(*batch[0]).alpha
     assert set(balance.status) <= set(STATUSES)
+
+
+@pytest.mark.parametrize("family", torture.FAMILIES)
+@pytest.mark.parametrize("vocab", [2, 3, 7, FEW, FEW + 1])
+def test_a_row_alone_is_solved_as_in_its_batch(family, vocab):
+    """In plain floats up to `FEW` outcomes: the same statuses and q*, to rounding."""
+    pair = [
+        log_softmax(side, axis=-1)
+        for side in torture.FAMILIES[family](np.random.default_rng(vocab), (12, vocab))
+    ]
+    batch = solve_kl_symmetry(*pair)
+    alone = [solve_kl_symmetry(*rows) for rows in zip(*pair, strict=True)]
+    column = {name: np.array([getattr(b, name) for b in alone]) for name in Balance.__slots__}
+    np.testing.assert_array_equal(column["status"], batch.status)
+    np.testing.assert_array_equal(column["converged"], batch.converged)
+    np.testing.assert_array_equal(np.isnan(column["alpha"]), np.isnan(batch.alpha))
+    with np.errstate(invalid="ignore"):
+        q = [np.exp(log_geometric_mean(*pair, a)) for a in (column["alpha"], batch.alpha)]
+    assert (0.5 * np.abs(np.nan_to_num(q[0] - q[1])).sum(axis=-1) <= 1e-11).all()
+    for name in ("chernoff", "kl_to_policy", "kl_to_teacher", "curvature"):
+        np.testing.assert_allclose(column[name], getattr(batch, name), rtol=1e-12, atol=1e-12)
+    for name, values in column.items():
+        assert values.dtype == getattr(batch, name).dtype
+        assert getattr(alone[0], name).shape == ()
+
+
+def test_one_row_of_a_batch_keeps_its_batch_shape():
+    pair = log_of((0.7, 0.2, 0.1), (0.2, 0.3, 0.5))
+    for shape in ((), (1,), (1, 1)):
+        balance = solve_kl_symmetry(*(row.reshape(*shape, 3) for row in pair))
+        assert balance.alpha.shape == balance.status.shape == shape
+
+
+def counted(monkeypatch, owner, name):
+    """The calls of `owner.name` from now on."""
+    calls, original = [], getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *args: calls.append(args) or original(*args))
+    return calls
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ((0.7, 0.2, 0.1), (0.2, 0.3, 0.5)),
+        ((0.98, 0.01, 0.01), (0.01, 0.0, 0.99)),
+        ((0.9, 0.1, 0.0), (0.3, 0.2, 0.5)),
+        ((0.9, 0.1, 0.0), (0.2, 0.4, 0.4)),
+        ((1.0, 0.0, 0.0), (0.0, 0.5, 0.5)),
+        ((0.5, 0.5, 0.0), (0.5, 0.5, 0.0)),
+    ],
+)
+def test_a_short_row_is_checked_once_and_then_left_to_plain_floats(rows, monkeypatch):
+    checks = counted(monkeypatch, geometric, "_check_rows")
+    sums = counted(monkeypatch, geometric, "_logsumexp")
+    pairs = counted(monkeypatch, geometric.Pair, "__init__")
+    paths = counted(monkeypatch, geometric.Pair, "log_path")
+    solve_kl_symmetry(*log_of(*rows))
+    assert (len(checks), len(sums), len(pairs), len(paths)) == (2, 2, 1, 0)
+    with np.errstate(divide="ignore"):
+        long = np.log(np.full((2, FEW + 1), 1 / (FEW + 1)))
+    solve_kl_symmetry(*long)
+    assert len(paths) > 0, "else the counts count nothing"
+
+
+def test_a_short_row_is_the_batchs_where_its_status_hangs_on_rounding(monkeypatch):
+    paths = counted(monkeypatch, geometric.Pair, "log_path")
+    rows = torture.FAMILIES["flat end"](np.random.default_rng(0), (1, 3))
+    solve_kl_symmetry(*(side[0] for side in rows))
+    assert len(paths) > 0
 
 
 def test_float32_rows_are_computed_in_float64():
