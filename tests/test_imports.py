@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from graphlib import TopologicalSorter
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,14 +21,14 @@ ALLOWED = {  # module -> the sibling modules it may import; arrows go down only;
     "geometric": set(),
     "solve": {"geometric", "result"},
     "gaussian": {"result"},
-    "batched": {"result"},
+    "batched": {"geometric", "result"},
     "models": set(),
-    "speculative": set(),
+    "speculative": {"costs"},
     "laws": set(),
     "acceptance": {"geometric"},
     "bounds": {"geometric"},
     "compromise": {"geometric"},
-    "judge": {"geometric"},
+    "judge": {"costs", "geometric"},
     "costs": set(),
     "packed": set(),
     "product": {"batched"},
@@ -49,7 +50,7 @@ ALLOWED = {  # module -> the sibling modules it may import; arrows go down only;
     "answers": {"benchmark", "experiments", "models", "montecarlo", "reader", "sequences"},
     "comparison": {"batched", "result"},
     "reader": set(),
-    "shaping": {"speculative"},
+    "shaping": {"costs", "speculative"},
     "schemes": {"costs"},
     "decode": {
         "batched",
@@ -62,7 +63,7 @@ ALLOWED = {  # module -> the sibling modules it may import; arrows go down only;
         "shaping",
         "speculative",
     },
-    "hook": {"costs", "decode", "shaping", "speculative"},
+    "hook": {"comparison", "costs", "decode", "shaping", "speculative"},
     "text": {"decode", "models", "reader"},
     "exactness": {"decode", "geometric", "solve"},
     "decoding_runs": {
@@ -93,7 +94,9 @@ ALLOWED = {  # module -> the sibling modules it may import; arrows go down only;
         "fused",
         "models",
         "reader",
+        "torture",
     },
+    "torture": {"batched", "geometric", "solve"},
 }
 NUMPY_ONLY = {
     "result",
@@ -187,6 +190,8 @@ def test_importing_qstar_loads_no_framework():
 def test_every_submodule_resolves_lazily_and_nothing_else_does():
     assert sorted({*SOURCES, *qstar.__all__}) == dir(qstar)
     for name in SOURCES:
+        if name == "fused" and find_spec("triton") is None:
+            continue  # which comes with torch's builds for accelerators
         assert getattr(qstar, name).__name__ == f"qstar.{name}"
     for name in ("nonsense", "data", "__wrapped__"):
         assert not hasattr(qstar, name)

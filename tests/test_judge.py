@@ -82,7 +82,7 @@ def test_tokens_of_one_parent_alone_give_it_away():
 def test_refusals_say_what_came():
     with pytest.raises(ValueError, match=r"got shape \(2, 3\)"):
         log_error(np.stack([LOG_P, LOG_P]), np.stack([LOG_R, LOG_R]), 3)
-    with pytest.raises(ValueError, match="at least one draw: got 0"):
+    with pytest.raises(ValueError, match="draws must be a whole number, 1 or more: got 0"):
         log_error(LOG_P, LOG_R, 0)
     with pytest.raises(ValueError, match="strictly between 0 and 1: got 1"):
         log_error(LOG_P, LOG_R, 2, prior=1)
