@@ -67,7 +67,8 @@ class _Numbers:
         total = cumulative.amax(-1)
         threshold = (self._lots(total) * total).unsqueeze(-1)
         above = cumulative > threshold
-        return above.to(torch.uint8).argmax(-1).masked_fill(~above.any(-1), NO_TOKEN)
+        token = above.to(torch.uint8).argmax(-1)
+        return torch.where(above.any(-1), token, NO_TOKEN)
 
     def _coins(self, like: Tensor) -> Tensor:
         """Uniform numbers in [0, 1) to keep tokens by, in the shape of `like`."""

@@ -252,6 +252,7 @@ def test_generation_stops_when_every_row_has_ended(llamas):
     assert (result.tokens == result.tokens[0]).all()
 
 
+@pytest.mark.filterwarnings("ignore::qstar.decode.EqualParentsWarning")
 @pytest.mark.parametrize(
     ("config", "argument", "ends"),
     [
@@ -612,6 +613,7 @@ def test_parents_that_draft_take_the_forwards_of_the_formula(
     assert abs(gap_in_errors(trace, wrong)) > 4.5
 
 
+@pytest.mark.filterwarnings("ignore::qstar.decode.EqualParentsWarning")
 @pytest.mark.parametrize("gamma", [1, 2, 4])
 def test_a_third_drafter_takes_the_forwards_of_the_formula(constants, gamma):
     options = {"max_new_tokens": TOKENS, "generator": 2, "eos_token_id": None, "gamma": gamma}

@@ -226,7 +226,12 @@ def test_nothing_observed_changes_nothing():
 def test_auto_decodes_by_what_it_was_told(costs, allowed):
     pair = tiny.llama(1, sharpness=0.3, vocab=40), tiny.llama(2, sharpness=0.3, vocab=40)
     trace = generate(
-        *pair, torch.tensor([1, 4, 0]), max_new_tokens=30, costs=costs, generator=0
+        *pair,
+        torch.tensor([1, 4, 0]),
+        max_new_tokens=30,
+        scheme="auto",
+        costs=costs,
+        generator=0,
     ).trace
     assert {round_.scheme for round_ in trace.rounds} <= allowed
     assert trace.costs == costs
@@ -236,7 +241,12 @@ def test_auto_goes_over_to_lookups_once_the_text_repeats_itself():
     """A model of very sharp laws under greedy decoding falls into a loop."""
     pair = tiny.llama(1, sharpness=3.0), tiny.llama(2, sharpness=3.0)
     trace = generate(
-        *pair, torch.tensor([1, 4, 0]), max_new_tokens=50, costs=Costs(FLAT, FLAT), greedy=True
+        *pair,
+        torch.tensor([1, 4, 0]),
+        max_new_tokens=50,
+        scheme="auto",
+        costs=Costs(FLAT, FLAT),
+        greedy=True,
     ).trace
     followed = [round_.scheme for round_ in trace.rounds]
     assert followed[0] != "lookup"

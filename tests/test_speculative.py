@@ -610,7 +610,7 @@ def test_a_draw_reaches_exactly_the_tokens_with_mass(monkeypatch):
     with np.errstate(divide="ignore"):
         log_law = torch.tensor(np.log([0.0, 0.25, 0.0, 0.5, 0.25, 0.0]))
     ends = torch.tensor([0.0, 0.25 - 2**-54, 0.25, 0.5, 0.75, 1 - 2**-53], dtype=torch.float64)
-    monkeypatch.setattr(sp.Coins, "_uniform", lambda self, like: ends)
+    monkeypatch.setattr(sp.Coins, "_lots", lambda self, like: ends)
     coins = sp.Coins(torch.Generator())
     assert coins.draw(log_law.expand(6, -1)).tolist() == [1, 1, 3, 3, 4, 4]
 
@@ -618,7 +618,7 @@ def test_a_draw_reaches_exactly_the_tokens_with_mass(monkeypatch):
 def test_rare_tokens_of_a_single_precision_row_are_reached(monkeypatch):
     log_law = torch.tensor([0.0, -40.0], dtype=torch.float32)  # 4e-18: below any float32 uniform
     uniform = torch.tensor([1 - 2**-53], dtype=torch.float64)
-    monkeypatch.setattr(sp.Coins, "_uniform", lambda self, like: uniform)
+    monkeypatch.setattr(sp.Coins, "_lots", lambda self, like: uniform)
     coins = sp.Coins(torch.Generator())
     assert coins.draw(log_law[None]).tolist() == [0]
     log_law = torch.tensor([0.0, -30.0], dtype=torch.float32)  # 9e-14
@@ -628,7 +628,7 @@ def test_rare_tokens_of_a_single_precision_row_are_reached(monkeypatch):
 def test_certainties_are_certain(monkeypatch):
     monkeypatch.setattr(
         sp.Coins,
-        "_uniform",
+        "_coins",
         lambda self, like: torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64),
     )
     coins = sp.Coins(torch.Generator())
