@@ -1,11 +1,11 @@
 """What would the verdict be, had the data come out otherwise? Each deciding cell is asked that.
 
-`sabotage.py` shows that *something* moves a verdict; a condition that no data can make false passes
-it all the same, once a function or a constant of the package is broken. Here the data are changed,
-and nothing else: the names that hold what was measured, counted, solved or read from a record get
-values that could have come out, and the cells between them and the verdict run again. Each claim
-needs data other than the book's under which its published verdict holds, and data under which
-another one must follow; each verdict that a cell can utter must follow from some data.
+The data are changed, and nothing else (a condition that no data can make false moves all the same
+once a function or a constant of the package is broken): the names that hold what was measured,
+counted, solved or read from a record get values that could have come out, and the cells between
+them and the verdict run again. Each claim needs data other than the book's under which its
+published verdict holds, and data under which another one must follow; each verdict that a cell can
+utter must follow from some data.
 
 A chapter's cases stand in a test file of its own, `tests/test_counterfactuals_NN.py`:
 
@@ -30,17 +30,23 @@ place what an earlier cell made, for it would do so twice.
 """
 
 import ast
+import contextlib
 import dataclasses
 import functools
+import io
 import json
 import types
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sabotage import _names, _slice, run
+import matplotlib
+import numpy as np
 
 from qstar.claims import VERDICTS, Claim, read_claims
+
+matplotlib.use("Agg")
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -190,3 +196,59 @@ def lacking(notebook: str, cases: Iterable[Case]) -> list[str]:
     cells = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_bytes())["cells"]
     code = {c["id"]: "".join(c["source"]) for c in cells if c["cell_type"] == "code"}
     return lacking_in([c for c in CLAIMS if c.notebook == notebook], code, cases)
+
+
+# --- A notebook's cells -----------------------------------------------------------------------
+
+
+def _slice(code: list[tuple[str, str]], wanted: set[str]) -> set[str]:
+    """The wanted cells and, backwards, every cell that binds or changes a name they read."""
+    needed, read = set(), set()
+    for cell, source in reversed(code):
+        loads, stores = _names(source)
+        if cell in wanted or stores & read:
+            needed.add(cell)
+            read |= loads
+    return needed
+
+
+def _names(source: str) -> tuple[set[str], set[str]]:
+    """The names that a cell reads, and those that it binds or changes in place."""
+    loads, stores = set(), set()
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Name(id=name, ctx=ast.Load()):
+                loads.add(name)
+            case ast.Name(id=name, ctx=ast.Store()):
+                stores.add(name)
+            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                stores |= {(alias.asname or alias.name).partition(".")[0] for alias in aliases}
+            case ast.Subscript(value=ast.Name(id=name), ctx=ast.Store()):
+                stores.add(name)
+            case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id=name)))):
+                if name != "figures":  # what it draws is not looked at here
+                    stores.add(name)
+    return loads, stores
+
+
+def run(source: str, names: dict[str, Any], folder: Path) -> dict[str, str]:
+    """Run a cell in these names, quietly, from the notebook's folder; the verdicts it glues."""
+    glued: dict[str, str] = {}
+
+    def glue(name: str, value: Any, display: bool = True) -> None:
+        if name.startswith("claim-"):
+            glued[name] = value
+
+    if "myst_nb" in source:
+        source = source.replace("from myst_nb import glue", "")
+    names["glue"] = glue
+    with (
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(io.StringIO()),
+        warnings.catch_warnings(),
+        matplotlib.rc_context(),
+        np.errstate(all="ignore"),
+    ):
+        warnings.simplefilter("ignore")
+        exec(compile(source, "cell", "exec"), names)
+    return glued

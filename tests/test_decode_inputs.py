@@ -1,6 +1,7 @@
 """What a caller may get wrong, or may have that is unusual: said clearly, or done right."""
 
 import weakref
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -329,7 +330,7 @@ def test_disjoint_supports_raise(scheme):
 
 def test_the_documented_fallback_is_the_even_mixture(scheme):
     models, best = apart()
-    ids = PROMPT.expand(2_000, -1), TEACHER_PROMPT.expand(2_000, -1)
+    ids = PROMPT.expand(3_000, -1), TEACHER_PROMPT.expand(3_000, -1)
     out = generate(
         *models,
         *ids,
@@ -467,8 +468,10 @@ def test_the_laws_of_a_round_take_what_the_formula_says(name, filters, batch):
     models = [make(1, vocab=vocab, dtype=torch.float32) for make in (tiny.llama, tiny.gpt2)]
     claimed = memory_bytes(*models, batch=batch, length=1, gamma=gamma)["laws"]
     ids = [torch.arange(4).repeat(3)] * batch
+    call = partial(generate, *models, ids, max_new_tokens=7, generator=0)
+    call(**SCHEMES[name], **filters)  # the first one also tries the models with their caches
     with Peak(vocab, models) as peak:
-        generate(*models, ids, max_new_tokens=7, generator=0, **SCHEMES[name], **filters)
+        call(**SCHEMES[name], **filters)
     assert 0.4 * claimed < peak.most <= claimed
 
 

@@ -112,7 +112,7 @@ def test_expected_forwards_of_many_tokens_are_the_rate():
     )
     for given, message in (
         (("lookup", 3, 1, 0.5), "plain, one-sided or alternating"),
-        (("alternating", 0, 1, 0.5), "at least one token"),
+        (("alternating", 0, 1, 0.5), "num_tokens must be a whole number, 1 or more: got 0"),
         (("alternating", 3, 1, 1.5), r"lies in \[0, 1\]"),
         (("one-sided", 3, 1, (0.5, 0.6)), "one acceptance"),
     ):
