@@ -198,14 +198,18 @@ def _pairs(rows: int, large: int, seed: int) -> Iterator[tuple[str, Rows]]:
 
 
 def allowed(pair_size: ndarray, curvature: ndarray, dtype: torch.dtype) -> ndarray:
-    """How far, in total variation, q* may be from the reference's: twice the tolerance, and what
-    rounding leaves of log-ratios whose range is `pair_size` and variance `curvature`."""
+    """How far, in total variation, q* may be from the reference's.
+
+    Twice the tolerance, and what rounding leaves of log-ratios whose range is `pair_size` and
+    variance `curvature`: where supports differ a slope is known to about eps, and an error of it
+    counts in units of the deviation.
+    """
     computing = torch.float64 if dtype == torch.float64 else torch.float32
     eps = torch.finfo(computing).eps
     return (
         2 * batched.TOLERANCE[dtype]
         + 4 * eps * (1 + pair_size)
-        + 4 * np.sqrt(eps) * (curvature < 16 * eps)
+        + 4 * eps / np.sqrt(np.maximum(curvature, eps))
     )
 
 
