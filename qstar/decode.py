@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from . import batched, schemes, speculative
 from . import models as _models  # noqa: F401 - first: it keeps tqdm quiet where transformers loads
@@ -1460,6 +1459,9 @@ def _check_disjoint(disjoint: str | None, filters: Shaping, filtered: str, vocab
 
 def _cuts(step: Any, vocab: int) -> bool:
     """Whether a filter takes improbable tokens away, be they what the other parent keeps."""
+    # Here, so that `models` is what loads transformers: it keeps tqdm quiet.
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
     if isinstance(step, TopKLogitsWarper):
         return bool(step.top_k < vocab)
     if isinstance(step, TopPLogitsWarper):
