@@ -13,9 +13,13 @@ from qstar import (
     log_geometric_mean,
     log_partition,
     solve_kl_symmetry,
-    torture,
 )
 from qstar.solve import FEW
+
+try:
+    from qstar.torture import FAMILIES
+except ModuleNotFoundError:  # no torch: `make newest` runs this file without it
+    FAMILIES = {}
 
 CATEGORICAL = cases("categorical", "categorical_edge", "categorical_logits")
 SCALES = {  # name -> (scale of the policy's logits, of the teacher's)
@@ -236,13 +240,13 @@ def test_rows_do_not_influence_each_other():
     assert set(balance.status) <= set(STATUSES)
 
 
-@pytest.mark.parametrize("family", torture.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("vocab", [2, 3, 7, FEW, FEW + 1])
 def test_a_row_alone_is_solved_as_in_its_batch(family, vocab):
     """In plain floats up to `FEW` outcomes: the same statuses and q*, to rounding."""
     pair = [
         log_softmax(side, axis=-1)
-        for side in torture.FAMILIES[family](np.random.default_rng(vocab), (12, vocab))
+        for side in FAMILIES[family](np.random.default_rng(vocab), (12, vocab))
     ]
     batch = solve_kl_symmetry(*pair)
     alone = [solve_kl_symmetry(*rows) for rows in zip(*pair, strict=True)]
@@ -300,7 +304,8 @@ def test_a_short_row_is_checked_once_and_then_left_to_plain_floats(rows, monkeyp
 
 def test_a_short_row_is_the_batchs_where_its_status_hangs_on_rounding(monkeypatch):
     paths = counted(monkeypatch, geometric.Pair, "log_path")
-    rows = torture.FAMILIES["flat end"](np.random.default_rng(0), (1, 3))
+    pytest.importorskip("torch")
+    rows = FAMILIES["flat end"](np.random.default_rng(0), (1, 3))
     solve_kl_symmetry(*(side[0] for side in rows))
     assert len(paths) > 0
 
