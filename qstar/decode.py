@@ -12,7 +12,6 @@ need. What proposes never decides: a draft is judged by `speculative.verify` aga
 """
 
 import operator
-import threading
 import time
 import warnings
 import weakref
@@ -29,7 +28,7 @@ from . import batched, schemes, speculative
 from . import models as _models  # noqa: F401 - first: it keeps tqdm quiet where transformers loads
 from .comparison import TensorBalance, check_alpha
 from .costs import Costs, check_count
-from .reader import Reader, bare
+from .reader import Reader, bare, eval_mode
 from .result import STATUSES, Balance
 from .schemes import Plan
 from .shaping import FILTERED, MEMORYLESS, Processor, Shaping, shaping
@@ -383,7 +382,7 @@ def generate(
         verify=speculative.verify_block if block_verification else speculative.verify,
         on_tokens=on_tokens,
     )
-    with torch.no_grad(), _eval_mode(policy, teacher, *([draft_model] if draft_model else [])):
+    with torch.no_grad(), eval_mode(policy, teacher, *([draft_model] if draft_model else [])):
         together = policy is teacher and (
             scheme in schemes.TOGETHER if one_call is None else one_call
         )
@@ -1280,34 +1279,6 @@ def _seconds_by_width(runs: dict[str, _Run]) -> dict[str, dict[int, float]]:
                     taken = timers[0].forward().seconds
                     spent[name][width] = min(taken, spent[name].get(width, taken))
     return spent
-
-
-_MODES: dict[Any, tuple[int, bool]] = {}
-"""Of each module that somebody decodes with: how many do, and the mode to give it back in."""
-
-_MODES_LOCK = threading.Lock()
-
-
-@contextmanager
-def _eval_mode(*models: Any) -> Iterator[None]:
-    """Dropout off while inside; every module gets its mode back when the last user has left."""
-    modules = dict.fromkeys(module for model in models for module in model.modules())
-    with _MODES_LOCK:
-        for module in modules:
-            users, training = _MODES.get(module, (0, module.training))
-            _MODES[module] = users + 1, training
-        for model in models:
-            model.eval()
-    try:
-        yield
-    finally:
-        with _MODES_LOCK:
-            for module in modules:
-                users, training = _MODES.pop(module)
-                if users > 1:
-                    _MODES[module] = users - 1, training
-                else:
-                    module.training = training
 
 
 # --- What can be wrong ---------------------------------------------------------------------------

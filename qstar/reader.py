@@ -16,6 +16,7 @@ import copy
 import inspect
 import operator
 import re
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -852,15 +853,37 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}{': ' + words[0][:200] if words else ''}"
 
 
+_MODES: dict[Any, tuple[int, bool]] = {}
+"""Of each module that somebody decodes with: how many do, and the mode to give it back in."""
+
+_MODES_LOCK = threading.Lock()
+
+
+@contextmanager
+def eval_mode(*models: Any) -> Iterator[None]:
+    """Dropout off while inside; every module gets its mode back when the last user has left."""
+    modules = dict.fromkeys(module for model in models for module in model.modules())
+    with _MODES_LOCK:
+        for module in modules:
+            users, training = _MODES.get(module, (0, module.training))
+            _MODES[module] = users + 1, training
+        for model in models:
+            model.eval()
+    try:
+        yield
+    finally:
+        with _MODES_LOCK:
+            for module in modules:
+                users, training = _MODES.pop(module)
+                if users > 1:
+                    _MODES[module] = users - 1, training
+                else:
+                    module.training = training
+
+
 @contextmanager
 def _quiet(model: Any) -> Iterator[None]:
     """Dropout off, no gradients, and torch's generators as they were afterwards."""
-    modes = {module: module.training for module in model.modules()}
     devices = [model.device] if model.device.type == "cuda" else []
-    model.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
+        yield

@@ -7,8 +7,9 @@ import tiny
 import torch
 from torch import nn
 
-from qstar.decode import _eval_mode, generate
+from qstar.decode import generate
 from qstar.packed import packed
+from qstar.reader import _quiet, eval_mode
 
 PROMPT = torch.tensor([1, 4, 0])
 
@@ -40,16 +41,26 @@ def test_a_model_stays_in_eval_mode_until_the_last_of_its_users_has_left(shared)
     model = tiny.gpt2(1, dropout=0.5).train()
     other = model if shared == "the model" else model.transformer
     modes = [module.training for module in model.modules()]
-    steps = overlapping(lambda: _eval_mode(model), lambda: _eval_mode(other))
+    steps = overlapping(lambda: eval_mode(model), lambda: eval_mode(other))
     next(steps)
     assert not any(module.training for module in other.modules())
     next(steps)
     assert [module.training for module in model.modules()] == modes
 
 
+def test_a_model_that_is_tried_stays_in_eval_mode_for_who_decodes_with_it():
+    """Trying a cache is a use like any other: it neither ends nor outlasts another's."""
+    model = tiny.gpt2(1, dropout=0.5).train()
+    steps = overlapping(lambda: _quiet(model), lambda: eval_mode(model))
+    next(steps)
+    assert not any(module.training for module in model.modules())
+    next(steps)
+    assert all(module.training for module in model.modules())
+
+
 def test_modes_are_given_back_where_a_block_fails():
     model = tiny.gpt2(1, dropout=0.5).train()
-    with pytest.raises(ZeroDivisionError), _eval_mode(model):
+    with pytest.raises(ZeroDivisionError), eval_mode(model):
         1 / 0  # noqa: B018
     assert all(module.training for module in model.modules())
 
