@@ -126,6 +126,27 @@ class Distribution:
         return self
 
 
+class _Located(Distribution):
+    """A density of the distance from a location."""
+
+    __slots__ = ()
+    location: float
+    scale: float
+
+    @property
+    def landmarks(self) -> tuple[tuple[float, float], ...]:
+        return ((self.location, self.scale),)
+
+    def log_density(self, x: ArrayLike) -> ndarray:
+        return self._from_location(np.asarray(x, dtype=float) - self.location)
+
+    def log_density_at(self, anchor: ArrayLike, offset: ndarray) -> ndarray:
+        return self._from_location((np.asarray(anchor) - self.location) + offset)
+
+    def _from_location(self, distance: ndarray) -> ndarray:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, slots=True)
 class Binomial(Distribution):
     """Successes in `trials` independent attempts.
@@ -533,7 +554,7 @@ class Exponential(_ScaleLaw):
 
 
 @dataclass(frozen=True, slots=True)
-class Laplace(_ScaleLaw):
+class Laplace(_Located, _ScaleLaw):
     """Two exponentials back to back: density exp(-|x - location| / scale) / (2 scale).
 
     Two of them are one exponential family where they share the location; elsewhere
@@ -549,16 +570,6 @@ class Laplace(_ScaleLaw):
 
     def __post_init__(self) -> None:
         _set_location_scale(self)
-
-    @property
-    def landmarks(self) -> tuple[tuple[float, float], ...]:
-        return ((self.location, self.scale),)
-
-    def log_density(self, x: ArrayLike) -> ndarray:
-        return self._from_location(np.asarray(x, dtype=float) - self.location)
-
-    def log_density_at(self, anchor: ArrayLike, offset: ndarray) -> ndarray:
-        return self._from_location((np.asarray(anchor) - self.location) + offset)
 
     def _from_location(self, distance: ndarray) -> ndarray:
         return -np.abs(distance) / self.scale - math.log(2 * self.scale)
@@ -905,7 +916,7 @@ class VonMises(Distribution):
 
 
 @dataclass(frozen=True, slots=True)
-class Cauchy(Distribution):
+class Cauchy(_Located):
     """The heavy tail without a mean. Two of them balance at alpha = 1/2, always.
 
     Attributes:
@@ -919,16 +930,6 @@ class Cauchy(Distribution):
     def __post_init__(self) -> None:
         _set_location_scale(self)
 
-    @property
-    def landmarks(self) -> tuple[tuple[float, float], ...]:
-        return ((self.location, self.scale),)
-
-    def log_density(self, x: ArrayLike) -> ndarray:
-        return self._from_location(np.asarray(x, dtype=float) - self.location)
-
-    def log_density_at(self, anchor: ArrayLike, offset: ndarray) -> ndarray:
-        return self._from_location((np.asarray(anchor) - self.location) + offset)
-
     def _from_location(self, distance: ndarray) -> ndarray:
         unit = distance / self.scale
         return -_log1p_square(unit) - math.log(math.pi * self.scale)
@@ -938,7 +939,7 @@ class Cauchy(Distribution):
 
 
 @dataclass(frozen=True, slots=True)
-class StudentT(Distribution):
+class StudentT(_Located):
     """Student's t, moved and stretched.
 
     Attributes:
@@ -954,16 +955,6 @@ class StudentT(Distribution):
     def __post_init__(self) -> None:
         _set(self, freedom=_positive(self.freedom, "freedom"))
         _set_location_scale(self)
-
-    @property
-    def landmarks(self) -> tuple[tuple[float, float], ...]:
-        return ((self.location, self.scale),)
-
-    def log_density(self, x: ArrayLike) -> ndarray:
-        return self._from_location(np.asarray(x, dtype=float) - self.location)
-
-    def log_density_at(self, anchor: ArrayLike, offset: ndarray) -> ndarray:
-        return self._from_location((np.asarray(anchor) - self.location) + offset)
 
     def _from_location(self, distance: ndarray) -> ndarray:
         unit = distance / self.scale
@@ -987,7 +978,7 @@ class StudentT(Distribution):
 
 
 @dataclass(frozen=True, slots=True)
-class Logistic(Distribution):
+class Logistic(_Located):
     """The distribution whose cumulative probability is the logistic curve.
 
     Attributes:
@@ -1000,16 +991,6 @@ class Logistic(Distribution):
 
     def __post_init__(self) -> None:
         _set_location_scale(self)
-
-    @property
-    def landmarks(self) -> tuple[tuple[float, float], ...]:
-        return ((self.location, self.scale),)
-
-    def log_density(self, x: ArrayLike) -> ndarray:
-        return self._from_location(np.asarray(x, dtype=float) - self.location)
-
-    def log_density_at(self, anchor: ArrayLike, offset: ndarray) -> ndarray:
-        return self._from_location((np.asarray(anchor) - self.location) + offset)
 
     def _from_location(self, distance: ndarray) -> ndarray:
         unit = distance / self.scale

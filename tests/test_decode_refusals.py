@@ -6,8 +6,6 @@ import pytest
 import tiny
 import torch
 from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
     MinPLogitsWarper,
     MistralConfig,
     MistralForCausalLM,
@@ -200,22 +198,10 @@ def test_what_is_known_at_once_is_refused_before_a_model_reads(name):
 # Advice about nan.
 
 
-def tiny_eager(dtype, attention="eager", seed=0):
-    config = LlamaConfig(
-        vocab_size=7,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.25,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    torch.manual_seed(seed)
-    return LlamaForCausalLM._from_config(config, attn_implementation=attention).to(dtype).eval()
+def with_attention(name, seed):
+    model = tiny.llama(seed, sharpness=0.5)
+    model.set_attn_implementation(name)
+    return model
 
 
 def decode_ragged(*models):
@@ -227,14 +213,14 @@ def decode_ragged(*models):
 
 def test_eager_attention_in_float64_is_read_around_and_said():
     """As attention does where padding sees nothing: nan as soon as there are two rows."""
-    broken = tiny_eager(torch.float64)
+    broken = with_attention("eager", 0)
     broken.lm_head.register_forward_hook(
         lambda module, given, out: out * torch.nan if len(out) > 1 else out
     )
-    other = tiny_eager(torch.float64, "sdpa", seed=1)
+    other = with_attention("sdpa", 1)
     with pytest.warns(UserWarning, match="the policy .* is read anew for every token"):
         found = decode_ragged(broken, other)
-    wide = decode_ragged(tiny_eager(torch.float64, "sdpa"), other)
+    wide = decode_ragged(with_attention("sdpa", 0), other)
     torch.testing.assert_close(
         found.trace.balance.chernoff, wide.trace.balance.chernoff, rtol=0, atol=1e-5
     )
