@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import models, montecarlo
-from .reader import Reader
+from .reader import PREFILL_WIDTH, Reader
 from .sequences import Particles, sample_token_level, smc
 
 
@@ -53,6 +53,8 @@ class ModelPair:
         self._ends = np.asarray(list(ends), dtype=np.int64)
         self._last = np.full(num_particles, -1)
         for reader, ids in zip(self._readers, (policy_ids, teacher_ids), strict=True):
+            # How long texts get is not known here: as long as the model can read.
+            reader.check(reader.window or len(ids) + PREFILL_WIDTH, rows=num_particles)
             reader.start([ids.tolist()] * num_particles)
         # Read only when their laws are asked for: nobody asks after the last token.
         self._unread = [[ids[-1:].tolist()] * num_particles for ids in (policy_ids, teacher_ids)]

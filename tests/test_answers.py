@@ -10,6 +10,7 @@ import tiny
 import torch
 from sampling import FALSE_ALARM, p_value
 from scipy.special import log_softmax
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from qstar import answers
 from qstar.answers import ModelPair, parents_sample
@@ -65,6 +66,35 @@ def test_copied_particles_go_on_with_the_caches_of_what_they_copied(model):
             laws = log_laws(model, prompt, tokens)
             read = laws.gather(-1, tokens[:, None]).sum()
             assert found == pytest.approx(float(read), abs=1e-9)
+
+
+def test_a_model_that_a_cache_would_mislead_is_read_anew():
+    """RoBERTa's positions begin behind the padding's, and go wrong where a cache is padded."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "xlm-roberta",
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        initializer_range=0.5,
+        is_decoder=True,
+        pad_token_id=1,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    roberta = AutoModelForCausalLM.from_config(config).double().eval()
+    with pytest.warns(UserWarning, match="is read anew for every token"):
+        pair = ModelPair(roberta, torch.tensor([3, 0, 4]), TEACHER, 2)
+    pair.log_rows()
+    pair.extend(np.array([6, 2]))
+    ours, _ = pair.log_rows()
+    for row, token in zip(ours, [6, 2], strict=True):
+        with torch.no_grad():
+            whole = roberta(torch.tensor([[3, 0, 4, token]]), use_cache=False).logits[0, -1]
+        assert np.abs(row - whole.log_softmax(-1).numpy()).max() < 1e-5
 
 
 def test_a_cache_that_is_not_copied_is_caught(model, monkeypatch):
