@@ -15,8 +15,8 @@ help:
 	@echo 'make clean    remove what these made here: .venv, the built book, the caches'
 
 book: environment
-	$(PY) -m qstar.models fetch
-	$(PY) -m qstar.reproduce
+	$(PY) -m qstar_book.shipped_model fetch
+	$(PY) -m qstar_book.run
 	$(PY) .ci/pages.py
 
 test: environment
@@ -32,7 +32,7 @@ environment:
 	@.ci/environment
 
 bench: environment
-	$(PY) -m qstar.benchmark
+	$(PY) -m qstar_book.records.solver
 
 address: environment
 	$(PY) .ci/address.py

@@ -5,6 +5,7 @@ python -P .ci/smoke.py [decode]
 
 import importlib
 import importlib.metadata
+import pkgutil
 import platform
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 import qstar
-from qstar import experts, families, gaussian
+from qstar import families, gaussian
+from qstar.families import experts
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -20,9 +22,9 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 def import_everything() -> list[str]:
     """Import every module; the names of those that need a package which is not installed."""
     out_of_reach = []
-    for name in sorted(set(dir(qstar)) - set(qstar.__all__)):
+    for name in sorted(m.name for m in pkgutil.walk_packages(qstar.__path__, "qstar.")):
         try:
-            importlib.import_module(f"qstar.{name}")
+            importlib.import_module(name)
         except ModuleNotFoundError as error:
             if str(error.name).split(".")[0] == "qstar":
                 raise
@@ -39,7 +41,7 @@ def solve() -> None:
     narrow, wide = gaussian.Gaussian(0.0, 1.0), gaussian.Gaussian(1.0, 4.0)
     one, other = (m.solve_kl_symmetry(narrow, wide) for m in (gaussian, families))
     np.testing.assert_allclose(one.alpha, other.alpha, rtol=0, atol=1e-9)
-    assert experts.__name__ == "qstar.experts"
+    assert experts.__name__ == "qstar.families.experts"
 
 
 def decode() -> None:
@@ -47,7 +49,7 @@ def decode() -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from qstar import decode
+    from qstar.decoding import decode
 
     def tiny(seed: int) -> LlamaForCausalLM:
         torch.manual_seed(seed)

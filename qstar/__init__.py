@@ -1,16 +1,17 @@
 """q*: the geometric mean of two distributions that is equally far, in KL, from both.
 
 `solve_kl_symmetry(log_policy, log_teacher)` finds alpha* and the Chernoff information in NumPy
-float64. The same function for torch tensors is `qstar.batched.solve_kl_symmetry`, for Gaussians
-`qstar.gaussian.solve_kl_symmetry`; `qstar.decode` draws tokens from q* of two language models.
+float64. The same function for torch tensors is `qstar.rows_torch.solve_kl_symmetry`, for Gaussians
+`qstar.gaussian.solve_kl_symmetry`; `qstar.generate` draws tokens from q* of two language models.
 Those submodules load on first use, so that `import qstar` needs neither torch nor transformers.
 """
 
 import importlib
 import pkgutil
-from types import ModuleType
+from typing import Any
 
-from .geometric import (
+from .result import STATUSES, Balance
+from .rows import (
     acceptance_probability,
     cumulants,
     kl,
@@ -19,7 +20,6 @@ from .geometric import (
     log_partition,
     total_variation,
 )
-from .result import STATUSES, Balance
 from .solve import solve_kl_symmetry
 
 __version__ = "0.1.0"
@@ -27,8 +27,10 @@ __version__ = "0.1.0"
 __all__ = [
     "STATUSES",
     "Balance",
+    "OptimalSpeculativeDecoder",
     "acceptance_probability",
     "cumulants",
+    "generate",
     "kl",
     "kl_gap",
     "log_geometric_mean",
@@ -38,12 +40,20 @@ __all__ = [
 ]
 
 
+_ON_FIRST_USE = {  # the names of the face that need torch or transformers
+    "OptimalSpeculativeDecoder": ".adapters.chat",
+    "generate": ".decoding.decode",
+}
+
+
 def _submodules() -> set[str]:
-    """The package's own modules, as they lie there: no list to keep by hand."""
-    return {module.name for module in pkgutil.iter_modules(__path__)}
+    """The package's own modules and folders, as they lie there: no list to keep by hand."""
+    return {m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")}
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
+    if name in _ON_FIRST_USE:
+        return getattr(importlib.import_module(_ON_FIRST_USE[name], __name__), name)
     if name in _submodules():
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike
 from scipy.linalg import eigh, lapack, solve_triangular
 from scipy.optimize import brentq
 
+from .arguments import check_alphas
 from .result import Balance
 
 EPS = np.finfo(np.float64).eps
@@ -143,7 +144,7 @@ def log_partition(policy: Gaussian, teacher: Gaussian, alpha: ArrayLike) -> ndar
     Raises:
         ValueError: The dimensions differ, or alpha leaves [0, 1].
     """
-    return _Axes.of(policy, teacher).log_partition(_check_alpha(alpha))
+    return _Axes.of(policy, teacher).log_partition(check_alphas(alpha))
 
 
 def kl_gap(policy: Gaussian, teacher: Gaussian, alpha: ArrayLike) -> ndarray:
@@ -157,7 +158,7 @@ def kl_gap(policy: Gaussian, teacher: Gaussian, alpha: ArrayLike) -> ndarray:
     Raises:
         ValueError: The dimensions differ, or alpha leaves [0, 1].
     """
-    return _Axes.of(policy, teacher).slope(_check_alpha(alpha))
+    return _Axes.of(policy, teacher).slope(check_alphas(alpha))
 
 
 def kl_to_parents(policy: Gaussian, teacher: Gaussian, alpha: ArrayLike) -> tuple[ndarray, ndarray]:
@@ -174,7 +175,7 @@ def kl_to_parents(policy: Gaussian, teacher: Gaussian, alpha: ArrayLike) -> tupl
         ValueError: The dimensions differ, or alpha leaves [0, 1].
     """
     axes = _Axes.of(policy, teacher)
-    alphas = _check_alpha(alpha)
+    alphas = check_alphas(alpha)
     return axes.kl_to_policy(alphas), axes.kl_to_teacher(alphas)
 
 
@@ -193,7 +194,7 @@ def geometric_mean(policy: Gaussian, teacher: Gaussian, alpha: float) -> Gaussia
     Raises:
         ValueError: The dimensions differ, or alpha is not a number in [0, 1].
     """
-    weight = _check_alpha(alpha)
+    weight = check_alphas(alpha)
     if weight.ndim or np.isnan(weight):
         raise ValueError(
             f"alpha is the exponent on the policy and must be one number in [0, 1]: got {alpha!r}."
@@ -587,13 +588,3 @@ def _symmetric_positive_definite(covariance: ndarray) -> ndarray:
             f"variance to the diagonal."
         )
     return covariance / 2 + covariance.T / 2
-
-
-def _check_alpha(alpha: ArrayLike) -> ndarray:
-    values = np.asarray(alpha, dtype=np.float64)
-    outside = (values < 0) | (values > 1)
-    if outside.any():
-        raise ValueError(
-            f"alpha is the exponent on the policy and must lie in [0, 1]: got {values[outside][0]}."
-        )
-    return values

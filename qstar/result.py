@@ -35,7 +35,7 @@ def status_code(name: str) -> int:
 
 
 NAMED: dict[type, Callable[[Any], Any]] = {}
-"""By the type of an array of status indices, what makes it equal to names: `qstar.batched`'s."""
+"""By the type of an array of status indices, what makes it equal to names: `qstar.rows_torch`'s."""
 
 
 class ComparedByValue:
@@ -73,7 +73,7 @@ class Balance(ComparedByValue, Generic[Values, Statuses, Flags]):
     It is defined as the minimax centre, q* = argmin_q max(KL(q||policy), KL(q||teacher)), which
     always exists where the supports meet; it equalises the two divergences exactly where the
     status is `interior` or `degenerate_all`. One entry per row: NumPy arrays from
-    `qstar.solve_kl_symmetry` (0-d for a single row), tensors from `qstar.batched`, plain Python
+    `qstar.solve_kl_symmetry` (0-d for a single row), tensors from `qstar.rows_torch`, plain Python
     values from `qstar.gaussian`. All divergences are in nats.
 
     Attributes:

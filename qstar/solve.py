@@ -1,7 +1,7 @@
 """alpha*: where the geometric mean is equally far, in KL, from both of its parents.
 
 The reference solver: float64, to the last digits that the rows determine.
-`qstar.batched.solve_kl_symmetry` is the fast one, and is tested against this.
+`qstar.rows_torch.solve_kl_symmetry` is the fast one, and is tested against this.
 """
 
 import math
@@ -11,8 +11,8 @@ import numpy as np
 from numpy import ndarray
 from numpy.typing import ArrayLike
 
-from .geometric import Pair, _logsumexp, check_pair
 from .result import STATUSES, Balance
+from .rows import Pair, _logsumexp, check_pair
 
 EPS = np.finfo(np.float64).eps
 MAX_PASSES = 200

@@ -44,7 +44,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from qstar.claims import VERDICTS, Claim, read_claims
+from qstar_book.claims import VERDICTS, Claim, read_claims
 
 matplotlib.use("Agg")
 

@@ -13,7 +13,7 @@ import torch
 from scipy.special import log_softmax, logsumexp
 
 import qstar
-from qstar.decode import generate
+from qstar.decoding.decode import generate
 
 MOST_ROWS = 40_000
 

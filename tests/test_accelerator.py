@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from qstar import accelerator, benchmark
+from qstar_book.records import accelerator, solver
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,21 +18,21 @@ RECORD = ROOT / "data" / "results" / "accelerator_h200.json"
 
 
 def q_at(rows, alpha):
-    return np.exp(benchmark.log_geometric_mean(*rows, np.asarray(alpha, dtype=float)))
+    return np.exp(solver.log_geometric_mean(*rows, np.asarray(alpha, dtype=float)))
 
 
 def test_the_yardstick_finds_the_reference_s_q_star():
-    rows = benchmark.language_model_like_rows(rows=8, vocab=3000, seed=1)
+    rows = solver.language_model_like_rows(rows=8, vocab=3000, seed=1)
     alpha, log_q = accelerator.newton(*(torch.from_numpy(x) for x in rows))
-    expected = q_at(rows, benchmark.solve_kl_symmetry(*rows).alpha)
+    expected = q_at(rows, solver.solve_kl_symmetry(*rows).alpha)
     assert 0.5 * np.abs(q_at(rows, alpha.numpy()) - expected).sum(-1).max() < 1e-5
     assert 0.5 * np.abs(log_q.exp().numpy() - expected).sum(-1).max() < 1e-5
 
 
 def test_the_yardstick_with_no_step_is_caught():
-    rows = benchmark.language_model_like_rows(rows=8, vocab=3000, seed=1)
+    rows = solver.language_model_like_rows(rows=8, vocab=3000, seed=1)
     alpha, _ = accelerator.newton(*(torch.from_numpy(x) for x in rows), steps=0)
-    expected = q_at(rows, benchmark.solve_kl_symmetry(*rows).alpha)
+    expected = q_at(rows, solver.solve_kl_symmetry(*rows).alpha)
     assert 0.5 * np.abs(q_at(rows, alpha.numpy()) - expected).sum(-1).max() > 1e-2
 
 

@@ -7,14 +7,10 @@ from scipy.optimize import linprog, minimize_scalar
 from scipy.special import log_softmax, rel_entr
 from scipy.stats import norm
 
-from qstar import (
-    acceptance_probability,
-    kl,
-    log_geometric_mean,
-    solve_kl_symmetry,
-    total_variation,
-)
-from qstar.acceptance import (
+from qstar import acceptance_probability, kl, log_geometric_mean, solve_kl_symmetry, total_variation
+from qstar.sampling.enumeration import mended_loop, patched_loop, pick_law, token_law
+from qstar.sampling.rules import accept_or_redraw, draw_candidates, source_loop
+from qstar.theory.acceptance import (
     bretagnolle_huber_acceptance_bound,
     pair_at,
     pair_with,
@@ -25,8 +21,6 @@ from qstar.acceptance import (
     tightest_pair,
     tokens_per_round,
 )
-from qstar.laws import mended_loop, patched_loop, pick_law, token_law
-from qstar.speculative import accept_or_redraw, draw_candidates, source_loop
 
 
 def random_pairs(count=4000, seed=0):

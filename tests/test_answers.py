@@ -12,12 +12,12 @@ from sampling import FALSE_ALARM, p_value
 from scipy.special import log_softmax
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from qstar import answers
-from qstar.answers import ModelPair, parents_sample
-from qstar.experiments import data_file
-from qstar.models import log_laws
-from qstar.montecarlo import solve_sample
-from qstar.sequences import SequenceLaw, sample_token_level, sequence_level, smc, token_level
+from qstar.adapters.checkpoints import log_laws
+from qstar.families.montecarlo import solve_sample
+from qstar.theory.sequences import SequenceLaw, sample_token_level, sequence_level, smc, token_level
+from qstar_book.records import answers
+from qstar_book.records.answers import ModelPair, parents_sample
+from qstar_book.records.corpus import data_file
 
 POLICY, TEACHER = torch.tensor([3, 1, 4]), torch.tensor([5, 2])
 VOCAB = 7
@@ -181,7 +181,7 @@ class Letters:
 def test_a_record_holds_every_run_and_comes_out_the_same_twice(model, monkeypatch):
     prompts = {"policy": POLICY, "teacher": TEACHER}
     monkeypatch.setattr(
-        answers.models, "chat_ids", lambda tokenizer, user, *, system: prompts[system]
+        answers.checkpoints, "chat_ids", lambda tokenizer, user, *, system: prompts[system]
     )
     options = {
         "length": 4,

@@ -9,7 +9,8 @@ from reference import CASES, cases, exact_balance, log_rows, number
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import qstar
-from qstar import STATUSES, batched, geometric
+from qstar import STATUSES, rows_torch
+from qstar import rows as geometric
 
 PRECISIONS = {  # dtype -> allowed error of (alpha, q* in TV, C) on rows that are not adversarial
     torch.float64: (1e-9, 1e-11, 1e-12),
@@ -17,7 +18,7 @@ PRECISIONS = {  # dtype -> allowed error of (alpha, q* in TV, C) on rows that ar
     torch.bfloat16: (1e-2, 2e-4, 2e-5),
     torch.float16: (1e-2, 2e-4, 2e-5),
 }
-BOTH_ROADS = pytest.mark.parametrize("vocab", [50, 2 * batched.ROW_VOCAB], ids=["block", "row"])
+BOTH_ROADS = pytest.mark.parametrize("vocab", [50, 2 * rows_torch.ROW_VOCAB], ids=["block", "row"])
 EVERY_DTYPE = pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 
 
@@ -111,7 +112,7 @@ def assert_agrees(balance, log_policy, log_teacher, precision):
 @pytest.mark.parametrize("kind", KINDS)
 def test_agrees_with_the_reference(kind, vocab, dtype):
     pair = [rows.to(dtype) for rows in random_pairs(kind, vocab=vocab)]
-    balance = batched.solve_kl_symmetry(*pair)
+    balance = rows_torch.solve_kl_symmetry(*pair)
     assert balance.alpha.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert_agrees(balance, *(in_float64(rows) for rows in pair), PRECISIONS[dtype])
 
@@ -120,17 +121,17 @@ def test_agrees_with_the_reference(kind, vocab, dtype):
 def test_fixed_passes_give_the_same_answer(kind):
     """The road of an accelerator, taken on the CPU."""
     pair = random_pairs(kind, vocab=40)
-    fields = batched._solve_block(*pair, accelerator_plan(torch.float64))
+    fields = rows_torch._solve_block(*pair, accelerator_plan(torch.float64))
     balance = qstar.Balance(*fields)
     assert_agrees(balance, *(rows.numpy() for rows in pair), PRECISIONS[torch.float64])
-    early = batched.solve_kl_symmetry(*pair)
+    early = rows_torch.solve_kl_symmetry(*pair)
     np.testing.assert_array_equal(fields.alpha, early.alpha)
     np.testing.assert_array_equal(fields.passes, early.passes)
 
 
-def accelerator_plan(dtype, max_passes=batched.FIXED_PASSES):
-    return batched._Plan(
-        batched.TOLERANCE[dtype],
+def accelerator_plan(dtype, max_passes=rows_torch.FIXED_PASSES):
+    return rows_torch._Plan(
+        rows_torch.TOLERANCE[dtype],
         (dtype, dtype),
         torch.float64 if dtype == torch.float64 else torch.float32,
         max_passes,
@@ -143,7 +144,7 @@ def accelerator_plan(dtype, max_passes=batched.FIXED_PASSES):
 @pytest.mark.parametrize("name", cases("categorical", "categorical_edge", "categorical_logits"))
 def test_reference_case_is_reproduced(name):
     case, pair = CASES[name], [torch.tensor(rows) for rows in log_rows(name)]
-    balance = batched.solve_kl_symmetry(*pair)
+    balance = rows_torch.solve_kl_symmetry(*pair)
     assert STATUSES[balance.status] == case.get("status", "interior")
     alpha = number(case["alpha_star"])
     if alpha is None:
@@ -154,7 +155,7 @@ def test_reference_case_is_reproduced(name):
     assert abs(balance.chernoff.item() - chernoff) <= 1e-13 * (1 + chernoff)
     assert not balance.curvature > 1e-3 or abs(balance.alpha.item() - alpha) <= 1e-9
     if case.get("q_star") is not None:
-        q = batched.log_geometric_mean(*pair, balance.alpha).exp()
+        q = rows_torch.log_geometric_mean(*pair, balance.alpha).exp()
         np.testing.assert_allclose(q, [number(x) for x in case["q_star"]], rtol=0, atol=1e-10)
 
 
@@ -173,7 +174,7 @@ def test_adversarial_rows_stay_finite_and_near_the_reference(scale, missing, dty
     """Error of q* in TV: the tolerance, or what the dtype leaves of logits of that size."""
     for vocab in (2, 3, 8):
         pair = adversarial_pairs(scale, missing, vocab=vocab).to(dtype)
-        balance = batched.solve_kl_symmetry(*pair)
+        balance = rows_torch.solve_kl_symmetry(*pair)
         assert balance.converged.all()
         fields = (balance.alpha, balance.chernoff, balance.kl_to_policy, balance.kl_to_teacher)
         assert all(field.isfinite().all() for field in (*fields, balance.slope, balance.curvature))
@@ -182,7 +183,7 @@ def test_adversarial_rows_stay_finite_and_near_the_reference(scale, missing, dty
         expected = qstar.solve_kl_symmetry(log_policy, log_teacher)
         tv = tv_between(log_policy, log_teacher, balance.alpha.double().numpy(), expected.alpha)
         # 20 eps scale: 2e-2 in float32 at logits of size 1e4, 5e-11 in float64
-        assert tv.max() <= 2 * batched.TOLERANCE[dtype] + 20 * torch.finfo(dtype).eps * scale
+        assert tv.max() <= 2 * rows_torch.TOLERANCE[dtype] + 20 * torch.finfo(dtype).eps * scale
         np.testing.assert_allclose(
             balance.chernoff, expected.chernoff, rtol=3e-6, atol=5 * torch.finfo(dtype).eps
         )
@@ -193,7 +194,7 @@ def test_few_adversarial_rows_are_left_after_the_fixed_passes():
     for scale in (1.0, 1e2, 1e4):
         for vocab in (2, 8):
             pair = adversarial_pairs(scale, 0.2, vocab=vocab).to(torch.float32)
-            fields = batched._solve_block(*pair, accelerator_plan(torch.float32))
+            fields = rows_torch._solve_block(*pair, accelerator_plan(torch.float32))
             assert (~fields.converged).sum() <= 4
             left, total = left + int((~fields.converged).sum()), total + len(pair[0])
     assert left <= total / 500
@@ -202,8 +203,8 @@ def test_few_adversarial_rows_are_left_after_the_fixed_passes():
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e2, 1e4])
 def test_agrees_with_sixty_digits(scale):
     pair = adversarial_pairs(scale, 0.0, vocab=5, rows=3)
-    balance = batched.solve_kl_symmetry(*pair)
-    q = batched.log_geometric_mean(*pair, balance.alpha).exp()
+    balance = rows_torch.solve_kl_symmetry(*pair)
+    q = rows_torch.log_geometric_mean(*pair, balance.alpha).exp()
     for row in range(3):
         exact = exact_balance(*(rows[row].tolist() for rows in pair))[2]
         assert 0.5 * np.abs(q[row].numpy() - exact).sum() <= 2e-12 + 1e-15 * scale
@@ -212,17 +213,17 @@ def test_agrees_with_sixty_digits(scale):
 @EVERY_DTYPE
 def test_language_model_like_rows_take_at_most_four_passes_in_the_median(dtype):
     pair = random_pairs("language-model-like", rows=20, vocab=20_000)
-    balance = batched.solve_kl_symmetry(*(rows.to(dtype) for rows in pair))
+    balance = rows_torch.solve_kl_symmetry(*(rows.to(dtype) for rows in pair))
     assert balance.passes.median() <= 4
 
 
 def test_both_roads_agree_on_plain_rows():
-    pair = random_pairs("language-model-like", vocab=batched.ROW_VOCAB)
+    pair = random_pairs("language-model-like", vocab=rows_torch.ROW_VOCAB)
     plan = accelerator_plan(torch.float64)._replace(early_exit=True)
-    work = batched._workspace(batched.ROW_VOCAB, torch.float64)
-    alone = [batched._solve_row(*rows, work, plan) for rows in zip(*pair, strict=True)]
+    work = rows_torch._workspace(rows_torch.ROW_VOCAB, torch.float64)
+    alone = [rows_torch._solve_row(*rows, work, plan) for rows in zip(*pair, strict=True)]
     assert None not in alone, "a plain row must not need the general road"
-    rows, block = batched._from_rows(alone, [12], plan), batched._solve_block(*pair, plan)
+    rows, block = rows_torch._from_rows(alone, [12], plan), rows_torch._solve_block(*pair, plan)
     for name in ("alpha", "chernoff", "kl_to_policy", "kl_to_teacher", "slope", "curvature"):
         torch.testing.assert_close(getattr(rows, name), getattr(block, name), rtol=0, atol=1e-11)
 
@@ -230,9 +231,9 @@ def test_both_roads_agree_on_plain_rows():
 def test_excluded_outcomes_are_condensed_without_changing_the_answer():
     """Top-k rows of a large vocabulary: only the shared outcomes and two sums are solved."""
     for kind in ("nested", "partly shared", "same part of the vocabulary"):
-        pair = random_pairs(kind, rows=5, vocab=2 * batched.ROW_VOCAB)
+        pair = random_pairs(kind, rows=5, vocab=2 * rows_torch.ROW_VOCAB)
         for log_policy, log_teacher in zip(*pair, strict=True):
-            small = batched._condense(log_policy, log_teacher)
+            small = rows_torch._condense(log_policy, log_teacher)
             shared = (log_policy.isfinite() & log_teacher.isfinite()).sum()
             assert len(small[0]) <= shared + 2
             expected = qstar.solve_kl_symmetry(log_policy.numpy(), log_teacher.numpy())
@@ -248,13 +249,13 @@ def test_a_huge_finite_logit_is_as_good_as_an_excluded_outcome(vocab):
     log_policy, log_teacher = (
         rows.float() for rows in random_pairs("same part of the vocabulary", vocab=vocab)
     )
-    balance = batched.solve_kl_symmetry(log_policy, log_teacher)
+    balance = rows_torch.solve_kl_symmetry(log_policy, log_teacher)
     lowest = torch.finfo(torch.float32).min
     for pair in (
         (log_policy.clamp(min=lowest), log_teacher.clamp(min=lowest)),
         (log_policy.clamp(min=lowest), log_teacher),
     ):
-        masked = batched.solve_kl_symmetry(*pair)
+        masked = rows_torch.solve_kl_symmetry(*pair)
         torch.testing.assert_close(masked.alpha, balance.alpha, rtol=0, atol=1e-5)
         torch.testing.assert_close(masked.chernoff, balance.chernoff, rtol=0, atol=1e-5)
 
@@ -264,7 +265,7 @@ def test_logits_far_apart_are_not_called_disjoint(vocab):
     """In probabilities (0, -1e4) against (-1e4, 0) underflows; in logs it is an answer."""
     logits = torch.full((2, vocab), -1e5)
     logits[:, :2] = torch.tensor([[0.0, -1e4], [-1e4, 0.0]])
-    balance = batched.solve_kl_symmetry(*logits.log_softmax(-1))
+    balance = rows_torch.solve_kl_symmetry(*logits.log_softmax(-1))
     assert STATUSES[balance.status] == "interior"
     np.testing.assert_allclose(balance.alpha, 0.5, atol=1e-6)
     np.testing.assert_allclose(balance.chernoff, 5000 - np.log(2), rtol=1e-6)
@@ -273,7 +274,7 @@ def test_logits_far_apart_are_not_called_disjoint(vocab):
 @BOTH_ROADS
 def test_swapping_the_parents_mirrors_alpha(vocab):
     pair = random_pairs("sharp policy", vocab=vocab)
-    there, back = batched.solve_kl_symmetry(*pair), batched.solve_kl_symmetry(*reversed(pair))
+    there, back = rows_torch.solve_kl_symmetry(*pair), rows_torch.solve_kl_symmetry(*reversed(pair))
     torch.testing.assert_close(
         there.alpha + back.alpha, torch.ones(12).double(), rtol=0, atol=1e-11
     )
@@ -282,46 +283,48 @@ def test_swapping_the_parents_mirrors_alpha(vocab):
 @BOTH_ROADS
 def test_any_batch_shape_and_chunk_goes_in_and_out(vocab):
     pair = random_pairs("partly shared", rows=6, vocab=vocab)
-    flat = batched.solve_kl_symmetry(*pair)
-    shaped = batched.solve_kl_symmetry(*(rows.reshape(2, 3, vocab) for rows in pair), chunk_rows=4)
+    flat = rows_torch.solve_kl_symmetry(*pair)
+    shaped = rows_torch.solve_kl_symmetry(
+        *(rows.reshape(2, 3, vocab) for rows in pair), chunk_rows=4
+    )
     for name in flat.__slots__:
         torch.testing.assert_close(
             getattr(shaped, name), getattr(flat, name).reshape(2, 3), rtol=0, atol=1e-12
         )
-    single = batched.solve_kl_symmetry(*(rows[3] for rows in pair))
+    single = rows_torch.solve_kl_symmetry(*(rows[3] for rows in pair))
     assert single.alpha.shape == single.status.shape == single.passes.shape == ()
     torch.testing.assert_close(single.alpha, flat.alpha[3], rtol=0, atol=1e-12)
-    empty = batched.solve_kl_symmetry(*(rows[:0] for rows in pair))
+    empty = rows_torch.solve_kl_symmetry(*(rows[:0] for rows in pair))
     assert all(getattr(empty, name).shape == (0,) for name in empty.__slots__)
     apart = [rows.mT.contiguous().mT for rows in pair]  # not contiguous along the vocabulary
     torch.testing.assert_close(
-        batched.solve_kl_symmetry(*apart).alpha, flat.alpha, rtol=0, atol=1e-12
+        rows_torch.solve_kl_symmetry(*apart).alpha, flat.alpha, rtol=0, atol=1e-12
     )
 
 
 def test_the_kept_workspace_ties_no_call_to_another():
-    pair = random_pairs("flat", vocab=batched.ROW_VOCAB + 7)
-    batched._LOCAL.__dict__.clear()
+    pair = random_pairs("flat", vocab=rows_torch.ROW_VOCAB + 7)
+    rows_torch._LOCAL.__dict__.clear()
     with torch.inference_mode():
-        first = batched.solve_kl_symmetry(*pair)
+        first = rows_torch.solve_kl_symmetry(*pair)
     with FakeTensorMode(), pytest.raises(DataDependentOutputException):
-        batched.solve_kl_symmetry(*(torch.empty(9_000) for _ in range(2)))
-    second = batched.solve_kl_symmetry(*pair)  # another vocabulary, and another dtype, between
-    batched.solve_kl_symmetry(*(rows.float()[:, 7:].log_softmax(-1) for rows in pair))
+        rows_torch.solve_kl_symmetry(*(torch.empty(9_000) for _ in range(2)))
+    second = rows_torch.solve_kl_symmetry(*pair)  # another vocabulary, and another dtype, between
+    rows_torch.solve_kl_symmetry(*(rows.float()[:, 7:].log_softmax(-1) for rows in pair))
     with torch.no_grad():
-        third = batched.solve_kl_symmetry(*(rows.clone().requires_grad_() for rows in pair))
+        third = rows_torch.solve_kl_symmetry(*(rows.clone().requires_grad_() for rows in pair))
     for other in (second, third):
         torch.testing.assert_close(other.alpha, first.alpha.clone(), rtol=0, atol=0)
 
 
 def test_result_dtypes_are_as_documented():
-    balance = batched.solve_kl_symmetry(*random_pairs("flat"))
+    balance = rows_torch.solve_kl_symmetry(*random_pairs("flat"))
     assert (balance.status.dtype, balance.passes.dtype) == (torch.int8, torch.int32)
     assert balance.converged.dtype == torch.bool
 
 
 def test_one_statement_says_how_well_rows_must_be_normalised():
-    ours = {str(dtype)[6:]: value for dtype, value in batched.NORMALISATION_TOLERANCE.items()}
+    ours = {str(dtype)[6:]: value for dtype, value in rows_torch.NORMALISATION_TOLERANCE.items()}
     assert ours == geometric.NORMALISATION_TOLERANCE
 
 
@@ -347,13 +350,13 @@ def test_bad_input_is_refused_in_the_words_of_the_reference(pair):
     with pytest.raises(ValueError, match=r"\S") as expected:
         qstar.solve_kl_symmetry(*pair)
     with pytest.raises(ValueError, match=r"\S") as actual:
-        batched.solve_kl_symmetry(*(torch.tensor(rows) for rows in pair))
+        rows_torch.solve_kl_symmetry(*(torch.tensor(rows) for rows in pair))
     assert str(actual.value) == str(expected.value)
 
 
 def test_integers_are_refused():
     with pytest.raises(ValueError, match=r"floating-point log-probabilities: got dtype torch\.int"):
-        batched.solve_kl_symmetry(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1))
+        rows_torch.solve_kl_symmetry(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1))
 
 
 @BOTH_ROADS
@@ -370,20 +373,20 @@ def test_integers_are_refused():
 def test_rows_may_be_off_by_their_dtype(dtype, good, bad, vocab):
     off = torch.full((1, vocab), -torch.inf, dtype=torch.float64)
     off[0, :2] = np.log(0.5)
-    batched.solve_kl_symmetry((off + good).to(dtype), off.to(dtype))
+    rows_torch.solve_kl_symmetry((off + good).to(dtype), off.to(dtype))
     with pytest.raises(ValueError, match=r"row 0 sums to 1[.\d]*, not 1 within .* log_softmax"):
-        batched.solve_kl_symmetry((off + bad).to(dtype), off.to(dtype))
+        rows_torch.solve_kl_symmetry((off + bad).to(dtype), off.to(dtype))
 
 
 @BOTH_ROADS
 def test_without_validation_a_bad_row_is_flagged_and_harms_no_other(vocab):
     log_policy, log_teacher = random_pairs("flat", rows=5, vocab=vocab)
-    expected = batched.solve_kl_symmetry(log_policy, log_teacher)
+    expected = rows_torch.solve_kl_symmetry(log_policy, log_teacher)
     log_policy[0, 1] = torch.nan
     log_policy[1] += 1
     log_teacher[2, 0] = torch.inf
     log_teacher[3] = -torch.inf
-    balance = batched.solve_kl_symmetry(log_policy, log_teacher, validate=False)
+    balance = rows_torch.solve_kl_symmetry(log_policy, log_teacher, validate=False)
     assert names(balance).tolist() == ["invalid"] * 4 + ["interior"]
     assert balance.converged.tolist() == [False] * 4 + [True]
     for name in ("alpha", "chernoff", "kl_to_policy", "kl_to_teacher", "slope", "curvature"):
@@ -394,23 +397,23 @@ def test_without_validation_a_bad_row_is_flagged_and_harms_no_other(vocab):
 
 def test_a_row_that_runs_out_of_passes_is_flagged():
     pair = random_pairs("sharp")
-    balance = batched.solve_kl_symmetry(*pair, max_passes=1)
+    balance = rows_torch.solve_kl_symmetry(*pair, max_passes=1)
     assert names(balance).tolist() == ["interior"] * 12
     assert not balance.converged.any()
     assert balance.slope.abs().min() > 1e-6  # what is left, and not hidden
-    assert batched.solve_kl_symmetry(*pair, max_passes=20).converged.all()
+    assert rows_torch.solve_kl_symmetry(*pair, max_passes=20).converged.all()
 
 
 def test_more_tolerance_takes_fewer_passes_and_keeps_its_word():
     pair = random_pairs("sharp", rows=200)
-    exact = batched.solve_kl_symmetry(*pair)
-    rough = batched.solve_kl_symmetry(*pair, tolerance=1e-3)
+    exact = rows_torch.solve_kl_symmetry(*pair)
+    rough = rows_torch.solve_kl_symmetry(*pair, tolerance=1e-3)
     assert rough.passes.sum() < exact.passes.sum()
     tv = tv_between(*(rows.numpy() for rows in pair), rough.alpha.numpy(), exact.alpha.numpy())
     assert 1e-6 < tv.max() < 2e-3
 
 
-def awkward_pairs(rows=20, vocab=batched.ROW_VOCAB, seed=0):
+def awkward_pairs(rows=20, vocab=rows_torch.ROW_VOCAB, seed=0):
     """Large vocabularies that tempt the row road to stop too early: outliers, heavy tails."""
     rng = np.random.default_rng(seed)
     first, second, common = rng.normal(size=(3, rows, vocab))
@@ -434,7 +437,7 @@ def test_a_row_never_stops_short_of_its_tolerance(tolerance):
     worst, one_pass = 0.0, 0
     for pair in awkward_pairs():
         exact = qstar.solve_kl_symmetry(*(rows.numpy() for rows in pair))
-        balance = batched.solve_kl_symmetry(*pair, tolerance=tolerance)
+        balance = rows_torch.solve_kl_symmetry(*pair, tolerance=tolerance)
         tv = tv_between(*(rows.numpy() for rows in pair), balance.alpha.numpy(), exact.alpha)
         worst, one_pass = max(worst, tv.max()), one_pass + int((balance.passes == 1).sum())
         atol = 5 * tolerance + 1e-13
@@ -455,7 +458,7 @@ def fake_pair(shape, dtype, **options):
 def test_an_accelerator_is_never_waited_for(shape, dtype):
     """Fake tensors hold no values: reading one, or mixing devices, raises."""
     with FakeTensorMode():
-        balance = batched.solve_kl_symmetry(*fake_pair(shape, dtype), chunk_rows=2)
+        balance = rows_torch.solve_kl_symmetry(*fake_pair(shape, dtype), chunk_rows=2)
         for name in balance.__slots__:
             field = getattr(balance, name)
             assert field.device.type == "cuda"
@@ -465,15 +468,15 @@ def test_an_accelerator_is_never_waited_for(shape, dtype):
 def test_an_accelerator_is_waited_for_when_validation_is_asked_for():
     """The control: the test above would see a host read."""
     with FakeTensorMode(), pytest.raises(DataDependentOutputException):
-        batched.solve_kl_symmetry(*fake_pair((3, 50), torch.float32), validate=True)
+        rows_torch.solve_kl_symmetry(*fake_pair((3, 50), torch.float32), validate=True)
 
 
 def test_gradients_do_not_wait_for_an_accelerator():
     """The formula alone: the autograd engine itself refuses devices that do not exist."""
     with FakeTensorMode():
         pair = fake_pair((3, 50), torch.float32)
-        fields = batched._solve(*pair, accelerator_plan(torch.float32))
-        gradients = batched._chain(
+        fields = rows_torch._solve(*pair, accelerator_plan(torch.float32))
+        gradients = rows_torch._chain(
             *(*pair, fields.alpha, fields.status, fields.slope, fields.curvature),
             *fields[:4],
             dtype=torch.float32,
@@ -485,15 +488,19 @@ def test_the_decoders_functions_do_not_wait_for_an_accelerator():
     with FakeTensorMode():
         pair = fake_pair((3, 50), torch.bfloat16)
         alpha = torch.empty(3, device="cuda")
-        for function in (batched.log_partition, batched.log_geometric_mean):
+        for function in (rows_torch.log_partition, rows_torch.log_geometric_mean):
             assert function(*pair, alpha).device.type == "cuda"
-        for function in (batched.kl, batched.total_variation, batched.acceptance_probability):
+        for function in (
+            rows_torch.kl,
+            rows_torch.total_variation,
+            rows_torch.acceptance_probability,
+        ):
             assert function(*pair).device.type == "cuda"
 
 
 def test_parents_on_two_devices_are_refused():
     with FakeTensorMode(), pytest.raises(ValueError, match="must be on one device: got cuda"):
-        batched.solve_kl_symmetry(torch.empty(3, device="cuda"), torch.empty(3))
+        rows_torch.solve_kl_symmetry(torch.empty(3, device="cuda"), torch.empty(3))
 
 
 # --- gradients ----------------------------------------------------------------------------------
@@ -512,7 +519,7 @@ def test_gradients_are_those_of_finite_differences(kind, name):
             torch.full_like(log_policy, -torch.inf).masked_scatter(where, values).log_softmax(-1)
             for where, values in zip(on, (policy, teacher), strict=True)
         ]
-        return getattr(batched.solve_kl_symmetry(*rows, tolerance=1e-15), name)
+        return getattr(rows_torch.solve_kl_symmetry(*rows, tolerance=1e-15), name)
 
     leaves = [
         rows[where].clone().requires_grad_()
@@ -527,7 +534,7 @@ def test_partial_supports_above_reach_every_status():
         name
         for kind in ("partly shared", "nested")
         for name in names(
-            batched.solve_kl_symmetry(*random_pairs(kind, rows=4, vocab=6, seed=3))
+            rows_torch.solve_kl_symmetry(*random_pairs(kind, rows=4, vocab=6, seed=3))
         ).tolist()
     }
     assert {"interior", "boundary_0"} <= seen
@@ -537,7 +544,7 @@ def test_partial_supports_above_reach_every_status():
 def test_gradients_go_through_the_renormalisation_of_the_rows(vocab):
     """Shifting a whole row changes nothing; neither road nor chunk does."""
     pair = [rows.requires_grad_() for rows in random_pairs("flat", rows=5, vocab=vocab)]
-    balance = batched.solve_kl_symmetry(*pair, chunk_rows=2)
+    balance = rows_torch.solve_kl_symmetry(*pair, chunk_rows=2)
     gradients = torch.autograd.grad((balance.alpha + balance.kl_to_policy).sum(), pair)
     for gradient in gradients:
         torch.testing.assert_close(gradient.sum(-1), torch.zeros(5).double(), rtol=0, atol=1e-13)
@@ -549,7 +556,7 @@ def test_gradients_are_zero_where_alpha_stays_put_and_never_nan():
     log_policy = torch.stack([one_hot, torch.full((3,), 1 / 3).log(), torch.full((3,), 9.0)])
     log_teacher = torch.stack([one_hot.flip(0), log_policy[1], log_policy[1]])
     pair = [rows.requires_grad_() for rows in (log_policy, log_teacher)]
-    balance = batched.solve_kl_symmetry(*pair, validate=False)
+    balance = rows_torch.solve_kl_symmetry(*pair, validate=False)
     assert names(balance).tolist() == ["disjoint", "degenerate_all", "invalid"]
     for gradient in torch.autograd.grad(balance.alpha.sum(), pair):
         assert (gradient == 0).all()
@@ -557,7 +564,7 @@ def test_gradients_are_zero_where_alpha_stays_put_and_never_nan():
 
 def test_what_has_no_gradient_says_so():
     pair = [rows.requires_grad_() for rows in random_pairs("flat")]
-    balance = batched.solve_kl_symmetry(*pair)
+    balance = rows_torch.solve_kl_symmetry(*pair)
     for name in ("slope", "curvature"):
         assert not getattr(balance, name).requires_grad
     weight = torch.ones(12, dtype=torch.float64, requires_grad=True)
@@ -565,7 +572,7 @@ def test_what_has_no_gradient_says_so():
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.square().sum().backward()
     with torch.no_grad():
-        assert not batched.solve_kl_symmetry(*pair).alpha.requires_grad
+        assert not rows_torch.solve_kl_symmetry(*pair).alpha.requires_grad
 
 
 # --- the functions beside the solver ------------------------------------------------------------
@@ -577,30 +584,30 @@ def test_functions_agree_with_their_namesakes(kind):
     arrays = [rows.numpy() for rows in pair]
     alpha = torch.linspace(0, 1, 12, dtype=torch.float64)
     for name in ("log_partition", "log_geometric_mean"):
-        actual = getattr(batched, name)(*pair, alpha)
+        actual = getattr(rows_torch, name)(*pair, alpha)
         expected = getattr(qstar, name)(*arrays, alpha.numpy())
         np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-13)
     for name in ("kl", "total_variation", "acceptance_probability"):
-        actual = getattr(batched, name)(*pair)
+        actual = getattr(rows_torch, name)(*pair)
         expected = getattr(qstar, name)(*arrays)
         np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-13)
 
 
 def test_functions_widen_half_types_and_normalise_them():
     pair = [rows.bfloat16() for rows in random_pairs("flat")]
-    q = batched.log_geometric_mean(*pair, torch.full((12,), 0.3))
+    q = rows_torch.log_geometric_mean(*pair, torch.full((12,), 0.3))
     assert q.dtype == torch.float32
     expected = qstar.log_geometric_mean(*(in_float64(rows) for rows in pair), 0.3)
     np.testing.assert_allclose(q, expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(
-        batched.total_variation(*pair) + batched.acceptance_probability(*pair), 1.0, atol=1e-6
+        rows_torch.total_variation(*pair) + rows_torch.acceptance_probability(*pair), 1.0, atol=1e-6
     )
 
 
 def test_the_path_is_differentiable_in_alpha_on_partial_supports():
     pair = random_pairs("partly shared", rows=4)
     alpha = torch.full((4,), 0.3, dtype=torch.float64, requires_grad=True)
-    batched.log_partition(*pair, alpha).sum().backward()
+    rows_torch.log_partition(*pair, alpha).sum().backward()
     expected = qstar.kl_gap(*(rows.numpy() for rows in pair), 0.3)
     np.testing.assert_allclose(alpha.grad, expected, rtol=0, atol=1e-12)
 
@@ -609,7 +616,7 @@ def test_no_divergence_is_minus_zero():
     """Equal parents are 0 nats apart, and a printed "-0." makes a reader doubt it."""
     log_p = torch.tensor([0.2, 0.3, 0.5]).log()
     for vocab_row in (log_p, torch.full((5_000,), -math.log(5_000))):
-        balance = batched.solve_kl_symmetry(vocab_row, vocab_row)
+        balance = rows_torch.solve_kl_symmetry(vocab_row, vocab_row)
         for field in (balance.chernoff, balance.kl_to_policy, balance.kl_to_teacher):
             assert float(field) == 0
             assert not torch.signbit(field)

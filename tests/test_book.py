@@ -6,7 +6,6 @@ installed these tests are skipped, and with CI=true they fail.
 
 import functools
 import http.server
-import importlib
 import os
 import re
 import shutil
@@ -27,7 +26,9 @@ from axe_playwright_python.sync_playwright import Axe
 from filelock import FileLock
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-from qstar import claims
+from qstar_book import claims
+from qstar_book.sphinx import markup
+from qstar_book.sphinx import pages as page_extension
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
@@ -170,7 +171,7 @@ def built() -> Path:
     """The folder of the pages, brought up to date once, whoever asks first."""
     (BOOK / "_build").mkdir(exist_ok=True)
     with FileLock(BOOK / "_build" / ".tests.lock"):
-        for command in ("-m qstar.models fetch", "-m qstar.reproduce", ".ci/pages.py"):
+        for command in ("-m qstar_book.shipped_model fetch", "-m qstar_book.run", ".ci/pages.py"):
             done = run(sys.executable, *command.split())
             if done.returncode:
                 pytest.fail(f"{command} failed:\n{done.stdout}\n{done.stderr}")
@@ -409,11 +410,10 @@ def test_python_s_own_docstrings_are_not_shown_as_ours(texts: dict[str, Texts]):
 
 def test_the_overview_names_every_documented_module():
     overview = (BOOK / "api.md").read_text(encoding="utf8").split("## ")[0]
-    named = set(re.findall(r"`qstar\.(\w+)`", overview))
+    named = set(re.findall(r"`(qstar(?:_book)?\.[\w.]+)`", overview))
     pages = "\n".join(page.read_text(encoding="utf8") for page in BOOK.glob("api*.md"))
-    assert named == {
-        name.split(".")[0] for name in re.findall(r"automodule:: qstar\.([\w.]+)", pages)
-    }
+    documented = set(re.findall(r"automodule:: ([\w.]+)", pages))
+    assert named == {name for name in documented if not name.startswith("qstar_book.figures.")}
 
 
 def test_every_reference_is_cited_and_none_is_doubtful():
@@ -422,6 +422,7 @@ def test_every_reference_is_cited_and_none_is_doubtful():
         *(ROOT / "notebooks").glob("*.ipynb"),
         *BOOK.glob("*.md"),
         *ROOT.glob("qstar/**/*.py"),
+        *BOOK.glob("qstar_book/**/*.py"),
     ]
     text = "\n".join(file.read_text(encoding="utf8") for file in sources)
     cited = {
@@ -743,15 +744,16 @@ def test_every_notebook_is_a_chapter():
 
 
 def test_every_public_module_is_documented():
-    package = ROOT / "qstar"
-    modules = {file.stem for file in package.glob("[a-z]*.py")}
-    for file in package.glob("*/*.py"):
-        name = file.parent.name
-        modules.add(name if file.stem == "__init__" else f"{name}.{file.stem}")
-    behind_the_package = {"geometric", "result", "solve"}  # their names are re-exported
+    modules = set()
+    for folder in (ROOT / "qstar", BOOK / "qstar_book"):
+        for file in folder.rglob("[a-z]*.py"):
+            modules.add(".".join(file.relative_to(folder.parent).with_suffix("").parts))
+    modules |= {"qstar.families", "qstar_book.figures"}  # folders that hold functions themselves
+    behind = {"qstar.arguments", "qstar.result", "qstar.rows", "qstar.solve"}  # or re-exported
+    behind |= {name for name in modules if name.startswith("qstar_book.sphinx.")}
     pages = "\n".join(page.read_text(encoding="utf8") for page in BOOK.glob("api*.md"))
-    documented = set(re.findall(r"automodule:: qstar\.([\w.]+)", pages))
-    assert documented == modules - behind_the_package, "say `automodule::` in a book/api_*.md"
+    documented = set(re.findall(r"automodule:: ([\w.]+)", pages))
+    assert documented == modules - behind, "say `automodule::` in a book/api_*.md"
 
 
 def test_every_public_name_is_documented(built: Path):
@@ -759,12 +761,6 @@ def test_every_public_name_is_documented(built: Path):
 
     page = Anchors(built / "api.html").identifiers
     assert {f"qstar.{name}" for name in qstar.__all__} <= page
-
-
-@pytest.fixture
-def extension(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    monkeypatch.syspath_prepend(str(BOOK / "_ext"))
-    return importlib.import_module
 
 
 @pytest.mark.parametrize(
@@ -776,11 +772,9 @@ def extension(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
         ("**Twice** `*given` and 2 * x.", "**Twice** `*given` and 2 * x."),
     ],
 )
-def test_the_star_of_a_shape_is_no_emphasis(
-    extension: Callable[[str], Any], written: str, read: str
-):
+def test_the_star_of_a_shape_is_no_emphasis(written: str, read: str):
     lines = [written]
-    extension("qstar_book")._docstring_for_people(None, "function", "f", None, None, lines)
+    markup._docstring_for_people(None, "function", "f", None, None, lines)
     assert lines == [read]
 
 
@@ -793,10 +787,8 @@ def test_the_star_of_a_shape_is_no_emphasis(
         (r"-\log Z(\alpha)", "-log Z(α)"),
     ],
 )
-def test_a_short_formula_has_a_name_in_letters(
-    extension: Callable[[str], Any], tex: str, letters: str
-):
-    assert extension("qstar_pages").plain_maths(tex) == letters
+def test_a_short_formula_has_a_name_in_letters(tex: str, letters: str):
+    assert page_extension.plain_maths(tex) == letters
 
 
 @pytest.mark.parametrize(
@@ -810,15 +802,15 @@ def test_a_short_formula_has_a_name_in_letters(
         ("「M」。", "[「M」。]"),
     ],
 )
-def test_a_formula_keeps_its_punctuation(extension: Callable[[str], Any], written: str, kept: str):
+def test_a_formula_keeps_its_punctuation(written: str, kept: str):
     maths = r'<span class="math notranslate nohighlight">\(x\)</span>'
-    together = extension("qstar_pages")._keep_maths_with_its_punctuation
+    together = page_extension._keep_maths_with_its_punctuation
     box = kept.replace("[", '<span class="qs-together">').replace("]", "</span>")
     assert together(written.replace("M", maths)) == box.replace("M", maths)
 
 
-def test_a_straight_quotation_mark_in_chinese_opens_as_well(extension: Callable[[str], Any]):
-    said = extension("qstar_pages")._say_the_language("<p>α 反映”强度”更大, ”so” (KL)</p>")
+def test_a_straight_quotation_mark_in_chinese_opens_as_well():
+    said = page_extension._say_the_language("<p>α 反映”强度”更大, ”so” (KL)</p>")
     assert said == '<p>α <span lang="zh">反映“强度”更大</span>, ”so” (KL)</p>'
 
 
@@ -826,8 +818,7 @@ def test_a_straight_quotation_mark_in_chinese_opens_as_well(extension: Callable[
 def small_book(tmp_path: Path) -> Path:
     """A book of two pages with the real book's configuration; `[tool.qstar]` is to be written."""
     book = tmp_path / "book"
-    for part in ("_ext", "_static"):
-        shutil.copytree(BOOK / part, book / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(BOOK / "_static", book / "_static")
     for part in ("_config.yml", "references.bib"):
         shutil.copy(BOOK / part, book / part)
     (book / "_toc.yml").write_text(

@@ -7,7 +7,8 @@ from scipy.optimize import brentq
 from scipy.special import log_softmax
 
 from qstar import families, kl, log_geometric_mean, log_partition, solve_kl_symmetry
-from qstar.bounds import (
+from qstar.gaussian import Gaussian
+from qstar.theory.bounds import (
     contamination_limit,
     derivative_bounds,
     fixed_exponent_bound,
@@ -17,7 +18,6 @@ from qstar.bounds import (
     range_extremal_pair,
     widest_range,
 )
-from qstar.gaussian import Gaussian
 
 
 def random_pairs(*, rows=3000, vocab=6, seed=0):

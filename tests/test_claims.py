@@ -9,8 +9,8 @@ import pytest
 import yaml
 from test_notebooks import typed_numbers
 
-from qstar import claims as registry
-from qstar.claims import (
+from qstar_book import claims as registry
+from qstar_book.claims import (
     PREFIX,
     VERDICTS,
     Decision,

@@ -7,8 +7,9 @@ from scipy.special import log_softmax
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import qstar
-from qstar import comparison
-from qstar.comparison import check_alpha, concatenate, measure, to_cpu
+from qstar.arguments import check_fixed_alpha
+from qstar.decoding import diagnostics
+from qstar.decoding.diagnostics import concatenate, measure, to_cpu
 from qstar.result import STATUSES
 
 VOCAB = 7
@@ -62,7 +63,7 @@ def test_positions_keep_their_shape_and_blocks_do_not_show(monkeypatch):
     whole = measure(*rows, alpha=0.3)
     assert whole.alpha.shape == whole.balance.status.shape == (3, 5)
     assert (whole.alpha == 0.3).all()
-    monkeypatch.setattr(comparison, "BLOCK_ENTRIES", 2 * VOCAB)
+    monkeypatch.setattr(diagnostics, "BLOCK_ENTRIES", 2 * VOCAB)
     in_blocks = measure(*rows, alpha=0.3)
     parts = [measure(*[row[i] for row in rows], alpha=0.3) for i in range(3)]
     joined = to_cpu(concatenate(parts))
@@ -101,7 +102,7 @@ def test_shapes_must_agree():
 @pytest.mark.parametrize("alpha", [-0.1, 1.5, float("nan")])
 def test_an_exponent_off_the_path_is_refused(alpha):
     with pytest.raises(ValueError, match=rf"lie in \[0, 1\]: got {alpha}"):
-        check_alpha(alpha)
+        check_fixed_alpha(alpha)
 
 
 def test_a_position_costs_no_mixed_devices():

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import log_softmax
 
 from qstar import kl, log_geometric_mean, solve_kl_symmetry
-from qstar.compromise import cost, forward_mixture, log_mixture, reverse_mixture
+from qstar.theory.mixtures import cost, forward_mixture, log_mixture, reverse_mixture
 
 RNG = np.random.default_rng(0)
 LOG_P, LOG_R = (log_softmax(3 * RNG.normal(size=(200, 5)), axis=-1) for _ in "pr")

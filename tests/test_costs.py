@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from qstar import costs
-from qstar.costs import Costs
+from qstar.decoding import costs
+from qstar.decoding.costs import Costs
 
 UNIT = Costs(policy={1: 1.0}, teacher={1: 1.0})
 UNEVEN = Costs(

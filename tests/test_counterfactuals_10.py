@@ -7,7 +7,7 @@ import pytest
 from counterfactuals import Case, Changed, decide, lacking
 from scipy.special import log_softmax
 
-from qstar.sequences import SequenceLaw
+from qstar.theory.sequences import SequenceLaw
 
 NOTEBOOK, FEWER = "10_sequences", {"trials": 3}
 

@@ -10,16 +10,17 @@ import tiny
 import torch
 
 import qstar
-from qstar import decode, models
-from qstar.comparison import measure
-from qstar.costs import (
+from qstar.adapters import checkpoints
+from qstar.decoding import decode
+from qstar.decoding.costs import (
     Costs,
     expected_forwards,
     expected_forwards_alternating,
     forwards_per_token,
 )
-from qstar.decode import PARENTS, PROPOSERS, Trace, generate
-from qstar.reader import Reader
+from qstar.decoding.decode import PARENTS, PROPOSERS, Trace, generate
+from qstar.decoding.diagnostics import measure
+from qstar.decoding.kv_cache import Reader
 from qstar.result import STATUSES
 
 VOCAB = 7
@@ -113,7 +114,7 @@ def test_the_trace_is_what_a_full_recomputation_finds(pair, scheme):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_long_ragged_batch_never_loses_its_texts(pair, scheme, monkeypatch):
     """Rows reject, end and leave; caches are cut and squeezed: the laws stay those of the texts."""
-    monkeypatch.setattr("qstar.reader.SQUEEZE_FROM", 8)
+    monkeypatch.setattr("qstar.decoding.kv_cache.SQUEEZE_FROM", 8)
     prompts = [torch.tensor([3]), POLICY_PROMPT, TEACHER_PROMPT, torch.tensor([6, 6])]
     teachers = [TEACHER_PROMPT, torch.tensor([1, 1]), torch.tensor([0]), POLICY_PROMPT]
     result = generate(
@@ -131,7 +132,7 @@ def test_a_long_ragged_batch_never_loses_its_texts(pair, scheme, monkeypatch):
         text = result.tokens[row, :length]
         known = measure(
             *[
-                models.log_laws(model, ids[row], text)
+                checkpoints.log_laws(model, ids[row], text)
                 for model, ids in zip(pair, (prompts, teachers), strict=True)
             ]
         )
@@ -252,7 +253,7 @@ def test_generation_stops_when_every_row_has_ended(llamas):
     assert (result.tokens == result.tokens[0]).all()
 
 
-@pytest.mark.filterwarnings("ignore::qstar.decode.EqualParentsWarning")
+@pytest.mark.filterwarnings("ignore::qstar.decoding.decode.EqualParentsWarning")
 @pytest.mark.parametrize(
     ("config", "argument", "ends"),
     [
@@ -347,7 +348,7 @@ def test_two_ways_to_the_laws_agree(llamas):
         *llamas, POLICY_PROMPT, TEACHER_PROMPT, max_new_tokens=40, generator=0, eos_token_id=None
     )
     rows = [
-        models.log_laws(model, prompt, result.tokens)
+        checkpoints.log_laws(model, prompt, result.tokens)
         for model, prompt in zip(llamas, (POLICY_PROMPT, TEACHER_PROMPT), strict=True)
     ]
     known = measure(*rows)
@@ -613,7 +614,7 @@ def test_parents_that_draft_take_the_forwards_of_the_formula(
     assert abs(gap_in_errors(trace, wrong)) > 4.5
 
 
-@pytest.mark.filterwarnings("ignore::qstar.decode.EqualParentsWarning")
+@pytest.mark.filterwarnings("ignore::qstar.decoding.decode.EqualParentsWarning")
 @pytest.mark.parametrize("gamma", [1, 2, 4])
 def test_a_third_drafter_takes_the_forwards_of_the_formula(constants, gamma):
     options = {"max_new_tokens": TOKENS, "generator": 2, "eos_token_id": None, "gamma": gamma}

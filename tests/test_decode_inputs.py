@@ -13,12 +13,13 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import qstar
-from qstar import decode, speculative
-from qstar.decode import generate, memory_bytes
+from qstar.decoding import decode
+from qstar.decoding.decode import generate, memory_bytes
+from qstar.decoding.filters import shaping
+from qstar.decoding.planner import Plan
 from qstar.result import STATUSES
-from qstar.schemes import Plan
-from qstar.shaping import shaping
-from qstar.speculative import Coins
+from qstar.sampling import rules
+from qstar.sampling.rules import Coins
 
 VOCAB = 7
 PROMPT = torch.tensor([1, 4, 0])
@@ -481,7 +482,7 @@ def test_bfloat16_models_are_decoded_in_float32(scheme, monkeypatch):
     if "draft_model" in scheme:
         scheme["draft_model"] = tiny.llama(1, dtype=torch.bfloat16)
     seen = set()
-    between, verify = decode._Law.between, speculative.verify
+    between, verify = decode._Law.between, rules.verify
 
     def watched_between(self, log_policy, log_teacher):
         seen.update([log_policy.dtype, log_teacher.dtype])
@@ -492,7 +493,7 @@ def test_bfloat16_models_are_decoded_in_float32(scheme, monkeypatch):
         return verify(tokens, log_draft, log_target, **options)
 
     monkeypatch.setattr(decode._Law, "between", watched_between)
-    monkeypatch.setattr(speculative, "verify", watched_verify)
+    monkeypatch.setattr(rules, "verify", watched_verify)
     out = generate(*models, PROMPT, max_new_tokens=20, generator=0, top_p=0.9, **scheme)
     assert seen == {torch.float32}
     balance = out.trace.balance
@@ -566,7 +567,7 @@ def fake_round(kind, plan, *, filtered="target", steps=(), greedy=False):
         max_new_tokens=20,
         ends=frozenset(),
         stopping_criteria=(),
-        verify=speculative.verify,
+        verify=rules.verify,
         on_tokens=None,
     )
     run.rows, run.text = [0, 1], [[1, 2], [3, 4]]

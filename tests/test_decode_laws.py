@@ -24,9 +24,10 @@ from decoder_laws import ended_law, enumerated_law, expected_law, options_of
 from sampling import smallest_detectable_tv
 from scipy.stats import chisquare
 
-from qstar import decode, laws, reader, speculative
-from qstar.costs import Costs
-from qstar.decode import generate
+from qstar.decoding import decode, kv_cache
+from qstar.decoding.costs import Costs
+from qstar.decoding.decode import generate
+from qstar.sampling import enumeration, rules
 
 EXACT = 1e-12
 VOCAB = 3
@@ -234,7 +235,7 @@ def one_row_law(models, prompts, length, vocab, **options):
         except ImpossibleError:
             return None
 
-    for result, weight in laws.every_outcome(program, (1,)):
+    for result, weight in enumeration.every_outcome(program, (1,)):
         if result is not None:
             law[result.tokens.numpy() @ place] += float(weight)
             followed.add(tuple(r.scheme for r in result.trace.rounds))
@@ -251,8 +252,10 @@ def test_a_single_row_has_the_token_level_law(scheme):
 
 def test_a_choice_of_scheme_that_rests_on_the_text_leaves_the_law_alone(monkeypatch):
     """Plans are switched by what was observed, with proposals outstanding."""
-    monkeypatch.setattr("qstar.schemes.PRIOR", dict.fromkeys(("policy", "teacher"), 0.6) | PRIORS)
-    monkeypatch.setattr("qstar.schemes.STAY", 0.0)
+    monkeypatch.setattr(
+        "qstar.decoding.planner.PRIOR", dict.fromkeys(("policy", "teacher"), 0.6) | PRIORS
+    )
+    monkeypatch.setattr("qstar.decoding.planner.STAY", 0.0)
     costs = Costs(policy={1: 1.0, 2: 1.35, 3: 1.7}, teacher={1: 1.0, 2: 1.35, 3: 1.7})
     models, prompts = PAIRS["two GPT-2s"](2), tuple(p.clamp(max=1) for p in PROMPTS[1])
     law, followed = one_row_law(models, prompts, 4, 2, scheme="auto", costs=costs)
@@ -321,7 +324,7 @@ def row_of_the_round_before(monkeypatch):
 
 
 def bonus_from_the_verifier(monkeypatch):
-    real, verifier = speculative.verify, {}
+    real, verifier = rules.verify, {}
 
     def change(run, drafts, log_policy, log_teacher):
         verifier["law"] = log_teacher
@@ -334,29 +337,29 @@ def bonus_from_the_verifier(monkeypatch):
         return real(tokens, log_draft, log_target, drafted=drafted, **options)
 
     settled(monkeypatch, change)
-    monkeypatch.setattr(speculative, "verify", verify)
+    monkeypatch.setattr(rules, "verify", verify)
 
 
 def redraw_from_the_target(monkeypatch):
-    monkeypatch.setattr(speculative, "_log_excess", lambda log_draft, log_target: log_target)
+    monkeypatch.setattr(rules, "_log_excess", lambda log_draft, log_target: log_target)
 
 
 def epsilon_in_the_ratio(monkeypatch):
     def log_acceptance(log_draft, log_target):
         return (log_target - (log_draft.exp() + 1e-6).log()).clamp(max=0)
 
-    monkeypatch.setattr(speculative, "log_acceptance", log_acceptance)
+    monkeypatch.setattr(rules, "log_acceptance", log_acceptance)
 
 
 def token_zero_is_nothing(monkeypatch):
-    real = speculative.verify
+    real = rules.verify
 
     def verify(tokens, log_draft, log_target, *, drafted, **options):
         leading = (tokens != 0).long().cumprod(-1).sum(-1)
         drafted = torch.minimum(drafted, leading)
         return real(tokens, log_draft, log_target, drafted=drafted, **options)
 
-    monkeypatch.setattr(speculative, "verify", verify)
+    monkeypatch.setattr(rules, "verify", verify)
 
 
 def drafted(monkeypatch, change):
@@ -379,7 +382,7 @@ def bfloat16_draft_law(monkeypatch):
 
 
 def one_rejection_crops_every_row(monkeypatch):
-    real = reader.Reader.truncate
+    real = kv_cache.Reader.truncate
 
     def truncate(self, lengths):
         cut = max(max(0, a - b) for a, b in zip(self.lengths, lengths, strict=True))
@@ -387,12 +390,12 @@ def one_rejection_crops_every_row(monkeypatch):
         real(self, [max(1, have - cut) for have in self.lengths])
         self.lengths = believed
 
-    monkeypatch.setattr(reader.Reader, "truncate", truncate)
+    monkeypatch.setattr(kv_cache.Reader, "truncate", truncate)
 
 
 def positions_are_slots(monkeypatch):
     """Positions are counted in columns of the cache, as if no row were padded or had holes."""
-    real = reader.Reader._forward
+    real = kv_cache.Reader._forward
 
     def forward(self, unread, drafts, counts, width, positions):
         lengths, self.lengths = self.lengths, [self._slots.shape[-1]] * len(unread)
@@ -405,7 +408,7 @@ def positions_are_slots(monkeypatch):
         self.lengths = [a + b + c for a, b, c in zip(lengths, known, counts, strict=True)]
         return laws
 
-    monkeypatch.setattr(reader.Reader, "_forward", forward)
+    monkeypatch.setattr(kv_cache.Reader, "_forward", forward)
 
 
 @contextmanager
@@ -425,7 +428,7 @@ def everything_visible(models):
 
 def zero_rejected_slots(monkeypatch):
     """Keys and values of what is taken back are zeroed; used with `everything_visible`."""
-    real = reader.Reader.truncate
+    real = kv_cache.Reader.truncate
 
     def truncate(self, lengths):
         before = self._slots
@@ -435,7 +438,7 @@ def zero_rejected_slots(monkeypatch):
             layer.keys = layer.keys.masked_fill(gone, 0)
             layer.values = layer.values.masked_fill(gone, 0)
 
-    monkeypatch.setattr(reader.Reader, "truncate", truncate)
+    monkeypatch.setattr(kv_cache.Reader, "truncate", truncate)
 
 
 TEACHER_DRAFTS = SHORT["the teacher drafts"]
@@ -584,9 +587,9 @@ def test_a_generator_reseeded_while_drafts_are_judged_is_caught(sampled_pair, mo
     """Mistake 5, which no enumeration of choices can see."""
 
     def reseeded(self, log_probability):
-        return speculative.Coins(torch.Generator().manual_seed(0)).keep(log_probability)
+        return rules.Coins(torch.Generator().manual_seed(0)).keep(log_probability)
 
-    monkeypatch.setattr(speculative.RowCoins, "keep", reseeded)
+    monkeypatch.setattr(rules.RowCoins, "keep", reseeded)
     assert min(sampled_p_values(sampled_pair, SAMPLED["the teacher drafts 1"])) < FALSE_ALARM
 
 

@@ -9,10 +9,11 @@ import tiny
 import torch
 from sampling import FALSE_ALARM, p_value
 
-from qstar import decode, hook, schemes
-from qstar.costs import Costs
-from qstar.decode import generate
-from qstar.speculative import NO_TOKEN, Coins, RowCoins, draw, draw_candidates, verify
+from qstar.adapters import transformers
+from qstar.decoding import decode, planner
+from qstar.decoding.costs import Costs
+from qstar.decoding.decode import generate
+from qstar.sampling.rules import NO_TOKEN, Coins, RowCoins, draw, draw_candidates, verify
 
 PROMPT, OTHER, THIRD = torch.tensor([1, 4, 0]), torch.tensor([5, 3, 3, 6, 2]), torch.tensor([2])
 CLOCKS = (
@@ -77,7 +78,7 @@ DEFAULTS = [
 def test_the_default_is_fixed_by_the_arguments(wishes, expected):
     wishes = {"scheme": None, "gamma": None} | wishes
     free = {"in_one_call": False, "has_draft": False, "plain_only": False}
-    assert schemes.asked_for(**free | wishes) == expected
+    assert planner.asked_for(**free | wishes) == expected
 
 
 def test_one_model_under_two_prompts_is_read_in_one_call_by_default():
@@ -92,7 +93,9 @@ def test_one_model_under_two_prompts_is_read_in_one_call_by_default():
 
 
 def test_the_hook_has_the_defaults_of_the_decoder():
-    here, there = (inspect.signature(function).parameters for function in (generate, hook.q_star))
+    here, there = (
+        inspect.signature(function).parameters for function in (generate, transformers.q_star)
+    )
     both = ("scheme", "gamma", "alpha", "filtered", "drafter", "draft_model", "disjoint", "vocab")
     for name in (*both, "block_verification", "one_call", "costs", "generator"):
         assert here[name].default == there[name].default, name

@@ -13,8 +13,8 @@ from transformers import (
     TopKLogitsWarper,
 )
 
-from qstar.costs import Costs
-from qstar.decode import generate
+from qstar.decoding.costs import Costs
+from qstar.decoding.decode import generate
 
 ROWS = [torch.tensor([1, 4, 0, 2, 2, 1, 3]), torch.tensor([2]), torch.tensor([6, 5, 0])]
 WINDOW = 8

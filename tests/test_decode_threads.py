@@ -7,9 +7,9 @@ import tiny
 import torch
 from torch import nn
 
-from qstar.decode import generate
-from qstar.packed import packed
-from qstar.reader import _quiet, eval_mode
+from qstar.decoding.decode import generate
+from qstar.decoding.kv_cache import _quiet, eval_mode
+from qstar.decoding.packed import packed
 
 PROMPT = torch.tensor([1, 4, 0])
 

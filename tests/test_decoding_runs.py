@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from qstar import costs, decode, decoding_runs
-from qstar.decoding_runs import Cell, count_forwards, find_cell, measure_cell, speed_ratio
-from qstar.exactness import tiny_model
-from qstar.experiments import data_file
+from qstar.decoding import costs, decode
+from qstar.decoding.enumeration import tiny_model
+from qstar_book.records import decoding
+from qstar_book.records.corpus import data_file
+from qstar_book.records.decoding import Cell, count_forwards, find_cell, measure_cell, speed_ratio
 
 TESTS = Path(__file__).parent
 PROMPTS = [
@@ -53,7 +54,7 @@ def test_every_way_answers_every_prompt_with_every_seed(cell):
 
 def test_rounds_add_up_to_their_run(cell):
     for run in cell["runs"]:
-        rounds = [dict(zip(decoding_runs.ROUND, r, strict=True)) for r in run["rounds"]]
+        rounds = [dict(zip(decoding.ROUND, r, strict=True)) for r in run["rounds"]]
         assert sum(r["emitted"] for r in rounds) == run["tokens"]
         for r in rounds:
             assert r["accepted"] <= r["tested"] <= r["drafted"]
@@ -62,7 +63,7 @@ def test_rounds_add_up_to_their_run(cell):
 
 def test_alternating_with_one_proposal_is_counted_exactly(cell):
     count = count_forwards(cell, "alternating 1")
-    runs = decoding_runs.runs_of(cell, "alternating 1")
+    runs = decoding.runs_of(cell, "alternating 1")
     rejections = [sum(r[5] == 0 for r in run["rounds"][:-1]) for run in runs]
     exact = sum(costs.expected_forwards_alternating(20, r) for r in rejections)
     assert count.forwards == exact
@@ -79,9 +80,9 @@ def test_a_prediction_at_another_acceptance_misses(cell):
 
 def test_the_proposer_of_a_round_is_the_one_whose_law_was_judged(cell):
     """The rates by proposer estimate the two acceptance probabilities, which differ."""
-    means = decoding_runs.mean_acceptance(cell)
+    means = decoding.mean_acceptance(cell)
     tested, kept = {}, {}
-    for run in decoding_runs.runs_of(cell, "one-sided 4"):
+    for run in decoding.runs_of(cell, "one-sided 4"):
         for r in run["rounds"]:
             tested[r[2]] = tested.get(r[2], 0) + r[4]
             kept[r[2]] = kept.get(r[2], 0) + r[5]
@@ -106,7 +107,7 @@ def test_a_speed_ratio_is_the_median_over_blocks_with_an_interval():
 def test_peers_decode_as_many_tokens_from_the_product():
     pair = [tiny_model(seed, vocab=6) for seed in (1, 2)]
     prompts = [(PROMPTS[0][0], PROMPTS[0][0])]
-    ways = ("plain", *decoding_runs.PEERS)
+    ways = ("plain", *decoding.PEERS)
     wanted = Cell("tiny", "as loaded", ways, new_tokens=12)
     made = measure_cell(wanted, *pair, prompts, seed=0, width_rounds=1)
     found = {run["way"]: run for run in made["runs"]}
@@ -118,7 +119,7 @@ def test_peers_decode_as_many_tokens_from_the_product():
 
 def test_noise_is_multiplicative_seeded_and_spares_the_head():
     model = tiny_model(1)
-    other, again = (decoding_runs.noised(model, 0.1, seed=3) for _ in range(2))
+    other, again = (decoding.noised(model, 0.1, seed=3) for _ in range(2))
     layer = "model.layers.0.mlp.up_proj.weight"
     first, second = model.get_parameter(layer), other.get_parameter(layer)
     assert torch.equal(second, again.get_parameter(layer))
@@ -136,21 +137,21 @@ def test_the_published_record_says_how_it_was_made(record):
     assert {"cpu", "cores", "threads", "waiting", "device"} <= record["machine"].keys()
     for cell in record["cells"]:
         assert len(cell["load"]) == 2
-    wanted = [(cell.pair, cell.layers) for cell in decoding_runs.CELLS]
+    wanted = [(cell.pair, cell.layers) for cell in decoding.CELLS]
     assert [(cell["pair"], cell["layers"]) for cell in record["cells"]] == wanted
 
 
 def test_forwards_of_the_real_pair_are_within_3_percent_of_theory(record):
     """Every scheme, at the acceptance rates of its own runs, over 2,000 tokens and more."""
     real = find_cell(record, "two prompts", "packed")
-    counts = {way: count_forwards(real, way) for way in decoding_runs.OURS}
+    counts = {way: count_forwards(real, way) for way in decoding.OURS}
     assert sum(count.tokens for count in counts.values()) >= 2_000
     assert {way: count.margin for way, count in counts.items() if abs(count.margin) > 0.03} == {}
 
 
 def test_alternating_with_one_proposal_never_took_more_forwards_than_plain(record):
     for cell in record["cells"]:
-        for run in decoding_runs.runs_of(cell, "alternating 1"):
+        for run in decoding.runs_of(cell, "alternating 1"):
             rejected = sum(r[5] == 0 for r in run["rounds"][:-1])
             assert run["forwards"] == 1 + run["tokens"] + rejected <= 2 * run["tokens"]
 
@@ -158,7 +159,7 @@ def test_alternating_with_one_proposal_never_took_more_forwards_than_plain(recor
 def test_recorded_acceptances_respect_the_bound_of_the_chernoff_information(record):
     for cell in record["cells"]:
         for run in cell["runs"]:
-            if run["way"] in decoding_runs.OURS:
+            if run["way"] in decoding.OURS:
                 bound = 1 - np.sqrt(np.array(run["chernoff"]) / 2)
                 for parent in costs.PARENTS:
                     assert (np.array(run[f"accept_{parent}"]) >= bound - 1e-3).all()

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 import qstar
-from qstar import costs, exactness, laws
-from qstar.decode import generate
-from qstar.exactness import decoder_law, tiny_model, token_level_law
+from qstar.decoding import costs
+from qstar.decoding.decode import generate
+from qstar.decoding.enumeration import decoder_law, tiny_model, token_level_law
+from qstar.sampling import enumeration
 
 PROMPTS = torch.tensor([0, 1]), torch.tensor([2, 0, 1])
 
@@ -50,7 +51,7 @@ def test_another_law_is_seen(pair):
 
 
 def test_more_choices_than_can_be_followed_are_refused(pair, monkeypatch):
-    monkeypatch.setattr(exactness, "MOST_ROWS", 100)
+    monkeypatch.setattr(enumeration, "MOST_ROWS", 100)
     with pytest.raises(ValueError, match="are too many: take fewer tokens"):
         decoder_law(*pair, *PROMPTS, length=2, scheme="alternating", gamma=2)
 
@@ -85,7 +86,7 @@ def test_the_expected_forwards_are_the_mean_over_every_choice(scheme, gamma, len
     options = {"scheme": scheme, "gamma": gamma, "max_new_tokens": length}
     if scheme == "one-sided":
         options["drafter"] = "teacher"
-    traces = laws.every_outcome(
+    traces = enumeration.every_outcome(
         lambda chance: generate(*pair, PROMPTS[0] % 2, generator=chance, **options).trace, (1,)
     )
     mean = 0.0

@@ -7,7 +7,10 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from qstar import decode, experiments, models
+from qstar.adapters import checkpoints
+from qstar.decoding import decode
+from qstar_book import shipped_model
+from qstar_book.records import corpus as experiments
 
 WORDS = ["who", "what", "you", "are", "kind", "stern", ".", "say"]
 PROMPTS = [
@@ -42,8 +45,8 @@ def test_an_answer_is_what_its_seed_draws(corpus, model, tokenizer):
         result = decode.generate(
             model,
             model,
-            models.chat_ids(tokenizer, prompt.user, system=prompt.policy_system),
-            models.chat_ids(tokenizer, prompt.user, system=prompt.teacher_system),
+            checkpoints.chat_ids(tokenizer, prompt.user, system=prompt.policy_system),
+            checkpoints.chat_ids(tokenizer, prompt.user, system=prompt.teacher_system),
             max_new_tokens=9,
             scheme="plain",
             generator=4 + i,
@@ -64,8 +67,8 @@ def test_scoring_sees_what_decoding_saw(corpus, model, tokenizer):
         result = decode.generate(
             model,
             model,
-            models.chat_ids(tokenizer, prompt.user, system=prompt.policy_system),
-            models.chat_ids(tokenizer, prompt.user, system=prompt.teacher_system),
+            checkpoints.chat_ids(tokenizer, prompt.user, system=prompt.policy_system),
+            checkpoints.chat_ids(tokenizer, prompt.user, system=prompt.teacher_system),
             max_new_tokens=9,
             scheme="plain",
             generator=4 + i,
@@ -84,13 +87,15 @@ def test_scoring_sees_what_decoding_saw(corpus, model, tokenizer):
 def test_the_recorded_answers_are_of_the_shipped_model():
     """The file in data/: made by its command from the prompts beside it."""
     recorded = experiments.read_corpus(experiments.data_file("continuations.json"))
-    assert recorded.model == models.DEFAULT
+    assert recorded.model == shipped_model.DEFAULT
     prompts = experiments.read_prompts(experiments.data_file("prompts.json"))
     assert [answer.prompt for answer in recorded.continuations] == prompts
     assert all(0 < len(a.tokens) <= recorded.max_new_tokens for a in recorded.continuations)
-    if not (models.cache_folder() / models.DEFAULT).is_dir():
-        pytest.skip("the shipped model is not in the cache: run `python -m qstar.models fetch`")
-    _, tokenizer = models.load(models.DEFAULT)
+    if not (shipped_model.cache_folder() / shipped_model.DEFAULT).is_dir():
+        pytest.skip(
+            "the shipped model is not in the cache: `python -m qstar_book.shipped_model fetch`"
+        )
+    _, tokenizer = shipped_model.load(shipped_model.DEFAULT)
     for answer in recorded.continuations:
         assert tokenizer.decode(answer.tokens) == answer.text
 

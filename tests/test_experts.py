@@ -10,7 +10,7 @@ from scipy.special import log_softmax
 
 import qstar
 from qstar import gaussian
-from qstar.experts import (
+from qstar.families.experts import (
     STATUSES,
     geometric_mean,
     log_geometric_mean,

@@ -14,9 +14,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, XLNetLMHeadModel
 
 import qstar
-from qstar import reader, text
-from qstar.decode import generate, memory_bytes
-from qstar.reader import Reader
+from qstar.adapters import chat
+from qstar.decoding import kv_cache
+from qstar.decoding.decode import generate, memory_bytes
+from qstar.decoding.kv_cache import Reader
 
 VOCAB = 31
 EXACT = 1e-9
@@ -150,7 +151,7 @@ def rows(*sizes):
 
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch):
-    monkeypatch.setattr(reader, "_FOUND", {})
+    monkeypatch.setattr(kv_cache, "_FOUND", {})
 
 
 # Rope factors that switch.
@@ -168,7 +169,7 @@ def test_stale_keys_would_show():
     """The control: with the switch unknown, the same text is read wrongly."""
     models = made("longrope", 1), made("longrope", 2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reader, "_switch", lambda text, ropes: None)
+        patch.setattr(kv_cache, "_switch", lambda text, ropes: None)
         patch.setattr(Reader, "check", lambda self, length, rows: None)
         assert furthest(*models, rows(7), scheme="plain") > 1e-3
 
@@ -388,7 +389,7 @@ def test_a_model_is_tried_once_and_left_as_it_was():
 @pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])
 def test_rounding_raises_no_alarm(make, dtype):
     for seed in range(4):
-        reader._FOUND.clear()
+        kv_cache._FOUND.clear()
         for count in (1, 3):
             given = Reader(make(seed, vocab=VOCAB, dtype=dtype))
             given.check(60, rows=count)
@@ -431,7 +432,7 @@ def test_the_context_length_may_be_said():
         generate(*models, rows(20), max_new_tokens=4, context_length=22)
     with pytest.raises(ValueError, match="context window holds 8 tokens"):
         generate(*models, rows(8), max_new_tokens=4, context_length=8)
-    assert "context_length" in text.OPTIONS
+    assert "context_length" in chat.OPTIONS
 
 
 def test_a_table_of_positions_keeps_its_end():

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from qstar import figures
 from qstar.gaussian import Gaussian, geometric_mean, kl_to_parents, log_partition, solve_pair
+from qstar_book import figures
 
 CROSSED = solve_pair(
     "crossed", Gaussian([-2, -1], np.diag([4, 1])), Gaussian([1, 2], np.diag([0.5, 3]))
@@ -268,7 +268,7 @@ def test_the_style_leaves_no_trace():
 
 
 def test_importing_figures_opens_no_global_figure_manager():
-    probe = "import sys, qstar.figures; print('matplotlib.pyplot' in sys.modules)"
+    probe = "import sys, qstar_book.figures; print('matplotlib.pyplot' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from qstar import figures
 from qstar.families import Bernoulli, solve_kl_symmetry
+from qstar_book import figures
 
 BALANCE = solve_kl_symmetry(Bernoulli(0.9), Bernoulli(0.4))
 ALPHAS = np.linspace(0, 1, 21)

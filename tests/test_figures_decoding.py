@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from qstar import figures
+from qstar_book import figures
 
 mpl.use("Agg")
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from qstar import figures, kl, log_partition, solve_kl_symmetry
-from qstar.judge import Verdicts
+from qstar import kl, log_partition, solve_kl_symmetry
+from qstar.theory.hypothesis_testing import Verdicts
+from qstar_book import figures
 
 LOG_P, LOG_R = np.log([0.7, 0.2, 0.1]), np.log([0.2, 0.3, 0.5])
 BALANCE = solve_kl_symmetry(LOG_P, LOG_R)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from qstar import figures
+from qstar_book import figures
 
 LENGTHS = np.arange(1, 9)
 FALLING = np.exp(-0.5 * LENGTHS)

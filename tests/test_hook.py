@@ -32,10 +32,10 @@ from transformers.generation import logits_process
 from transformers.generation import utils as generation_utils
 
 import qstar
-from qstar import decode
-from qstar.hook import OF_OTHER_MODELS, q_star
-from qstar.shaping import GAUGED
-from qstar.text import PieceStreamer, new_text
+from qstar.adapters.chat import PieceStreamer, new_text
+from qstar.adapters.transformers import OF_OTHER_MODELS, q_star
+from qstar.decoding import decode
+from qstar.decoding.filters import GAUGED
 
 VOCAB = 9
 PROMPT = torch.tensor([[1, 4, 6, 4, 1]])

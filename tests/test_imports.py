@@ -1,6 +1,7 @@
-"""The shape of the package: who may import whom, and what `import qstar` may cost."""
+"""The shape of the house: who may import whom, and what `import qstar` may cost."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -10,156 +11,111 @@ from pathlib import Path
 import pytest
 
 import qstar
-from qstar import figures
+import qstar_book
+from qstar_book import figures
 
-PACKAGE = Path(qstar.__file__).parent
-SOURCES = {path.stem: [path] for path in PACKAGE.glob("[a-z]*.py")} | {
-    path.parent.name: sorted(path.parent.glob("*.py")) for path in PACKAGE.glob("*/__init__.py")
+ROOTS = {"qstar": Path(qstar.__file__).parent, "qstar_book": Path(qstar_book.__file__).parent}
+
+
+def name_of(root, path):
+    parts = (root, *path.relative_to(ROOTS[root]).with_suffix("").parts)
+    return ".".join(parts[:-1] if path.stem == "__init__" else parts)
+
+
+SOURCES = {
+    name_of(root, path): path for root in ROOTS for path in sorted(ROOTS[root].rglob("*.py"))
 }
-ALLOWED = {  # module -> the sibling modules it may import; arrows go down only; grow it on purpose
-    "result": set(),
-    "geometric": set(),
-    "solve": {"geometric", "result"},
-    "gaussian": {"result"},
-    "batched": {"geometric", "result"},
-    "models": set(),
-    "speculative": {"costs"},
-    "laws": set(),
-    "acceptance": {"geometric"},
-    "bounds": {"geometric"},
-    "compromise": {"geometric"},
-    "judge": {"costs", "geometric"},
-    "costs": set(),
-    "packed": set(),
-    "product": {"batched"},
-    "distributions": {"gaussian"},
-    "exponential": {"distributions", "result"},
-    "densities": {"distributions", "gaussian", "geometric", "result", "solve"},
-    "families": {
-        "densities",
-        "distributions",
-        "exponential",
-        "gaussian",
-        "geometric",
-        "result",
-        "solve",
+CORE = {name for name in SOURCES if name.count(".") <= 1 and SOURCES[name].stem != "__init__"}
+# Folder -> what its files may import besides their neighbours; arrows go down only.
+ALLOWED = {
+    "qstar": set(),
+    "qstar.families": {"qstar"},
+    "qstar.theory": {"qstar"},
+    "qstar.sampling": {"qstar"},
+    "qstar.decoding": {"qstar", "qstar.sampling"},
+    "qstar.adapters": {"qstar", "qstar.sampling", "qstar.decoding"},
+    "qstar_book": {"qstar", "qstar.adapters"},
+    "qstar_book.figures": {"qstar", "qstar.theory"},
+    "qstar_book.records": {
+        "qstar",
+        "qstar.families",
+        "qstar.theory",
+        "qstar.sampling",
+        "qstar.decoding",
+        "qstar.adapters",
+        "qstar_book",
     },
-    "montecarlo": {"result"},
-    "experts": {"gaussian", "geometric"},
-    "sequences": {"geometric", "result", "solve"},
-    "answers": {"benchmark", "experiments", "models", "montecarlo", "reader", "sequences"},
-    "comparison": {"batched", "result"},
-    "reader": set(),
-    "shaping": {"costs", "speculative"},
-    "schemes": {"costs"},
-    "decode": {
-        "batched",
-        "comparison",
-        "costs",
-        "models",
-        "reader",
-        "result",
-        "schemes",
-        "shaping",
-        "speculative",
-    },
-    "hook": {"comparison", "costs", "decode", "shaping", "speculative"},
-    "text": {"decode", "models", "reader"},
-    "exactness": {"decode", "geometric", "solve"},
-    "decoding_runs": {
-        "benchmark",
-        "costs",
-        "decode",
-        "experiments",
-        "models",
-        "packed",
-        "product",
-        "reader",
-    },
-    "experiments": {"comparison", "decode", "models"},
-    "rivals": {"compromise", "experiments", "geometric", "models", "solve"},
-    "figures": {"gaussian", "judge", "result"},
-    "claims": {"published"},
-    "published": {"reproduce"},
-    "reproduce": set(),
-    "benchmark": {"batched", "geometric", "result", "solve"},
-    "fused": set(),
-    "accelerator": {
-        "batched",
-        "benchmark",
-        "decode",
-        "decoding_runs",
-        "exactness",
-        "experiments",
-        "fused",
-        "models",
-        "reader",
-        "torture",
-    },
-    "torture": {"batched", "geometric", "solve"},
+    "qstar_book.sphinx": {"qstar_book"},
 }
-NUMPY_ONLY = {
-    "result",
-    "geometric",
-    "solve",
-    "gaussian",
-    "judge",
-    "acceptance",
-    "bounds",
-    "compromise",
-    "costs",
-    "distributions",
-    "exponential",
-    "densities",
-    "families",
-    "montecarlo",
-    "experts",
-    "sequences",
-}
-FRAMEWORKS = {"torch", "transformers", "matplotlib"}
+WITH_TORCH = (
+    "qstar._quiet",
+    "qstar.rows_torch",
+    "qstar.rows_triton",
+    "qstar.sampling.",
+    "qstar.decoding.",
+    "qstar.adapters.",
+)
+NUMPY_TOO = {"qstar.decoding.costs", "qstar.decoding.planner"}  # among those
+FRAMEWORKS = {"torch", "transformers", "matplotlib", "tqdm", "triton"}
 
 
 def imports(module):
-    """(siblings, top-level names of other packages) that a module imports, at any depth."""
-    siblings, others = set(), set()
-    nodes = [
-        (node, 1 if path.parent == PACKAGE else 2)  # the dots that lead to the package
-        for path in SOURCES[module]
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf8")))
-    ]
-    for node, dots in nodes:
-        if isinstance(node, ast.ImportFrom) and node.level == dots:
-            siblings |= {node.module} if node.module else {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            others.add(node.module.split(".")[0])
-        elif isinstance(node, ast.Import):
-            others |= {alias.name.split(".")[0] for alias in node.names}
-    return siblings, others
+    """(our modules, top-level names of other packages) that a module imports, at any depth."""
+    path, ours, others = SOURCES[module], set(), set()
+    package = module.split(".") if path.stem == "__init__" else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            targets = [f"{base}.{alias.name}" for alias in node.names]
+            targets = [name if name in SOURCES else base for name in targets]
+        else:
+            continue
+        ours |= {name for name in targets if name in SOURCES}
+        others |= {name.split(".")[0] for name in targets if name.split(".")[0] not in ROOTS}
+    return ours, others
+
+
+def folder(module):
+    return module if SOURCES[module].stem == "__init__" else module.rpartition(".")[0]
 
 
 @pytest.mark.parametrize("module", SOURCES)
-def test_modules_import_only_the_layers_below_them(module):
-    assert module in ALLOWED, f"say in ALLOWED what the new module {module} may import"
-    siblings, others = imports(module)
-    assert siblings <= ALLOWED[module]
-    assert "qstar" not in others, "import siblings relatively"
+def test_modules_import_only_the_folders_below_theirs(module):
+    own = folder(module)
+    assert own in ALLOWED, f"say in ALLOWED what the new folder {own} may import"
+    reached = {folder(name) for name in imports(module)[0]} - {own}
+    assert reached <= ALLOWED[own], f"{module} imports {reached - ALLOWED[own]}"
+
+
+def test_no_two_modules_need_each_other():
+    order = {name: imports(name)[0] - {name} for name in SOURCES}
+    order["qstar"] -= CORE  # the face; `from .. import rows_torch` names the folder above
+    list(TopologicalSorter(order).static_order())  # raises CycleError
+
+
+NUMPY_ONLY = [
+    name
+    for name in SOURCES
+    if name in NUMPY_TOO or not name.startswith(("qstar_book", *WITH_TORCH))
+]
+
+
+@pytest.mark.parametrize("module", NUMPY_ONLY)
+def test_numpy_modules_import_no_framework(module):
+    assert not imports(module)[1] & FRAMEWORKS
 
 
 def test_a_module_of_the_figures_imports_none_that_imports_it():
-    """The style sheet comes first; no two modules of figures need each other."""
-    order = {}
-    for path in SOURCES["figures"]:
-        nodes = ast.walk(ast.parse(path.read_text(encoding="utf8")))
-        order[path.stem] = {
-            n.module for n in nodes if isinstance(n, ast.ImportFrom) if n.level == 1
-        }
-    assert order["style"] == set()
-    list(TopologicalSorter(order).static_order())  # raises CycleError
+    """The style sheet comes first."""
+    assert not {m for m in imports("qstar_book.figures.style")[0] if "figures" in m}
 
 
 def test_every_function_of_a_figures_module_is_called_by_its_name_in_the_package():
     """A figure that its module keeps to itself would be looked for in vain."""
-    for path in SOURCES["figures"]:
+    for path in sorted((ROOTS["qstar_book"] / "figures").glob("*.py")):
         if path.stem in ("__init__", "style"):
             continue
         tree = ast.parse(path.read_text(encoding="utf8"))
@@ -172,12 +128,7 @@ def test_every_function_of_a_figures_module_is_called_by_its_name_in_the_package
             and node.returns.id in ("Axes", "Figure", "str")
         ]
         missing = [name for name in names if name not in figures.__all__]
-        assert missing == [], f"re-export them in qstar/figures/__init__.py, from {path.name}"
-
-
-@pytest.mark.parametrize("module", sorted(NUMPY_ONLY))
-def test_numpy_modules_import_no_framework(module):
-    assert not imports(module)[1] & FRAMEWORKS
+        assert missing == [], f"re-export them in figures/__init__.py, from {path.name}"
 
 
 def test_importing_qstar_loads_no_framework():
@@ -187,12 +138,16 @@ def test_importing_qstar_loads_no_framework():
     assert run.stdout.split() == []
 
 
-def test_every_submodule_resolves_lazily_and_nothing_else_does():
-    assert sorted({*SOURCES, *qstar.__all__}) == dir(qstar)
-    for name in SOURCES:
-        if name == "fused" and find_spec("triton") is None:
+def test_every_part_of_the_package_resolves_lazily_and_nothing_else_does():
+    parts = {name for name in dir(qstar) if name not in qstar.__all__}
+    public = {n[6:] for n in SOURCES if n.startswith("qstar.") and n.count(".") == 1}
+    assert parts == {name for name in public if not name.startswith("_")}
+    for name in parts:
+        if name == "rows_triton" and find_spec("triton") is None:
             continue  # which comes with torch's builds for accelerators
-        assert getattr(qstar, name).__name__ == f"qstar.{name}"
+        assert getattr(qstar, name) is importlib.import_module(f"qstar.{name}")
+    for name in qstar.__all__:
+        assert getattr(qstar, name) is not None
     for name in ("nonsense", "data", "__wrapped__"):
         assert not hasattr(qstar, name)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qstar import log_geometric_mean, solve_kl_symmetry
-from qstar.judge import log_error, simulate, simulate_tilted
+from qstar.theory.hypothesis_testing import log_error, simulate, simulate_tilted
 
 LOG_P, LOG_R = np.log([0.7, 0.2, 0.1]), np.log([0.2, 0.3, 0.5])
 BALANCE = solve_kl_symmetry(LOG_P, LOG_R)

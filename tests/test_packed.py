@@ -8,8 +8,8 @@ import tiny
 import torch
 from torch import nn
 
-from qstar import packed as module
-from qstar.packed import TOLERANCE, packed, why_not
+from qstar.decoding import packed as module
+from qstar.decoding.packed import TOLERANCE, packed, why_not
 
 pytestmark = pytest.mark.skipif(
     module._missing() is not None, reason=f"nothing to test: {module._missing()}"

@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM, StaticCache
 
 import qstar
-from qstar.product import ProductModel, drafting
+from qstar_book.product_model import ProductModel, drafting
 
 VOCAB = 6
 LENGTH = 3
@@ -371,7 +371,7 @@ def build(teacher=None, **options):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (build, "one model, .* two prompts is what qstar.decode.generate does"),
+        (build, "one model, .* two prompts is what qstar.generate does"),
         (lambda: build(tiny.llama(2, vocab=8)), "probabilities to 6 tokens, the teacher to 8"),
         (lambda: build(tiny.llama(2, vocab=6).to("meta")), "one device: got cpu and meta"),
         (lambda: build(sliding()), r"the teacher \(Mistral.*DynamicSlidingWindowLayer"),

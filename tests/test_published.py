@@ -9,8 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from qstar import published
-from qstar.published import Expected
+from qstar_book import numbers
+from qstar_book.numbers import Expected
 
 ROOT = Path(__file__).resolve().parents[1]
 HELD = sorted((ROOT / "data" / "expected").glob("*.json"))
@@ -44,8 +44,8 @@ def folders(tmp_path):
 
 def drifts(chapter, entries, tmp_path):
     held = tmp_path / "held.json"
-    published.write_expected(held, entries)
-    return [(drift.name, drift.problem) for drift in published.compare(chapter, held)]
+    numbers.write_expected(held, entries)
+    return [(drift.name, drift.problem) for drift in numbers.compare(chapter, held)]
 
 
 # --- Reading -------------------------------------------------------------------------------------
@@ -54,13 +54,13 @@ def drifts(chapter, entries, tmp_path):
 def test_glued_values_keep_their_type_and_every_bit(tmp_path):
     values = {"a": 0.1 + 0.2, "b": 3, "c": True, "d": -1e-300, "e": math.inf}
     chapter = write_chapter(tmp_path, **values, f="'refuted'")
-    read = published.read_glued(chapter)
+    read = numbers.read_glued(chapter)
     assert read == {**values, "f": "refuted"}
     assert list(map(type, read.values())) == [float, int, bool, float, float, str]
 
 
 def test_a_glued_nan_is_read_as_nan(tmp_path):
-    assert math.isnan(published.read_glued(write_chapter(tmp_path, a="nan"))["a"])
+    assert math.isnan(numbers.read_glued(write_chapter(tmp_path, a="nan"))["a"])
 
 
 def test_figures_are_names_and_not_numbers(tmp_path):
@@ -68,14 +68,14 @@ def test_figures_are_names_and_not_numbers(tmp_path):
     output["data"][PREFIX + "text/plain"] = "<Figure size 640x480 with 1 Axes>"
     cells = [nbformat.v4.new_code_cell("pass", outputs=[output, glued("x", "1.5", prefix="")])]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "01.ipynb")
-    assert published.read_glued(tmp_path / "01.ipynb") == {"x": 1.5}
-    assert published.read_figure_names(tmp_path / "01.ipynb") == {"fig"}
+    assert numbers.read_glued(tmp_path / "01.ipynb") == {"x": 1.5}
+    assert numbers.read_figure_names(tmp_path / "01.ipynb") == {"fig"}
 
 
 @pytest.mark.parametrize("shown", ["np.float64(0.5)", "[1, 2]", "None", "tensor(0.5)", "1j"])
 def test_only_plain_values_can_be_published(tmp_path, shown):
     with pytest.raises(ValueError, match=r"glues 'a' to .*; glue a plain float"):
-        published.read_glued(write_chapter(tmp_path, a=shown))
+        numbers.read_glued(write_chapter(tmp_path, a=shown))
 
 
 def test_a_name_glued_twice_is_refused(tmp_path):
@@ -83,17 +83,17 @@ def test_a_name_glued_twice_is_refused(tmp_path):
     cells = [nbformat.v4.new_code_cell("pass", outputs=outputs)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "01.ipynb")
     with pytest.raises(ValueError, match="'a' twice"):
-        published.read_glued(tmp_path / "01.ipynb")
+        numbers.read_glued(tmp_path / "01.ipynb")
 
 
 def test_expected_values_survive_the_file_to_the_last_bit(tmp_path):
     values = {"a": 0.1 + 0.2, "b": math.inf, "c": -math.inf, "d": "text", "e": False, "f": 10**20}
     entries = {name: Expected(value, 1e-9, "seeded run") for name, value in values.items()}
-    published.write_expected(tmp_path / "x.json", dict(reversed(entries.items())))
-    assert published.read_expected(tmp_path / "x.json") == entries
+    numbers.write_expected(tmp_path / "x.json", dict(reversed(entries.items())))
+    assert numbers.read_expected(tmp_path / "x.json") == entries
     assert list(json.loads((tmp_path / "x.json").read_text())) == sorted(entries)
-    published.write_expected(tmp_path / "n.json", {"a": Expected(math.nan, 0, "no q*")})
-    assert math.isnan(published.read_expected(tmp_path / "n.json")["a"].value)
+    numbers.write_expected(tmp_path / "n.json", {"a": Expected(math.nan, 0, "no q*")})
+    assert math.isnan(numbers.read_expected(tmp_path / "n.json")["a"].value)
     assert "NaN" not in (tmp_path / "n.json").read_text()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["n.json", "x.json"]
 
@@ -121,7 +121,7 @@ GOOD = {"value": 1.0, "tolerance": 0.1, "origin": "closed form"}
 def test_an_entry_without_value_tolerance_and_origin_is_refused(tmp_path, entry):
     (tmp_path / "x.json").write_text(json.dumps({"a": entry}))
     with pytest.raises(ValueError, match=r"x\.json: 'a'"):
-        published.read_expected(tmp_path / "x.json")
+        numbers.read_expected(tmp_path / "x.json")
 
 
 # --- Comparing -----------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def test_an_entry_without_value_tolerance_and_origin_is_refused(tmp_path, entry)
     ],
 )
 def test_values_agree_within_the_tolerance_and_types_exactly(got, expected, same):
-    assert published.agrees(got, expected) is same
+    assert numbers.agrees(got, expected) is same
 
 
 def test_a_drift_a_missing_and_an_unpublished_name_are_told(tmp_path):
@@ -170,7 +170,7 @@ def test_a_drift_a_missing_and_an_unpublished_name_are_told(tmp_path):
 
 def test_an_origin_that_nobody_wrote_is_told(tmp_path):
     chapter = write_chapter(tmp_path, a=1.0)
-    assert drifts(chapter, {"a": Expected(1.0, 0, published.TODO)}, tmp_path) == [
+    assert drifts(chapter, {"a": Expected(1.0, 0, numbers.TODO)}, tmp_path) == [
         ("a", "origin not written")
     ]
     assert drifts(chapter, {"a": Expected(1.0, 0, "closed form")}, tmp_path) == []
@@ -178,8 +178,8 @@ def test_an_origin_that_nobody_wrote_is_told(tmp_path):
 
 def test_a_chapter_that_was_not_executed_is_told(folders):
     chapters, expected = folders
-    published.write_expected(expected / "07_lost.json", {})
-    (drift,) = published.check(chapters, expected)["07_lost"]
+    numbers.write_expected(expected / "07_lost.json", {})
+    (drift,) = numbers.check(chapters, expected)["07_lost"]
     assert "not executed" in drift.problem
 
 
@@ -187,8 +187,8 @@ def test_a_name_glued_by_two_chapters_is_told(folders):
     chapters, expected = folders
     for name in ("01_first", "02_second"):
         write_chapter(chapters, name, a=1)
-        published.write_expected(expected / f"{name}.json", {"a": Expected(1, 0, "count")})
-    found = published.check(chapters, expected)
+        numbers.write_expected(expected / f"{name}.json", {"a": Expected(1, 0, "count")})
+    found = numbers.check(chapters, expected)
     assert list(found) == ["02_second"]
     assert found["02_second"][0].problem == "also glued by 01_first"
 
@@ -198,14 +198,14 @@ def test_a_name_glued_by_two_chapters_is_told(folders):
 
 def command(folders, *arguments):
     chapters, expected = map(str, folders)
-    return published.main([*arguments, "--chapters", chapters, "--expected", expected])
+    return numbers.main([*arguments, "--chapters", chapters, "--expected", expected])
 
 
 def test_accepting_fills_in_what_checking_then_holds(folders, capsys):
     chapters, expected = folders
     write_chapter(chapters, a=0.25, b=3, c="'refuted'", d=0.0)
     assert command(folders, "accept", "01_first") == 0
-    held = published.read_expected(expected / "01_first.json")
+    held = numbers.read_expected(expected / "01_first.json")
     assert {name: entry.tolerance for name, entry in held.items()} == {
         "a": 2e-7,
         "b": 0,
@@ -218,7 +218,7 @@ def test_accepting_fills_in_what_checking_then_holds(folders, capsys):
     given = ("--origin", "closed form", "--tolerance", "0.5")
     assert command(folders, "accept", "01_first", *given) == 0
     assert command(folders, "check") == 0
-    held = published.read_expected(expected / "01_first.json")
+    held = numbers.read_expected(expected / "01_first.json")
     assert [entry.tolerance for entry in held.values()] == [0.5, 0.5, 0, 0.5]
     write_chapter(chapters, a=0.85, b=3, c="'refuted'", d=0.0)
     capsys.readouterr()
@@ -236,13 +236,13 @@ def test_accepting_keeps_tolerances_origins_and_what_did_not_drift(folders, caps
         "retyped": Expected(1, 0.1, "counted"),
         "gone": Expected(1.0, 0.1, "sampled"),
     }
-    published.write_expected(held, entries)
+    numbers.write_expected(held, entries)
     write_chapter(chapters, near=1.05, far=2.0, retyped=1.0)
     assert command(folders, "accept") == 0
-    assert published.read_expected(held) == {
+    assert numbers.read_expected(held) == {
         "near": entries["near"],
         "far": Expected(2.0, 0.1, "sampled"),
-        "retyped": Expected(1.0, 1e-6, published.TODO),
+        "retyped": Expected(1.0, 1e-6, numbers.TODO),
     }
     said = capsys.readouterr().out
     for line in ("~ far: 1.0 -> 2.0", "+ retyped: 1.0", "- gone: 1.0"):
@@ -254,7 +254,7 @@ def test_accepting_keeps_tolerances_origins_and_what_did_not_drift(folders, caps
 
 def test_accepting_a_chapter_that_is_not_there_is_an_error(folders, capsys):
     assert command(folders, "accept", "notebooks/09_none.ipynb") == 2
-    assert "09_none.ipynb: run python -m qstar.reproduce" in capsys.readouterr().err
+    assert "09_none.ipynb: run python -m qstar_book.run" in capsys.readouterr().err
 
 
 def test_a_stale_chapter_is_named(tmp_path, capsys):
@@ -269,8 +269,8 @@ def test_a_stale_chapter_is_named(tmp_path, capsys):
 
 
 def test_the_book_publishes_what_a_fresh_run_gives(chapters):
-    found = published.check(chapters, ROOT / "data" / "expected")
-    assert not found, "\n" + published.table(found)
+    found = numbers.check(chapters, ROOT / "data" / "expected")
+    assert not found, "\n" + numbers.table(found)
     assert {file.stem for file in (ROOT / "data" / "expected").iterdir()} == {
         file.stem for file in (ROOT / "notebooks").glob("*.ipynb")
     }
@@ -290,7 +290,7 @@ def numbers_in(case):
 def test_an_origin_that_names_a_reference_case_tells_the_truth(file):
     text = (ROOT / "data" / "reference_cases.json").read_text(encoding="utf8")
     cases = {case["id"]: case for case in json.loads(text)["cases"]}
-    for name, entry in published.read_expected(file).items():
+    for name, entry in numbers.read_expected(file).items():
         if named := re.match(r"reference case (\w+)", entry.origin):
             assert named[1] in cases, f"{name}: {entry.origin}"
         if named and entry.origin.endswith("30 digits"):
@@ -354,8 +354,8 @@ def prose():
 
 def test_every_number_that_is_shown_is_glued_and_can_be_formatted(chapters):
     """A number may be glued and not shown: it is held like the others."""
-    values = {file.stem: published.read_glued(file) for file in chapters.glob("*.ipynb")}
-    figures = {file.stem: published.read_figure_names(file) for file in chapters.glob("*.ipynb")}
+    values = {file.stem: numbers.read_glued(file) for file in chapters.glob("*.ipynb")}
+    figures = {file.stem: numbers.read_figure_names(file) for file in chapters.glob("*.ipynb")}
     shown = {reference for home, text in prose() for reference in references(text, home)}
     wrong = []
     for chapter, key, form in sorted(shown, key=str):

@@ -21,9 +21,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from qstar import reader
-from qstar.decode import generate
-from qstar.reader import Reader
+from qstar.decoding import kv_cache
+from qstar.decoding.decode import generate
+from qstar.decoding.kv_cache import Reader
 
 VOCAB = 7
 SMALL = {
@@ -196,7 +196,7 @@ def test_holes_are_squeezed_out_and_ends_are_cut_off(family, monkeypatch):
         real(self)
 
     monkeypatch.setattr(Reader, "_squeeze", squeeze)
-    monkeypatch.setattr(reader, "SQUEEZE_FROM", 8)
+    monkeypatch.setattr(kv_cache, "SQUEEZE_FROM", 8)
     script = Script(FAMILIES[family](), [[3], [1, 4, 0, 2, 2], [6, 6]], 0)
     crops, widest = 0, 0
     for turn in range(25):
@@ -223,7 +223,7 @@ def test_a_single_row_never_leaves_a_hole():
         assert script.reader._slots.shape[-1] == script.reader.lengths[0]
 
 
-@pytest.mark.filterwarnings("ignore::qstar.decode.EqualParentsWarning")
+@pytest.mark.filterwarnings("ignore::qstar.decoding.decode.EqualParentsWarning")
 def test_eager_attention_in_float64_answers_nan_for_padding_and_is_read_without():
     """transformers casts the mask's most negative float64 to float32: a row of padding is nan."""
     model = tiny.llama(1)
@@ -249,7 +249,7 @@ def test_everything_can_be_taken_back():
 
 @pytest.mark.parametrize("width", [1, 2, 3, 7])
 def test_a_long_prompt_is_read_in_pieces(width, monkeypatch):
-    monkeypatch.setattr(reader, "PREFILL_WIDTH", width)
+    monkeypatch.setattr(kv_cache, "PREFILL_WIDTH", width)
     model = FAMILIES["Llama"]()
     prompts = [[3], [1, 4, 0, 2, 2, 6, 6, 1], [5, 6, 0]]
     read = Reader(model)
@@ -356,7 +356,7 @@ def test_a_squeeze_that_mixes_rows_up_is_caught(monkeypatch):
                 setattr(layer, name, tensor[:, :, order[0]])
 
     monkeypatch.setattr(Reader, "_squeeze", squeeze)
-    monkeypatch.setattr(reader, "SQUEEZE_FROM", 8)
+    monkeypatch.setattr(kv_cache, "SQUEEZE_FROM", 8)
     script = Script(FAMILIES["Llama"](), [[3], [1, 4, 0, 2, 2], [6, 6]], 0)
     with pytest.raises(AssertionError):
         reject_all_but_one(script, 25)

@@ -20,7 +20,8 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 
-from qstar import reproduce
+from qstar_book import run as reproduce
+from qstar_book.closure import imported_files
 
 TAGS = {"parameters": {"tags": ["parameters"]}}
 PATIENCE_S = 60.0
@@ -64,7 +65,7 @@ def old_chapter(root, name="01_first"):
 
 
 def command(root, *arguments):
-    return [sys.executable, "-m", "qstar.reproduce", "--root", str(root), *arguments]
+    return [sys.executable, "-m", "qstar_book.run", "--root", str(root), *arguments]
 
 
 def run(root, *arguments, **environment):
@@ -308,13 +309,13 @@ def test_a_senseless_limit_is_refused(root, arguments):
 # --- What is up to date: no kernel is started -----------------------------------------------------
 
 
-def pretend_it_ran(root, package):
+def pretend_it_ran(root, *packages):
     """Leave what a good run would have left."""
     notebook = root / "notebooks" / "01_first.ipynb"
     chapter = old_chapter(root)
     record = chapter.parent / reproduce.RECORDS / "01_first.json"
     record.parent.mkdir(exist_ok=True)
-    made = reproduce.made_from(notebook, {}, root, package=package)
+    made = reproduce.made_from(notebook, {}, root, packages=packages)
     output = reproduce._digest(chapter.read_bytes())
     record.write_text(json.dumps({"made_from": made, "output": output}))
     return notebook, chapter.parent
@@ -323,12 +324,18 @@ def pretend_it_ran(root, package):
 @pytest.fixture
 def ran(root):
     package = root / "package"
-    package.mkdir()
-    (package / "solve.py").write_text("x = 1")
+    (package / "deep").mkdir(parents=True)
+    (package / "__init__.py").write_text("_ON_FIRST_USE = {'late': '.lazy'}")
+    (package / "solve.py").write_text("from . import deep")
+    (package / "deep" / "__init__.py").write_text("def f():\n    from ..inside import x")
+    for name in ("inside", "dotted", "lazy", "unused"):
+        (package / f"{name}.py").write_text("x = 1")
+    code = "%matplotlib inline\nimport package\nfrom package.solve import x"
+    write_notebook(root, "01_first", code, "package.dotted.x + package.late")
     notebook, out = pretend_it_ran(root, package)
 
     def reasons(parameters=None):
-        made = reproduce.made_from(notebook, parameters or {}, root, package=package)
+        made = reproduce.made_from(notebook, parameters or {}, root, packages=[package])
         return reproduce.out_of_date(notebook, out, made)
 
     return reasons
@@ -347,22 +354,32 @@ def test_nothing_changed_is_up_to_date(root, ran):
     ("file", "reason"),
     [
         ("notebooks/01_first.ipynb", "notebook changed"),
-        ("package/solve.py", "package changed"),
+        ("package/__init__.py", "modules that it imports changed"),
+        ("package/solve.py", "modules that it imports changed"),
+        ("package/deep/__init__.py", "modules that it imports changed"),
+        ("package/inside.py", "modules that it imports changed"),
+        ("package/dotted.py", "modules that it imports changed"),
+        ("package/lazy.py", "modules that it imports changed"),
         ("data/numbers.json", "data changed"),
         ("book/chapters/01_first.ipynb", "the executed copy is not what the last run wrote"),
         ("book/chapters/.runner/01_first.json", "no record of the last run"),
     ],
 )
 def test_a_changed_file_makes_a_chapter_out_of_date(root, ran, file, reason):
-    append(root / file, "#")
+    append(root / file, "\n" if file.startswith("notebooks") else "\n#")
     assert ran() == [reason]
 
 
-@pytest.mark.parametrize("name", ["package/new.py", "package/deep/new.py", "data/results/new.csv"])
-def test_a_new_file_makes_a_chapter_out_of_date(root, ran, name):
-    (root / name).parent.mkdir(exist_ok=True)
-    (root / name).touch()
-    assert len(ran()) == 1
+def test_a_new_file_of_data_makes_a_chapter_out_of_date(root, ran):
+    (root / "data" / "results").mkdir()
+    (root / "data" / "results" / "new.csv").touch()
+    assert ran() == ["data changed"]
+
+
+def test_a_module_that_takes_the_place_of_a_name_makes_a_chapter_out_of_date(root, ran):
+    (root / "package" / "solve").mkdir()
+    (root / "package" / "solve.py").rename(root / "package" / "solve" / "x.py")
+    assert ran() == ["modules that it imports changed"]
 
 
 def test_a_renamed_file_makes_a_chapter_out_of_date(root, ran):
@@ -383,7 +400,49 @@ def test_what_no_notebook_reads_changes_nothing(root, ran):
     (root / "package" / "__pycache__").mkdir()
     (root / "package" / "__pycache__" / "solve.pyc").touch()
     (root / "package" / ".solve.py.swp").touch()
+    append(root / "package" / "unused.py", "y = 2")
+    (root / "package" / "new.py").touch()
     assert ran() == []
+
+
+USED = """
+import sys
+{imports}
+print(*(name for name in sys.modules if name.split(".")[0] in ("qstar", "qstar_book")))
+"""
+
+
+@pytest.mark.parametrize("only", ["01_*", "*"])
+def test_what_the_notebooks_load_is_what_they_are_said_to_import(only):
+    """The controls: a closure of nothing, and of the imports that stand at the top, miss some."""
+    code = ""
+    for path in sorted((reproduce.PACKAGES[0].parent / "notebooks").glob(f"{only}.ipynb")):
+        cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+        code += "\n".join(cells) + "\n"
+    tree = ast.parse(code)
+    imports = [ast.unparse(n) for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
+    program = USED.replace("{imports}", "\n".join(i for i in imports if "qstar" in i))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    loaded = set(done.stdout.split())
+    assert len(loaded) > 10
+    assert loaded <= set(imported_files(code, reproduce.PACKAGES))
+    assert not loaded <= set(imported_files("", reproduce.PACKAGES))
+    assert not loaded <= set(imported_files(code, reproduce.PACKAGES[:1]))
+
+
+def test_code_that_cannot_be_read_is_taken_to_import_everything(ran, root):
+    everything = imported_files("%%bash\nls $HOME", [root / "package"])
+    assert {"package.unused", "package.deep"} < set(everything)
+
+
+def test_a_family_is_imported_by_the_chapters_on_families_alone():
+    importing = set()
+    for path in (reproduce.PACKAGES[0].parent / "notebooks").glob("*.ipynb"):
+        code = "\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code")
+        if "qstar.families.exponential" in imported_files(code, reproduce.PACKAGES):
+            importing.add(path.stem)
+    assert "04_beyond_gaussians" in importing
+    assert not importing & {"01_kl_symmetry", "02_solving_alpha", "07_speculative_decoding"}
 
 
 def test_parameters_versions_and_machine_make_a_chapter_out_of_date(root, ran, monkeypatch):
@@ -412,7 +471,7 @@ def test_a_notebook_that_ended_its_kernel_is_not_finished():
 
 
 def test_a_chapter_without_a_notebook_is_removed(root, capsys):
-    pretend_it_ran(root, reproduce.PACKAGE)
+    pretend_it_ran(root, *reproduce.PACKAGES)
     gone = old_chapter(root, "09_gone")
     assert reproduce.main(["--root", str(root)]) == 0
     captured = capsys.readouterr()
@@ -422,7 +481,7 @@ def test_a_chapter_without_a_notebook_is_removed(root, capsys):
 
 
 def test_a_second_run_waits_or_gives_up(root, capsys):
-    _, out = pretend_it_ran(root, reproduce.PACKAGE)
+    _, out = pretend_it_ran(root, *reproduce.PACKAGES)
     handle = os.open(out, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
     assert reproduce.main(["--root", str(root), "--no-wait"]) == 2
@@ -659,7 +718,7 @@ def test_a_notebook_over_its_limit_is_stopped(root):
 def test_plain_papermill_runs_a_notebook_of_the_book(tmp_path):
     """As the README says: papermill, a parameter, no runner."""
     papermill = shutil.which("papermill", path=Path(sys.executable).parent)
-    source = reproduce.PACKAGE.parent / "notebooks" / "01_kl_symmetry.ipynb"
+    source = reproduce.PACKAGES[0].parent / "notebooks" / "01_kl_symmetry.ipynb"
     out = tmp_path / "out.ipynb"
     quick = [papermill, str(source), str(out), "-p", "trials", "100", "--no-progress-bar"]
     result = subprocess.run(quick, capture_output=True, text=True, cwd=source.parent)

@@ -13,7 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import qstar
-from qstar import STATUSES, batched, families, gaussian
+from qstar import STATUSES, families, gaussian, rows_torch
 
 ROWS = np.log([[0.7, 0.2, 0.1], [0.2, 0.3, 0.5]])
 
@@ -21,7 +21,7 @@ ROWS = np.log([[0.7, 0.2, 0.1], [0.2, 0.3, 0.5]])
 def balances():
     return {
         "numpy": qstar.solve_kl_symmetry(*ROWS),
-        "torch": batched.solve_kl_symmetry(*torch.tensor(ROWS)),
+        "torch": rows_torch.solve_kl_symmetry(*torch.tensor(ROWS)),
         "plain": gaussian.solve_kl_symmetry(
             gaussian.Gaussian(0.0, 1.0), gaussian.Gaussian(1.0, 2.0)
         ),
@@ -41,7 +41,7 @@ def test_a_batch_of_either_kind_answers_row_by_row():
     rows = np.stack([ROWS[0], ROWS[1]]), np.stack([ROWS[0], ROWS[0]])
     for found in (
         qstar.solve_kl_symmetry(*rows),
-        batched.solve_kl_symmetry(*map(torch.tensor, rows)),
+        rows_torch.solve_kl_symmetry(*map(torch.tensor, rows)),
     ):
         assert found.is_status("degenerate_all").tolist() == [True, False]
         assert found.is_status("interior").tolist() == [False, True]
@@ -65,7 +65,7 @@ def mixed_statuses():
             ]
         )
     expected = qstar.solve_kl_symmetry(policy, teacher).status
-    return batched.solve_kl_symmetry(torch.tensor(policy), torch.tensor(teacher)), expected
+    return rows_torch.solve_kl_symmetry(torch.tensor(policy), torch.tensor(teacher)), expected
 
 
 MOVED = {
@@ -120,13 +120,13 @@ def test_a_torch_status_is_otherwise_a_tensor_of_indices():
     status[0] = STATUSES.index("invalid")
     assert bool(balance.is_status("invalid")[0])
     with FakeTensorMode():  # no values, no names: a decoder's code is traced all the same
-        fake = batched.solve_as_on_an_accelerator(torch.empty(2, 5), torch.empty(2, 5)).status
+        fake = rows_torch.solve_as_on_an_accelerator(torch.empty(2, 5), torch.empty(2, 5)).status
         assert (fake == 0).shape == (2,)
 
 
 def test_a_solve_is_compiled_whole_names_included():
     def interior(*rows):
-        return batched.solve_as_on_an_accelerator(*rows).status == "interior"
+        return rows_torch.solve_as_on_an_accelerator(*rows).status == "interior"
 
     compiled = torch.compile(interior, backend="eager", fullgraph=True)
     assert compiled(*torch.tensor(ROWS)[:, None]).tolist() == [True]

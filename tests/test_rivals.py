@@ -5,7 +5,7 @@ import pytest
 from scipy.special import log_softmax
 
 from qstar import kl, solve_kl_symmetry
-from qstar.rivals import compare, join, read, write
+from qstar_book.records.baselines import compare, join, read, write
 
 RNG = np.random.default_rng(0)
 LOG_P, LOG_R = (log_softmax(2 * RNG.normal(size=(12, 30)), axis=-1) for _ in "pr")

@@ -5,11 +5,11 @@ import pytest
 import tiny
 import torch
 
-from qstar import costs as cost
-from qstar import schemes
-from qstar.costs import Costs
-from qstar.decode import generate
-from qstar.schemes import GAMMAS, PRIOR, Evidence, Lookup, Plan, Planner, observe
+from qstar.decoding import costs as cost
+from qstar.decoding import planner as schemes
+from qstar.decoding.costs import Costs
+from qstar.decoding.decode import generate
+from qstar.decoding.planner import GAMMAS, PRIOR, Evidence, Lookup, Plan, Planner, observe
 
 FLAT = {1: 1.0, 9: 1.0}  # a forward takes the same at every width
 STEEP = {1: 1.0, 2: 3.0, 9: 17.0}
@@ -69,7 +69,7 @@ def test_a_draft_model_is_chosen_where_it_is_good_and_cheap():
 
 
 def formulas(costs, seen, *, has_draft, batch):
-    """Seconds per token of every plan that is open, straight from `qstar.costs`."""
+    """Seconds per token of every plan that is open, straight from `qstar.decoding.costs`."""
     accept = {name: seen.acceptance(name) for name in PRIOR}
     found = {("plain", 0): cost.plain(costs)}
     for gamma in GAMMAS:

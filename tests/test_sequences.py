@@ -17,10 +17,10 @@ from sampling import FALSE_ALARM, p_value
 from scipy.special import log_softmax, logsumexp
 from scipy.stats import binom
 
-from qstar import sequences
-from qstar.geometric import kl, total_variation
-from qstar.montecarlo import sample_geometric_mean
-from qstar.sequences import (
+from qstar.families.montecarlo import sample_geometric_mean
+from qstar.rows import kl, total_variation
+from qstar.theory import sequences
+from qstar.theory.sequences import (
     ChainPair,
     PerronPair,
     SequenceLaw,

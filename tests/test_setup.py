@@ -159,7 +159,7 @@ def python_of(file):
 
 def imported(file):
     """The top-level names of other packages that a file imports, at any depth."""
-    ours = {"qstar"} | {path.stem for path in (ROOT / "tests").glob("*.py")}
+    ours = {"qstar", "qstar_book"} | {path.stem for path in (ROOT / "tests").glob("*.py")}
     names = set()
     for node in ast.walk(ast.parse(python_of(file))):
         if isinstance(node, ast.Import):
@@ -173,11 +173,11 @@ def imported(file):
 UNPINNED = {"autograd", "bregman", "triton"}  # triton comes with builds of torch for GPUs
 
 
-@pytest.mark.parametrize("folder", ["qstar", "tests", "notebooks", "book/_ext", ".ci"])
+@pytest.mark.parametrize("folder", ["qstar", "tests", "notebooks", "book/qstar_book", ".ci"])
 def test_every_import_is_declared(folder):
     declared = {canonicalize_name(requirement.name) for requirement in requirements("all")}
     providers = importlib.metadata.packages_distributions()
-    files = [f for f in (ROOT / folder).iterdir() if f.suffix in (".py", ".ipynb")]
+    files = [f for f in (ROOT / folder).rglob("*") if f.suffix in (".py", ".ipynb")]
     undeclared = {
         (file.name, name)
         for file in files
@@ -194,12 +194,12 @@ RECORDS = sorted(str(file.relative_to(ROOT / "data")) for file in DATA_FILES)
 USE_EVERY_RECORD = """
 import json, sys
 import qstar
-from qstar import experiments, rivals
+from qstar_book.records import baselines, corpus
 
-found = {name: experiments.data_file(name) for name in sys.argv[1:]}
-assert len(experiments.read_prompts(found["prompts.json"])) > 0
-assert len(experiments.read_corpus(found["continuations.json"]).continuations) > 0
-assert len(rivals.read(found["results/rivals.json"])[0]) > 0
+found = {name: corpus.data_file(name) for name in sys.argv[1:]}
+assert len(corpus.read_prompts(found["prompts.json"])) > 0
+assert len(corpus.read_corpus(found["continuations.json"]).continuations) > 0
+assert len(baselines.read(found["results/rivals.json"])[0]) > 0
 print(json.dumps([qstar.__file__, *(file.read_text(encoding="utf8") for file in found.values())]))
 """
 
@@ -209,7 +209,7 @@ def installed(tmp_path_factory):
     """A folder with the package as `pip install .` puts it, from a copy of what it is made from."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     leave_out = shutil.ignore_patterns("__pycache__", "expected")
-    for name in ("qstar", "data"):
+    for name in ("qstar", "book/qstar_book", "data"):
         shutil.copytree(ROOT / name, source / name, ignore=leave_out)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
@@ -230,8 +230,10 @@ def test_an_installed_package_finds_its_records(installed, tmp_path):
 
 
 def test_every_module_is_installed(installed):
-    names = {str(f.relative_to(ROOT)) for f in (ROOT / "qstar").rglob("*.py")}
-    assert names == {str(f.relative_to(installed)) for f in (installed / "qstar").rglob("*.py")}
+    for package in (ROOT / "qstar", ROOT / "book" / "qstar_book"):
+        names = {str(f.relative_to(package)) for f in package.rglob("*.py")}
+        there = installed / package.name
+        assert names == {str(f.relative_to(there)) for f in there.rglob("*.py")}
 
 
 # --- The two commands ------------------------------------------------------------------------
@@ -469,7 +471,12 @@ def dry_run(target):
 
 def test_the_commands_do_what_the_readme_says():
     book, test = dry_run("book"), dry_run("test")
-    for step in (".ci/environment", "qstar.models fetch", "qstar.reproduce", ".ci/pages.py"):
+    for step in (
+        ".ci/environment",
+        "qstar_book.shipped_model fetch",
+        "qstar_book.run",
+        ".ci/pages.py",
+    ):
         assert step in book
     for step in (".ci/environment", "ruff check", "ruff format --check", "mypy", "pytest"):
         assert step in test

@@ -8,16 +8,18 @@ from scipy.special import log_softmax
 from qstar import (
     STATUSES,
     Balance,
-    geometric,
     kl,
     log_geometric_mean,
     log_partition,
     solve_kl_symmetry,
 )
+from qstar import (
+    rows as geometric,
+)
 from qstar.solve import FEW
 
 try:
-    from qstar.torture import FAMILIES
+    from qstar_book.records.stress import FAMILIES
 except ModuleNotFoundError:  # no torch: `make newest` runs this file without it
     FAMILIES = {}
 

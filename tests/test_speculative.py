@@ -22,9 +22,9 @@ from qstar import (
     solve_kl_symmetry,
     total_variation,
 )
-from qstar import speculative as sp
-from qstar.acceptance import source_loop_law, tokens_per_round
-from qstar.laws import block_law, every_outcome, joint_law, pick_law, token_law
+from qstar.sampling import rules as sp
+from qstar.sampling.enumeration import block_law, every_outcome, joint_law, pick_law, token_law
+from qstar.theory.acceptance import source_loop_law, tokens_per_round
 
 EXACT = 1e-12
 ROWS = 300_000

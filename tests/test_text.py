@@ -14,9 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers_of_all_kinds import KINDS, llama_like
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from qstar import decode
-from qstar.models import chat_ids
-from qstar.text import (
+from qstar.adapters.chat import (
     LOOSE,
     OptimalSpeculativeDecoder,
     Pieces,
@@ -24,6 +22,8 @@ from qstar.text import (
     _StopInText,
     new_text,
 )
+from qstar.adapters.checkpoints import chat_ids
+from qstar.decoding import decode
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"

@@ -9,21 +9,22 @@ import torch
 
 from qstar import (
     acceptance_probability,
-    batched,
-    benchmark,
-    geometric,
+    rows_torch,
     solve_kl_symmetry,
-    torture,
     total_variation,
 )
+from qstar import (
+    rows as geometric,
+)
+from qstar_book.records import solver, stress
 
-DTYPES = pytest.mark.parametrize("dtype", torture.DTYPES, ids=str)
+DTYPES = pytest.mark.parametrize("dtype", stress.DTYPES, ids=str)
 
 
 def test_no_adversarial_row_is_a_fault():
-    counts = torture.run(330, seed=3, large=0)
-    assert {family for family, _ in counts} == set(torture.FAMILIES)
-    assert torture.faults(counts) == 0, torture.table(counts)
+    counts = stress.run(330, seed=3, large=0)
+    assert {family for family, _ in counts} == set(stress.FAMILIES)
+    assert stress.faults(counts) == 0, stress.table(counts)
 
 
 PLANTED = {
@@ -37,24 +38,22 @@ PLANTED = {
 @pytest.mark.parametrize("fault", PLANTED)
 def test_a_planted_fault_is_counted_and_fails_the_command(fault, monkeypatch, capsys):
     def solve(*rows):
-        return PLANTED[fault](batched.solve_kl_symmetry(*rows))
+        return PLANTED[fault](rows_torch.solve_kl_symmetry(*rows))
 
-    few = {name: torture.FAMILIES[name] for name in ("opposed", "near-identical")}
-    monkeypatch.setattr(torture, "FAMILIES", few)
-    counts = torture.run(4, large=0, solve=solve)
-    total = {
-        name: sum(getattr(count, name) for count in counts.values()) for name in torture.FAULTS
-    }
+    few = {name: stress.FAMILIES[name] for name in ("opposed", "near-identical")}
+    monkeypatch.setattr(stress, "FAMILIES", few)
+    counts = stress.run(4, large=0, solve=solve)
+    total = {name: sum(getattr(count, name) for count in counts.values()) for name in stress.FAULTS}
     assert total[fault] > 0
     assert sum(total.values()) == total[fault]
-    monkeypatch.setattr(torture, "run", lambda *args, **options: counts)
+    monkeypatch.setattr(stress, "run", lambda *args, **options: counts)
     with pytest.raises(SystemExit, match="1"):
-        torture.main(["22"])
+        stress.main(["22"])
     assert "faults" in capsys.readouterr().out
 
 
 @DTYPES
-@pytest.mark.parametrize("vocab", [2, 50, batched.ROW_VOCAB, 50_000])
+@pytest.mark.parametrize("vocab", [2, 50, rows_torch.ROW_VOCAB, 50_000])
 def test_opposed_favourites_are_solved_at_every_temperature(dtype, vocab):
     """Leads of 33 to 55 nats against 66 ended in a math domain error from 4096 outcomes on."""
     rng = np.random.default_rng(1)
@@ -65,7 +64,7 @@ def test_opposed_favourites_are_solved_at_every_temperature(dtype, vocab):
                 logits[place, :, place] = logits[place].max(-1) + lead
             pair = torch.tensor(logits / temperature).log_softmax(-1).to(dtype)
             exact = solve_kl_symmetry(*(side.double().log_softmax(-1).numpy() for side in pair))
-            for solve in (batched.solve_kl_symmetry, batched.solve_as_on_an_accelerator):
+            for solve in (rows_torch.solve_kl_symmetry, rows_torch.solve_as_on_an_accelerator):
                 found = solve(*pair)
                 assert found.converged.all()
                 np.testing.assert_allclose(found.chernoff, exact.chernoff, rtol=1e-5, atol=1e-6)
@@ -77,7 +76,7 @@ def test_fixed_passes_leave_no_row_of_any_scale_unconverged(scale):
     for draw in (rng.normal, lambda size: rng.standard_t(1, size)):
         pair = torch.tensor(scale * draw(size=(2, 500, 7))).log_softmax(-1)
         for dtype in (torch.float64, torch.float32):
-            assert batched.solve_as_on_an_accelerator(*pair.to(dtype)).converged.all()
+            assert rows_torch.solve_as_on_an_accelerator(*pair.to(dtype)).converged.all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -87,12 +86,12 @@ def test_a_log_softmax_in_a_half_type_is_a_distribution(dtype, vocab):
     for spread in (0.0, 0.3, 3.0):
         logits = (spread * torch.randn(2, vocab, generator=generator)).to(dtype)
         pair = logits.log_softmax(-1)
-        for solve in (batched.solve_kl_symmetry, batched.solve_as_on_an_accelerator):
+        for solve in (rows_torch.solve_kl_symmetry, rows_torch.solve_as_on_an_accelerator):
             assert not bool(solve(*pair).is_status("invalid"))
         if dtype == torch.float16:
             solve_kl_symmetry(*pair.numpy())
         with pytest.raises(ValueError, match=r"off by \+"):
-            batched.solve_kl_symmetry(pair[0] + 0.25, pair[1])
+            rows_torch.solve_kl_symmetry(pair[0] + 0.25, pair[1])
 
 
 @pytest.mark.parametrize("vocab", [3, 50_000])
@@ -110,12 +109,12 @@ def test_overlap_and_distance_are_probabilities():
     rows = torch.tensor(rng.normal(size=(500, 12)) * 3).log_softmax(-1)
     raw = rows.exp().sum(-1)
     assert (raw > 1).any(), "else nothing is tested"
-    for dtype in torture.DTYPES:
+    for dtype in stress.DTYPES:
         given = rows.to(dtype)
-        assert batched.acceptance_probability(given, given).max() <= 1
+        assert rows_torch.acceptance_probability(given, given).max() <= 1
         for other in (given, given.flip(-1)):
-            assert batched.total_variation(given, other).min() >= 0
-            assert batched.total_variation(given, other).max() <= 1
+            assert rows_torch.total_variation(given, other).min() >= 0
+            assert rows_torch.total_variation(given, other).max() <= 1
     assert acceptance_probability(rows.numpy(), rows.numpy()).max() <= 1
     far = (
         np.where(np.arange(12) < 6, rows.numpy(), -np.inf),
@@ -129,7 +128,7 @@ def test_overlap_and_distance_are_probabilities():
 @pytest.mark.parametrize("record", [{"a": object()}, {"a": float("nan")}, {1j: 0}])
 def test_a_record_that_is_no_json_leaves_no_file(record, tmp_path):
     with pytest.raises((TypeError, ValueError)):
-        benchmark.write(record, tmp_path / "record.json")
+        solver.write(record, tmp_path / "record.json")
     assert list(tmp_path.iterdir()) == []
-    benchmark.write({"a": [1, 2]}, tmp_path / "record.json")
+    solver.write({"a": [1, 2]}, tmp_path / "record.json")
     assert json.loads((tmp_path / "record.json").read_text()) == {"a": [1, 2]}

@@ -1,0 +1,101 @@
+"""Every figure of the book: one function each, from a record to an axes, and the one style sheet.
+
+A figure function computes nothing that a claim rests on, opens no file and shows nothing. It takes
+values and the axes (or, with several panels, the figure) to draw on, and returns it. There are no
+titles: the caption claims. The modules are told apart by subject; call a figure by its name in the
+package, `figures.kl_crossing`.
+"""
+
+from .beyond import (
+    effective_share,
+    enclosing_balls,
+    mirrored_variance,
+    modes_along_path,
+    one_scale_law,
+    tail_weight,
+)
+from .decoding import forwards_by_acceptance, one_round, proposed_text, speed_ratios, width_costs
+from .dimension import collapse, overlap_law, precision_shares, shells
+from .gaussians import (
+    PATH_COLOURS,
+    covariance_rules,
+    densities,
+    gaussian_cases,
+    kl_order,
+    path_evolution,
+    scale_law,
+)
+from .meaning import (
+    adversaries,
+    ends_and_middle,
+    error_exponent,
+    range_bound,
+    rivals,
+    token_bars,
+    training,
+)
+from .models import alpha_by_kind, decode_trace, solving_gain
+from .page import texts
+from .path import kl_crossing, minimax
+from .sampling import acceptance_bounds, alpha_acceptance, loop_bias, redraw_panels
+from .sequences import answer_divergences, gap_growth, two_means, useful_share
+from .solver import alpha_error, convergence, log_partition_panels, passes_histogram, solver_cost
+from .style import COLOURS, FILL, INK, LINES, STYLE, WIDTH, style
+
+__all__ = [
+    "COLOURS",
+    "FILL",
+    "INK",
+    "LINES",
+    "PATH_COLOURS",
+    "STYLE",
+    "WIDTH",
+    "acceptance_bounds",
+    "adversaries",
+    "alpha_acceptance",
+    "alpha_by_kind",
+    "alpha_error",
+    "answer_divergences",
+    "collapse",
+    "convergence",
+    "covariance_rules",
+    "decode_trace",
+    "densities",
+    "effective_share",
+    "enclosing_balls",
+    "ends_and_middle",
+    "error_exponent",
+    "forwards_by_acceptance",
+    "gap_growth",
+    "gaussian_cases",
+    "kl_crossing",
+    "kl_order",
+    "log_partition_panels",
+    "loop_bias",
+    "minimax",
+    "mirrored_variance",
+    "modes_along_path",
+    "one_round",
+    "one_scale_law",
+    "overlap_law",
+    "passes_histogram",
+    "path_evolution",
+    "precision_shares",
+    "proposed_text",
+    "range_bound",
+    "redraw_panels",
+    "rivals",
+    "scale_law",
+    "shells",
+    "solver_cost",
+    "solving_gain",
+    "speed_ratios",
+    "style",
+    "tail_weight",
+    "texts",
+    "token_bars",
+    "training",
+    "two_means",
+    "useful_share",
+    "width_costs",
+]

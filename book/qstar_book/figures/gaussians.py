@@ -1,0 +1,311 @@
+"""Gaussians, in the plane and on the line."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy import ndarray
+
+from qstar.gaussian import Gaussian, SolvedPair
+
+from .path import kl_crossing
+from .style import COLOURS, FILL, INK, LINES, halo, role_legend, star
+
+PATH_COLOURS = LinearSegmentedColormap.from_list(
+    "path", [COLOURS["teacher"], "#B9B9B9", COLOURS["policy"]]
+)
+"""Colour of a point of the path by its alpha: from the teacher's to the policy's."""
+
+
+def contour(law: Gaussian, radius: float) -> ndarray:
+    """The points of a plane that are `radius` standard deviations from the mean."""
+    angle = np.linspace(0, 2 * np.pi, 181)
+    circle = radius * np.stack([np.cos(angle), np.sin(angle)])
+    return law.mean[:, None] + np.linalg.cholesky(law.covariance) @ circle
+
+
+def draw_contours(law: Gaussian, role: str, ax: Axes, *, radii: Sequence[float] = (1, 2)) -> None:
+    """Draw the law's contours at these numbers of standard deviations, as that party draws them."""
+    for radius in radii:
+        x, y = contour(law, radius)
+        line = LINES[role] | {"linewidth": LINES[role]["linewidth"] * (1 if radius == 1 else 0.6)}
+        ax.fill(x, y, color=COLOURS[role], alpha=FILL, linewidth=0)
+        ax.plot(x, y, **line, label=role if radius == 1 else None)
+
+
+def plane(ax: Axes, *, half_width: float, centre: tuple[float, float] = (0, 0)) -> None:
+    """Show a square of the plane, with one scale for both coordinates."""
+    ax.set_aspect("equal")
+    ax.set(
+        xlim=(centre[0] - half_width, centre[0] + half_width),
+        ylim=(centre[1] - half_width, centre[1] + half_width),
+    )
+
+
+def gaussian_cases(cases: Sequence[SolvedPair], *, fig: Figure, half_width: float = 4.7) -> Figure:
+    """Small multiples of pairs in the plane: contours of policy, teacher and q* at 1 and 2 sigma.
+
+    Every panel has the same scale, given by the bar in the first, and is centred on what it shows.
+
+    Args:
+        cases: The solved pairs, three to a row; `name` labels the panel.
+        fig: Where to draw: an empty figure, slightly higher than wide for nine cases.
+        half_width: Half the side of each panel, in the units of the coordinates.
+    """
+    rows = -(-len(cases) // 3)
+    axes = fig.subplots(rows, 3, squeeze=False)
+    for ax, case in zip(axes.flat, cases, strict=False):
+        draw_contours(case.teacher, "teacher", ax)
+        draw_contours(case.policy, "policy", ax)
+        draw_contours(case.q_star, "q*", ax)
+        x, y = case.q_star.mean
+        star(ax, x, y, size=9)
+        shown = np.hstack([contour(law, 2) for law in (case.policy, case.teacher)])
+        x, y = (shown.min(axis=1) + shown.max(axis=1)) / 2
+        plane(ax, half_width=half_width, centre=(x, y))
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set(visible=True, color="#C8C8C8")
+        ax.annotate(
+            case.name,
+            (0, 1),
+            xytext=(1, 4),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            fontsize=9.5,
+        )
+        ax.set_xlabel(rf"$\alpha^\star = {case.balance.alpha:.3f}$", color=INK["q*"])
+    corner = axes.flat[0].get_xlim()[0] + 0.5, axes.flat[0].get_ylim()[0] + 0.6
+    axes.flat[0].plot(
+        [corner[0], corner[0] + 2], [corner[1]] * 2, color=COLOURS["ink"], linewidth=1.5
+    )
+    axes.flat[0].annotate(
+        "length 2", (corner[0], corner[1]), (0, 3), textcoords="offset points", fontsize=9
+    )
+    for ax in axes.flat[len(cases) :]:
+        ax.set_axis_off()
+    role_legend(fig)
+    return fig
+
+
+def path_evolution(
+    case: SolvedPair,
+    alphas: ndarray,
+    path: Sequence[Gaussian],
+    kl_to_policy: ndarray,
+    kl_to_teacher: ndarray,
+    *,
+    fig: Figure,
+) -> Figure:
+    """q_alpha on its way from teacher to policy, above the two divergences that choose q*.
+
+    Args:
+        case: The pair in the plane, solved.
+        alphas: The exponents, from 0 to 1; about every tenth of the way one contour is drawn. Shape
+            (steps,).
+        path: The geometric mean at each.
+        kl_to_policy: KL(q_alpha || policy) at each, in nats. Shape (steps,).
+        kl_to_teacher: KL(q_alpha || teacher) at each, in nats. Shape (steps,).
+        fig: Where to draw: an empty figure, higher than wide.
+    """
+    top, bottom = fig.subplots(2, 1, height_ratios=[1.75, 1])
+    for alpha, law in list(zip(alphas, path, strict=True))[:: max(1, len(alphas) // 10)]:
+        x, y = contour(law, 1)
+        top.plot(x, y, color=PATH_COLOURS(float(alpha)), linewidth=1.2, alpha=0.9)
+    top.plot(*np.stack([law.mean for law in path]).T, color=COLOURS["ink"], linewidth=1.3, zorder=4)
+    ends = ((case.teacher, "teacher", 0), (case.policy, "policy", 1))
+    for law, role, _ in ends:
+        x, y = contour(law, 1)
+        top.fill(x, y, color=COLOURS[role], alpha=FILL, linewidth=0)
+        top.plot(x, y, **LINES[role] | {"linewidth": 2.4})
+        top.plot(*law.mean, "o", color=COLOURS[role], markeredgecolor="white", zorder=5)
+    top.plot(*contour(case.q_star, 1), **LINES["q*"])
+    star(top, *case.q_star.mean, size=17)
+    top.set_aspect("equal")
+    top.set(xlabel="$x_1$", ylabel="$x_2$")
+    top.margins(0.05)
+    for law, role, end in ends:
+        halo(
+            top.annotate(
+                rf"{role}, $\alpha = {end}$",
+                (law.mean[0], contour(law, 1)[1].max()),
+                xytext=(0, 5),
+                textcoords="offset points",
+                ha="center",
+                color=INK[role],
+            )
+        )
+    halo(
+        top.annotate(
+            r"$q^\star$",
+            tuple(contour(case.q_star, 1)[:, 68]),  # on its upper left
+            xytext=(-4, 3),
+            textcoords="offset points",
+            ha="right",
+            color=INK["q*"],
+            fontsize=13,
+        )
+    )
+    kl_crossing(alphas, kl_to_policy, kl_to_teacher, case.balance, ax=bottom)
+    return fig
+
+
+def scale_law(
+    ratios: ndarray,
+    alphas: ndarray,
+    shares: ndarray,
+    cases: Sequence[SolvedPair],
+    *,
+    ax: Axes,
+) -> Axes:
+    """alpha* of concentric isotropic Gaussians against the ratio of their variances.
+
+    Args:
+        ratios: Teacher variance over policy variance; above 1 the policy is the narrower. Shape
+            (points,).
+        alphas: alpha* at each. Shape (points,).
+        shares: The part of q*'s precision that comes from the policy, at each. Shape (points,).
+        cases: Rows of the source's table to mark: isotropic, with one mean.
+        ax: Where to draw.
+    """
+    ax.axhline(0.5, **LINES["guide"])
+    ax.axvline(1, **LINES["guide"])
+    ax.plot(ratios, shares, **LINES["other"])
+    ax.plot(ratios, alphas, **LINES["q*"])
+    for case in cases:
+        ratio = case.teacher.covariance[0, 0] / case.policy.covariance[0, 0]
+        ax.plot(
+            [ratio],
+            [case.balance.alpha],
+            "o",
+            markersize=8,
+            color=COLOURS["q*"],
+            markeredgecolor="white",
+            zorder=6,
+        )
+        halo(
+            ax.annotate(
+                f"ratio {ratio:g} ({case.name})",
+                (ratio, case.balance.alpha),
+                xytext=(7, 6),
+                textcoords="offset points",
+                color=INK["q*"],
+            )
+        )
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}" if x >= 1 else f"1/{1 / x:g}")
+    ax.set(
+        xlabel="teacher variance / policy variance",
+        ylabel="exponent, and share,\nof the policy",
+        xlim=(ratios[0], ratios[-1]),
+        ylim=(0, 1),
+    )
+    label: dict[str, Any] = {
+        "textcoords": "axes fraction",
+        "xycoords": "axes fraction",
+        "ha": "right",
+    }
+    halo(ax.annotate(r"exponent $\alpha^\star$", (0, 0), (0.985, 0.09), color=INK["q*"], **label))
+    halo(ax.annotate("share of the precision", (0, 0), (0.985, 0.68), color=INK["other"], **label))
+    for x, text, side in ((0.02, "policy wider", "left"), (0.98, "policy narrower", "right")):
+        ax.text(
+            x, 0.505, text, transform=ax.transAxes, ha=side, va="bottom", color=COLOURS["quiet"]
+        )
+    return ax
+
+
+def covariance_rules(case: SolvedPair, geometric: Gaussian, *, ax: Axes) -> Axes:
+    """One contour each of two parents, of q*, and of the covariance that the source proposes.
+
+    Args:
+        case: The pair in the plane, with one mean.
+        geometric: A Gaussian with the source's covariance, policy^alpha teacher^(1 - alpha).
+        ax: Where to draw.
+    """
+    for law, role in ((case.teacher, "teacher"), (case.policy, "policy"), (case.q_star, "q*")):
+        draw_contours(law, role, ax, radii=(1,))
+    ax.plot(*contour(geometric, 1), **LINES["other"])
+    plane(ax, half_width=2.3)
+    ax.set(xlabel="$x_1$", ylabel="$x_2$", xticks=[-2, -1, 0, 1, 2], yticks=[-2, -1, 0, 1, 2])
+    names = {
+        "policy": "policy",
+        "teacher": "teacher",
+        "q*": "$q^\\star$: precisions\naveraged (exact)",
+        "other": "the source's\ncovariance formula",
+    }
+    handles = [Line2D([], [], **LINES[role], label=name) for role, name in names.items()]
+    ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.03, 0.5), labelspacing=1.1)
+    return ax
+
+
+def densities(
+    panels: Sequence[tuple[SolvedPair, ndarray, ndarray]],
+    *,
+    fig: Figure,
+) -> Figure:
+    """One-dimensional parents and q*, one panel below the other.
+
+    Args:
+        panels: For each panel the solved pair (its name is the label), the points, and the
+            densities of policy, teacher and q* there. Shape (points,) or (3, points).
+        fig: Where to draw: an empty figure.
+    """
+    axes = fig.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for ax, (case, x, rows) in zip(axes, panels, strict=True):
+        for role, density in zip(("policy", "teacher", "q*"), rows, strict=True):
+            ax.fill_between(x, density, color=COLOURS[role], alpha=FILL, linewidth=0)
+            ax.plot(x, density, **LINES[role])
+        ax.set(xlim=(x[0], x[-1]), ylim=(0, 1.3 * rows.max()), ylabel="density")
+        ax.text(0.015, 0.96, case.name, transform=ax.transAxes, va="top")
+    axes[-1].set_xlabel("$x$")
+    role_legend(fig)
+    return fig
+
+
+def kl_order(
+    log_kl_ratios: Sequence[ndarray],
+    alphas: Sequence[ndarray],
+    labels: Sequence[str],
+    *,
+    ax: Axes,
+) -> Axes:
+    """alpha* against the order of the parents' two KL divergences, for families of random pairs.
+
+    Args:
+        log_kl_ratios: log(KL(policy || teacher) / KL(teacher || policy)) of each draw, by family.
+            Shape (draws,).
+        alphas: alpha* of each draw, by family. Shape (draws,).
+        labels: What each family is called, three at most; the first is drawn on top.
+        ax: Where to draw.
+    """
+    reach = max(float(np.abs(ratio).max()) for ratio in log_kl_ratios) * 1.03
+    for left, bottom in ((-reach, 0.5), (0, 0)):
+        ax.fill_between(
+            [left, left + reach], bottom, bottom + 0.5, color="#F1F1F1", linewidth=0, zorder=0
+        )
+    marks: tuple[dict[str, Any], ...] = (
+        {"marker": "o", "color": COLOURS["ink"], "markersize": 2.4, "alpha": 0.5, "zorder": 3},
+        {"marker": "s", "color": COLOURS["quiet"], "markersize": 2.8, "alpha": 0.7, "zorder": 2.5},
+        {"marker": "^", "color": COLOURS["other"], "markersize": 3.4, "alpha": 0.5},
+    )
+    families = zip(log_kl_ratios, alphas, labels, marks, strict=False)
+    for ratio, alpha, label, mark in families:
+        ax.plot(ratio, alpha, linestyle="none", markeredgewidth=0, **mark)
+        ax.plot([], [], linestyle="none", label=label, **mark | {"markersize": 6, "alpha": 0.9})
+    ax.axhline(0.5, **LINES["guide"])
+    ax.axvline(0, **LINES["guide"])
+    for x, y, ha, va in ((0.02, 0.97, "left", "top"), (0.98, 0.03, "right", "bottom")):
+        ax.text(
+            x, y, "observation 2\nfails here", transform=ax.transAxes, ha=ha, va=va, fontsize=9.5
+        )
+    ax.set(
+        xlabel="log of KL(policy ‖ teacher) / KL(teacher ‖ policy)",
+        ylabel=r"$\alpha^\star$",
+        xlim=(-reach, reach),
+        ylim=(0, 1),
+    )
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(labels), handletextpad=0.3)
+    return ax

@@ -1,0 +1,130 @@
+"""Two language models: what a decoder sees, token by token."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import ArrayLike
+
+from .style import COLOURS, LINES, halo
+
+
+def decode_trace(
+    trace: Any,
+    words: Sequence[str] = (),
+    *,
+    fig: Figure,
+    typical: tuple[float, float] = (0.3, 0.7),
+) -> Figure:
+    """A decode, token by token: alpha*, the divergences around q*, and both acceptances.
+
+    Args:
+        trace: The `qstar.decoding.diagnostics.Comparison` of one sequence, on the CPU.
+        words: Its tokens as text, one a position; numbers stand for them if there are none.
+        fig: Where to draw, in three panels that share the axis of tokens.
+        typical: The range of alpha to shade.
+    """
+    top, middle, bottom = fig.subplots(3, 1, sharex=True, height_ratios=(1, 1.25, 1))
+    at = np.arange(1, len(trace.alpha) + 1)
+    dots: dict[str, Any] = {"marker": "o", "markersize": 3}
+    thin = {party: LINES[party] | {"linewidth": 1.3} for party in ("policy", "teacher", "q*")}
+    top.axhspan(*typical, color="#EFEFEF", linewidth=0, zorder=0)
+    top.axhline(0.5, **LINES["guide"], zorder=1)
+    top.plot(at, trace.balance.alpha, **thin["q*"], **dots)
+    top.set(ylabel=r"$\alpha^\star$", ylim=(0, 1), yticks=(0, *typical, 1))
+    curves = {
+        "policy ‖ teacher": (trace.policy_to_teacher, "policy"),
+        "teacher ‖ policy": (trace.teacher_to_policy, "teacher"),
+        r"$q^\star$ ‖ either ($C$)": (trace.balance.chernoff, "q*"),
+    }
+    for label, (values, party) in curves.items():
+        middle.plot(at, values, **thin[party], **(dots if party == "q*" else {}), label=label)
+    middle.set(ylabel="KL (nats)", yscale="log")
+    middle.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, columnspacing=1.1)
+    bottom.plot(at, trace.accept_policy, **thin["policy"], label="draft: policy")
+    bottom.plot(at, trace.accept_teacher, **thin["teacher"], label="draft: teacher")
+    bottom.set(xlabel="new token", ylabel="acceptance\nprobability", ylim=(None, 1.005))
+    bottom.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    bottom.set_xlim(0.5, len(at) + 0.5)
+    if words:
+        shown = [word.strip().replace("$", r"\$") or "␣" for word in words]
+        bottom.set_xticks(at, shown, rotation=90, fontsize=8, family="DejaVu Sans Mono")
+        bottom.set_xlabel("new token, as drawn")
+    fig.align_ylabels()
+    return fig
+
+
+def alpha_by_kind(
+    alphas: Mapping[str, ArrayLike],
+    *,
+    ax: Axes,
+    typical: tuple[float, float] = (0.3, 0.7),
+) -> Axes:
+    """alpha* at every position, one row of dots for each kind of pair, with the row's median.
+
+    Args:
+        alphas: Kind of pair -> alpha* at each of its positions. Shape (positions,).
+        ax: Where to draw.
+        typical: The range of alpha to shade.
+    """
+    ax.axvspan(*typical, color="#EFEFEF", linewidth=0, zorder=0)
+    ax.axvline(0.5, **LINES["guide"], zorder=1)
+    for row, values in enumerate(alphas.values()):
+        alpha = np.asarray(values)
+        # A fixed sequence that fills the row evenly: it only keeps the dots apart.
+        height = row + 0.6 * ((np.arange(len(alpha)) * 0.618034) % 1 - 0.5)
+        ax.plot(
+            alpha, height, "o", markersize=2.6, markeredgewidth=0, alpha=0.55, color=COLOURS["q*"]
+        )
+        ax.plot([np.median(alpha)] * 2, [row - 0.38, row + 0.38], color=COLOURS["ink"], zorder=3)
+    ax.set(
+        xlabel=r"$\alpha^\star$  (0: teacher, 1: policy)",
+        xlim=(0, 1),
+        ylim=(len(alphas) - 0.45, -0.55),
+        yticks=range(len(alphas)),
+    )
+    ax.set_xticks((0, typical[0], 0.5, typical[1], 1))
+    ax.set_yticklabels([kind.replace(" and ", "\nand ") for kind in alphas])
+    ax.tick_params(axis="y", length=0)
+    return ax
+
+
+def solving_gain(
+    pairs: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    ax: Axes,
+) -> Axes:
+    """What solving for alpha* buys over alpha = 1/2 at each position, against C.
+
+    Args:
+        pairs: Kind of pair -> (C, KL(q* || q_1/2)) at each of its positions, in nats. Shape
+            (positions,).
+        ax: Where to draw; guides mark a hundredth and a tenth of C.
+    """
+    # Not the hues of the three parties: a kind of pair is none of them.
+    looks = ((COLOURS["ink"], "o"), ("#56B4E9", "^"), ("#E69F00", "s"), (COLOURS["other"], "D"))
+    for (kind, (chernoff, gain)), (colour, marker) in zip(pairs.items(), looks, strict=False):
+        look: dict[str, Any] = {"marker": marker, "color": colour, "markersize": 3.6}
+        look |= {"linestyle": "none", "markeredgewidth": 0, "alpha": 0.6}
+        ax.plot(chernoff, gain, **look, label=kind)
+    ax.set(
+        xlabel="$C$ (nats)",
+        ylabel=r"KL($q^\star$ ‖ $q_{1/2}$) (nats)",
+        xscale="log",
+        yscale="log",
+        ylim=(1e-9, 1),
+    )
+    ends = np.array(ax.get_xlim())
+    for share, label in ((0.1, "10% of $C$"), (0.01, "1% of $C$")):
+        ax.plot(ends, share * ends, **LINES["guide"], zorder=1)
+        at = (ends[1], share * ends[1])
+        halo(ax.annotate(label, at, (-2, -12), textcoords="offset points", ha="right", va="top"))
+    ax.set_xlim(*ends)
+    legend = ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handletextpad=0.3)
+    for handle in legend.legend_handles:
+        if isinstance(handle, Line2D):
+            handle.set(markersize=6, alpha=1)
+    return ax

@@ -1,0 +1,622 @@
+"""What q* costs on an accelerator: one record, made in stages that each stand alone.
+
+    python -m qstar_book.records.accelerator --out data/results/accelerator.json
+    python -m qstar_book.records.accelerator --out FILE --stages solver decode
+
+Each stage runs in a process of its own under a time limit, and its result enters the record as
+soon as it is there; a stage that fails or takes too long leaves what it said in its place. Stages
+that the record holds already are kept unless they are named. Ways that are compared take turns in
+one process; what is kept of them are medians, the range of the middle 80%, and the ratio to the
+first way, as a median over the turns with its 95% bootstrap interval.
+
+The record (JSON) holds
+
+    command, date, device
+    stages
+        machine   what ran it: device, memory, versions, the rate of a copy
+        solver    {cell: {ways, worst_tv, converged}} for each vocabulary and batch: alpha* beside
+                  two log-softmaxes of the same rows; and, for scale, a plain Newton iteration of
+                  six steps, captured as a CUDA graph, as it is and compiled
+        rows      {family and dtype: counts} of faults on adversarial rows (`stress`)
+        laws      {configuration: largest error of an outcome} of the decoder, by enumeration
+        seeds     whether a seed draws the same tokens here as on the CPU
+        forwards  {shape: {width: ways}}: one forward through a dynamic cache, and through a static
+                  cache, captured
+        token     {shape: ways}: a token of q*, forwards and draw, captured as one graph
+        decode    cells as `records.decoding` has them, of pairs that say whether they are
+                  synthetic
+
+The shapes are those of public models; their weights are random, and the pair of two such models is
+**synthetic**: a copy whose output layer carries noise of a size that gives the acceptance that is
+written down. Speed depends on shape and acceptance; nothing else about them means anything.
+"""
+
+import argparse
+import copy
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
+
+from qstar import rows_torch
+from qstar.adapters import checkpoints
+from qstar.decoding import decode, enumeration
+from qstar.decoding.kv_cache import Reader
+
+from .. import shipped_model
+from . import corpus, decoding, stress
+from . import solver as benchmark
+
+Way = Callable[[], Any]
+
+LLAMA: Mapping[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+SHAPES: Mapping[str, Mapping[str, Any]] = {
+    "7B": {
+        "vocab_size": 32_000,
+        "hidden_size": 4096,
+        "intermediate_size": 11_008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+    },
+    "1B": {
+        "vocab_size": 32_000,
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+    },
+    "tiny": {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+}
+"""Llama-2-7B's, TinyLlama-1.1B's, and one for rehearsals."""
+
+CONTEXT = 512
+
+
+# --- Measuring -----------------------------------------------------------------------------------
+
+
+def take_turns(ways: Mapping[str, Way], device: torch.device, *, rounds: int) -> dict[str, Any]:
+    """Milliseconds of each way, and its ratio to the first; every round starts with another one."""
+    names = list(ways)
+    spent: dict[str, list[float]] = {name: [] for name in names}
+    for way in ways.values():  # warms up
+        way()
+        way()
+    for turn in range(rounds):
+        shift = turn % len(names)
+        for name in [*names[shift:], *names[:shift]]:
+            spent[name].append(_milliseconds(ways[name], device))
+    first = np.array(spent[names[0]])
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(rounds, size=(2_000, rounds))
+    found = {}
+    for name, values in ((name, np.array(values)) for name, values in spent.items()):
+        ratio = values / first
+        low, high = np.quantile(np.median(ratio[blocks], axis=1), [0.025, 0.975])
+        found[name] = {
+            "ms": float(np.median(values)),
+            "ms_middle_80": [float(x) for x in np.quantile(values, [0.1, 0.9])],
+            "ratio": {"median": float(np.median(ratio)), "low": float(low), "high": float(high)},
+        }
+    return found
+
+
+def _milliseconds(way: Way, device: torch.device) -> float:
+    if device.type != "cuda":
+        begun = time.perf_counter()
+        way()
+        return 1e3 * (time.perf_counter() - begun)
+    torch.cuda.synchronize()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    way()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end))
+
+
+def captured(way: Way, device: torch.device) -> Way:
+    """The same work, replayed from a CUDA graph; elsewhere as it is."""
+    if device.type != "cuda":
+        return way
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            way()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = way()
+
+    def replay() -> Any:
+        graph.replay()
+        return out
+
+    return replay
+
+
+# --- The stages ----------------------------------------------------------------------------------
+
+
+def machine(device: torch.device, *, quick: bool) -> dict[str, Any]:
+    """What ran this."""
+    packages = ("numpy", "scipy", "torch", "transformers")
+    found: dict[str, Any] = {
+        "host": benchmark.cpu_name(),
+        "host_cores": os.cpu_count(),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found |= {
+            "name": properties.name,
+            "memory_bytes": properties.total_memory,
+            "cuda": torch.version.cuda,
+        }
+    entries = 2**20 if quick else 2**29
+    source, target = (torch.ones(entries, device=device) for _ in range(2))
+    took = take_turns({"copy": lambda: target.copy_(source)}, device, rounds=10)["copy"]["ms"]
+    return found | {"copy_gb_per_s": 2 * 4 * entries / took / 1e6}
+
+
+def newton(log_policy: Tensor, log_teacher: Tensor, *, steps: int = 6) -> tuple[Tensor, Tensor]:
+    """alpha* and log q* by a bracketed Newton iteration of so many steps, which reads no value.
+
+    For scale only: it knows no boundary, no excluded outcome and no stopping rule.
+    """
+    ratio = log_policy - log_teacher
+    alpha = torch.full_like(ratio[..., :1], 0.5)
+    low, high = torch.zeros_like(alpha), torch.ones_like(alpha)
+    for _ in range(steps):
+        q = torch.addcmul(log_teacher, alpha, ratio).softmax(-1)
+        mean = (q * ratio).sum(-1, keepdim=True)
+        variance = (q * (ratio - mean).square()).sum(-1, keepdim=True)
+        low, high = torch.where(mean < 0, alpha, low), torch.where(mean > 0, alpha, high)
+        step = alpha - mean / variance.clamp_min(torch.finfo(ratio.dtype).tiny)
+        alpha = torch.where((step >= low) & (step <= high), step, (low + high) / 2)
+    return alpha.squeeze(-1), torch.addcmul(log_teacher, alpha, ratio).log_softmax(-1)
+
+
+def solver(device: torch.device, *, quick: bool) -> dict[str, Any]:
+    """alpha* on rows like a language model's, beside the log-softmaxes that made them."""
+    cells = [(500, 2)] if quick else [(v, b) for v in (32_000, 151_936) for b in (1, 8, 64)]
+    found = {}
+    for vocab, batch in cells:
+        host = benchmark.language_model_like_rows(rows=min(batch, 8), vocab=vocab, seed=0)
+        rows = [torch.from_numpy(x).float().to(device) for x in host]
+        rows = [x.repeat(-(-batch // len(x)), 1)[:batch].contiguous() for x in rows]
+        logits = [x + 3.0 for x in rows]
+
+        def softmaxes(logits: list[Tensor] = logits) -> Any:
+            return [x.log_softmax(-1) for x in logits]
+
+        def ours(rows: list[Tensor] = rows) -> Any:
+            return rows_torch.solve_kl_symmetry(*rows, validate=False)
+
+        def plain(rows: list[Tensor] = rows) -> Any:
+            return newton(*rows)
+
+        ways: dict[str, Way] = {"two log-softmaxes, captured": captured(softmaxes, device)}
+        ways["two log-softmaxes"] = softmaxes
+        ways["solve_kl_symmetry"] = ours
+        failed = {}
+        candidates: dict[str, Way] = {
+            "solve_kl_symmetry, captured": ours,
+            "six Newton steps, captured": plain,
+        }
+        if device.type == "cuda":
+            compiled = torch.compile(newton, dynamic=False)
+            candidates["six Newton steps, compiled and captured"] = partial(compiled, *rows)
+            candidates["six Newton steps, fused and captured"] = partial(_fused, *rows)
+        for name, way in candidates.items():
+            try:
+                ways[name] = captured(way, device)
+            except Exception as error:  # the record says what happened
+                failed[name] = f"{type(error).__name__}: {error}"[:300]
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+        exact = benchmark.solve_kl_symmetry(*host)
+        few = len(host[0])
+        worst = {}
+        answers = {"solve_kl_symmetry": ours().alpha, "six Newton steps": plain()[0]}
+        if "six Newton steps, fused and captured" in ways:
+            answers["six Newton steps, fused"] = _fused(*rows)[0]
+        for name, alpha in answers.items():
+            at = alpha[:few].double().cpu().numpy()
+            q = [np.exp(benchmark.log_geometric_mean(*host, a)) for a in (at, exact.alpha)]
+            worst[name] = float(0.5 * np.abs(q[0] - q[1]).sum(-1).max())
+        found[f"V={vocab} batch={batch}"] = {
+            "ways": take_turns(ways, device, rounds=5 if quick else 30),
+            "failed": failed,
+            "converged": float(ours().converged.double().mean()),
+            "worst_tv": worst,
+        }
+    return found
+
+
+def _fused(log_policy: Tensor, log_teacher: Tensor) -> tuple[Tensor, Tensor]:
+    from qstar.rows_triton import solve  # needs Triton
+
+    return solve(log_policy, log_teacher)
+
+
+def rows(device: torch.device, *, quick: bool) -> dict[str, Any]:
+    """Adversarial rows (`stress`) on the device, whose every row takes all the passes."""
+
+    def solve(policy: Tensor, teacher: Tensor) -> Any:
+        found = rows_torch.solve_kl_symmetry(policy.to(device), teacher.to(device))
+        return type(found)(*(getattr(found, name).cpu() for name in type(found).__slots__))
+
+    counts = stress.run(1100 if quick else 44_000, large=11 if quick else 44, solve=solve)
+    return {
+        f"{family}, {solver}": dict(zip(stress.Count._fields, count, strict=True))
+        for (family, solver), count in counts.items()
+        if not solver.endswith("fixed passes")
+    }
+
+
+def laws(device: torch.device, *, quick: bool) -> dict[str, Any]:
+    """The decoder's output distribution here, by enumeration, against forwards over whole texts.
+
+    In float64, but for the rotary tables, which transformers makes in float32 on either device.
+    """
+    policy, teacher = (enumeration.tiny_model(seed).to(device) for seed in (1, 2))
+    third = enumeration.tiny_model(3).to(device)
+    ids = torch.tensor([0, 2, 1], device=device)
+    ways: list[dict[str, Any]] = [{"scheme": "plain"}]
+    ways += [{"scheme": "one-sided", "gamma": 1, "drafter": who} for who in decode.PARENTS]
+    ways += [{"scheme": "alternating", "gamma": gamma} for gamma in (1, 2)]
+    ways += [{"scheme": "lookup", "gamma": 1}]
+    ways += [{"scheme": "draft-model", "gamma": 1, "draft_model": third}]
+    ways += [{"scheme": "alternating", "gamma": 1, "block_verification": True}]
+    found = {}
+    for alpha in (None, 0.3):
+        expected = enumeration.token_level_law(policy, teacher, ids, length=2, alpha=alpha)
+        for way in ways[:1] if quick else ways:
+            law, rows = enumeration.decoder_law(policy, teacher, ids, length=2, alpha=alpha, **way)
+            name = {k: v if k != "draft_model" else True for k, v in way.items()}
+            found[json.dumps(name | {"alpha": alpha})] = {
+                "largest_error": float(np.abs(law - expected).max()),
+                "rows": rows,
+            }
+    return found
+
+
+def seeds(device: torch.device, *, quick: bool) -> dict[str, Any]:
+    """Whether the same seed draws the same tokens here as on the CPU."""
+    found = {}
+    for scheme, gamma, dtype in (
+        ("plain", None, torch.float64),
+        ("alternating", 2, torch.float64),
+        ("plain", None, torch.float32),
+    ):
+        drawn = []
+        for place in (torch.device("cpu"), device):
+            policy, teacher = (
+                enumeration.tiny_model(seed, vocab=31).to(place, dtype) for seed in (1, 2)
+            )
+            ids = torch.tensor([3, 14, 15, 9, 2, 6], device=place)
+            draw = partial(decode.generate, policy, teacher, ids, max_new_tokens=24, scheme=scheme)
+            texts = range(2 if quick else 10)
+            drawn.append([draw(gamma=gamma, generator=seed).tokens.tolist() for seed in texts])
+        same = sum(a == b for a, b in zip(*drawn, strict=True))
+        name = f"{scheme}, {str(dtype).removeprefix('torch.')}"
+        found[name] = {"texts": len(drawn[0]), "same": same}
+    return found
+
+
+def random_model(shape: str, device: torch.device, *, spread: float = 3.0, seed: int = 0) -> Any:
+    """A Llama of a public shape with random weights, whose logits have this standard deviation."""
+    config = LlamaConfig(**SHAPES[shape], max_position_embeddings=2048, **LLAMA)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    torch.manual_seed(seed)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = LlamaForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+    with torch.no_grad():
+        logits = model(_text(config.vocab_size, 64, device)[None]).logits.float()
+        model.lm_head.weight *= spread / logits.std()
+    return model
+
+
+def _text(vocab: int, length: int, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(vocab, (length,), generator=generator).to(device)
+
+
+def synthetic_pair(
+    shape: str, device: torch.device, *, acceptance: float
+) -> tuple[Any, Any, float]:
+    """Two models of one shape, the second a copy whose output layer is noised until a token drafted
+    by either is kept with about this probability; and the probability that was reached."""
+    policy = random_model(shape, device)
+    teacher = copy.deepcopy(policy)
+    head = policy.lm_head.weight
+    noise = torch.randn(head.shape, device=device, dtype=torch.float32).to(head) * head.std()
+    with torch.no_grad():
+        hidden = policy.model(_text(len(head), 64, device)[None]).last_hidden_state[0]
+        log_policy = (hidden @ head.T).float().log_softmax(-1)
+        low, high, reached = 0.0, 2.0, 1.0
+        for _ in range(12):
+            size = (low + high) / 2
+            log_teacher = (hidden @ (head + size * noise).T).float().log_softmax(-1)
+            _, log_q = newton(log_policy, log_teacher)
+            reached = float(torch.minimum(log_policy, log_q).exp().sum(-1).mean())
+            low, high = (size, high) if reached > acceptance else (low, size)
+        teacher.lm_head.weight.copy_(head + size * noise)
+    return policy, teacher, reached
+
+
+def forwards(device: torch.device, *, quick: bool) -> dict[str, Any]:
+    """One forward by width, after a text: as the decoder reads today, and captured."""
+    found = {}
+    for shape in ("tiny",) if quick else ("1B", "7B"):
+        found[shape] = _forwards_of(shape, device, quick=quick)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return found
+
+
+class _Static:
+    """A model and a static cache that holds one text, read from the same place again and again."""
+
+    def __init__(self, model: Any, text: Tensor) -> None:
+        self.model = model
+        self.text = text
+        self._cache = StaticCache(config=model.config, max_cache_len=len(text) + 64)
+        with torch.no_grad():
+            model(text[None], past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        layers: list[Any] = list(self._cache.layers)
+        self._lengths: list[Tensor] = [layer.cumulative_length for layer in layers]
+        self._start = torch.tensor(len(text), device=text.device)
+
+    def reads(self, width: int) -> Way:
+        """A forward over so many tokens after the text, for their logits, shape (width, vocab)."""
+        ids = self.text[:width][None].clone()
+        place = (self._start + torch.arange(width, device=self.text.device))[None].clone()
+
+        def forward() -> Tensor:
+            torch._foreach_copy_(self._lengths, [self._start] * len(self._lengths))
+            out = self.model(ids, position_ids=place, past_key_values=self._cache, use_cache=True)
+            logits: Tensor = out.logits[0]
+            return logits
+
+        return forward
+
+
+def _forwards_of(shape: str, device: torch.device, *, quick: bool) -> dict[str, Any]:
+    model = random_model(shape, device)
+    context = 64 if quick else CONTEXT
+    text = _text(model.config.vocab_size, context, device)
+    reader = Reader(model)
+    reader.start([text.tolist()])
+    read = list(reader.lengths)
+    static = _Static(model, text)
+
+    def dynamic(drafts: Tensor) -> Tensor:
+        law = reader.feed([text[-1:].tolist()], drafts, positions=drafts.shape[-1] + 1)
+        reader.truncate(read)
+        return law
+
+    widths = {}
+    for width in (1, 2) if quick else (1, 2, 3, 4, 8):
+        forward = static.reads(width)
+        ways: dict[str, Way] = {
+            "dynamic cache, as decoded with": partial(dynamic, text[: width - 1][None]),
+            "static cache": forward,
+        }
+        entry: dict[str, Any] = {}
+        with torch.no_grad():
+            once = forward().float().clone()
+            try:
+                ways["static cache, captured"] = captured(forward, device)
+                again = ways["static cache, captured"]().float()
+                entry["captured_differs_by"] = float((once - again).abs().max())
+            except Exception as error:  # the record says what happened
+                entry["failed"] = f"{type(error).__name__}: {error}"[:300]
+            entry["ways"] = take_turns(ways, device, rounds=3 if quick else 20)
+        widths[str(width)] = entry
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "context": context,
+        "widths": widths,
+    }
+
+
+def token(device: torch.device, *, quick: bool) -> dict[str, Any]:
+    """One token of q*, all on the device: two forwards, alpha*, q* and a draw, captured as one.
+
+    What an engine without a host in the way would take for a token of "plain".
+    """
+    found = {}
+    for shape in ("tiny",) if quick else ("1B", "7B"):
+        policy = random_model(shape, device)
+        text = _text(policy.config.vocab_size, 64 if quick else CONTEXT, device)
+        pair = [_Static(model, text).reads(1) for model in (policy, copy.deepcopy(policy))]
+        solve = _fused if device.type == "cuda" else newton
+        race = torch.empty(policy.config.vocab_size, device=device)
+
+        def logits(pair: list[Way] = pair) -> list[Tensor]:
+            return [read() for read in pair]
+
+        def whole(
+            pair: list[Way] = pair, solve: Callable[..., Any] = solve, race: Tensor = race
+        ) -> Tensor:
+            log_policy, log_teacher = (read().float() for read in pair)
+            _, log_q = solve(log_policy, log_teacher)
+            return (log_q[0].exp() / race.exponential_()).argmax()
+
+        with torch.no_grad():
+            ways = {
+                "two forwards, captured": captured(logits, device),
+                "a token of q*, captured": captured(whole, device),
+            }
+            found[shape] = {"ways": take_turns(ways, device, rounds=3 if quick else 30)}
+        del policy, pair, logits, whole, ways
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return found
+
+
+def decode_synthetic(device: torch.device, *, quick: bool) -> dict[str, Any]:
+    """Every way of decoding, on a synthetic pair of a public shape."""
+    shape = "tiny" if quick else "7B"
+    policy, teacher, reached = synthetic_pair(shape, device, acceptance=0.9)
+    cell = decoding.Cell(
+        f"{shape} shape",
+        "as loaded",
+        (
+            "plain",
+            "alternating 1",
+            "alternating 2",
+            "one-sided 4",
+            "transformers plain",
+            "transformers assisted 2",
+        ),
+        new_tokens=6 if quick else 40,
+    )
+    length = 16 if quick else 128
+    ids = [_text(policy.config.vocab_size, length, device) + i for i in range(1 if quick else 3)]
+    prompts = [(x % policy.config.vocab_size,) * 2 for x in ids]
+    found = decoding.measure_cell(cell, policy, teacher, prompts, seed=0, width_rounds=3)
+    return {"synthetic": True, "acceptance_reached": reached} | found
+
+
+def decode_real(device: torch.device, *, quick: bool) -> dict[str, Any]:
+    """SmolLM2 under two system prompts, a real pair; and beside a noised copy, synthetic."""
+    policy, tokenizer = shipped_model.load(shipped_model.DEFAULT, device=str(device))
+    every = corpus.read_prompts(corpus.data_file("prompts.json"))
+    prompts = every[:1] if quick else every[:4:2]
+    ids = [
+        tuple(
+            checkpoints.chat_ids(tokenizer, p.user, system=system).to(device)
+            for system in (p.policy_system, p.teacher_system)
+        )
+        for p in prompts
+    ]
+    tokens = 4 if quick else 40
+    two_prompts = decoding.Cell(
+        "two prompts",
+        "as loaded",
+        ("plain", "plain, one call", "alternating 1", "alternating 2", "one-sided 4"),
+        new_tokens=tokens,
+    )
+    noised = decoding.Cell(
+        "noised copy",
+        "as loaded",
+        ("plain", "alternating 1", "one-sided 4", "transformers plain", "transformers assisted 2"),
+        new_tokens=tokens,
+    )
+    measure = decoding.measure_cell
+    one = [(p, p) for p, _ in ids]
+    other = decoding.noised(policy, decoding.NOISE["noised copy"])
+    return {
+        "model": shipped_model.DEFAULT,
+        "cells": [
+            {"synthetic": False}
+            | measure(two_prompts, policy, policy, ids, seed=0, width_rounds=3),
+            {"synthetic": True} | measure(noised, policy, other, one, seed=0, width_rounds=3),
+        ],
+    }
+
+
+STAGES: Mapping[str, tuple[Callable[..., dict[str, Any]], int]] = {
+    "machine": (machine, 60),
+    "solver": (solver, 150),
+    "rows": (rows, 90),
+    "laws": (laws, 90),
+    "seeds": (seeds, 60),
+    "forwards": (forwards, 120),
+    "token": (token, 90),
+    "decode synthetic": (decode_synthetic, 120),
+    "decode real": (decode_real, 150),
+}
+"""The stages in order, each with the seconds that it may take on an accelerator."""
+
+
+# --- The command ---------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command `python -m qstar_book.records.accelerator`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m qstar_book.records.accelerator",
+        description="Measure the solver and the decoder on an accelerator; record, by stages.",
+    )
+    parser.add_argument("--out", type=Path, help="the record; stages that it holds are kept")
+    parser.add_argument("--device", default="cuda", help="cuda, or cpu to rehearse")
+    parser.add_argument("--quick", action="store_true", help="small and few: a rehearsal")
+    parser.add_argument("--stages", nargs="+", choices=list(STAGES), help="only these, made anew")
+    parser.add_argument("--stage", choices=list(STAGES), help=argparse.SUPPRESS)  # in a process
+    chosen = parser.parse_args(arguments)
+    if chosen.stage:
+        run, _ = STAGES[chosen.stage]
+        print(json.dumps(run(torch.device(chosen.device), quick=chosen.quick)))
+        return
+    if chosen.out is None:
+        parser.error("--out is needed: the record that the stages are written to")
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA device was found: pass --device cpu --quick to rehearse")
+    record: dict[str, Any] = {"stages": {}}
+    if chosen.out.exists():
+        record = json.loads(chosen.out.read_text(encoding="utf8"))
+    record["device"] = chosen.device
+    for name in chosen.stages or [stage for stage in STAGES if stage not in record["stages"]]:
+        _, limit = STAGES[name]
+        print(f"{name}, at most {limit} s", file=sys.stderr, flush=True)
+        command = [
+            sys.executable,
+            "-m",
+            "qstar_book.records.accelerator",
+            "--device",
+            chosen.device,
+        ]
+        command += ["--stage", name] + ["--quick"] * chosen.quick
+        begun = time.perf_counter()
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+            failed = done.stderr[-600:] if done.returncode else None
+            found = {"failed": failed} if failed else json.loads(done.stdout.splitlines()[-1])
+        except subprocess.TimeoutExpired:
+            found = {"failed": f"took longer than {limit} s"}
+        record["stages"][name] = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": "python -m qstar_book.records.accelerator "
+            f"--device {chosen.device} --stages '{name}'",
+            "took_s": round(time.perf_counter() - begun, 1),
+        } | found
+        benchmark.write(record, chosen.out)
+        said = f"failed: {found['failed']}" if "failed" in found else "done"
+        print(f"{name}: {said} after {record['stages'][name]['took_s']} s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

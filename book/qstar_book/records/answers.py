@@ -1,0 +1,267 @@
+"""Whole answers of one language model under two prompts: drawn, weighted, and recorded.
+
+    python -m qstar_book.records.answers --out data/results/answers_cpu.json
+
+makes the record that the chapter on sequences reads. Laws of whole answers cannot be enumerated;
+here they are sampled by `qstar.theory.sequences` and measured by `qstar.families.montecarlo`.
+"""
+
+import argparse
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+from torch import Tensor
+from tqdm import tqdm
+
+from qstar.adapters import checkpoints
+from qstar.decoding.kv_cache import PREFILL_WIDTH, Reader
+from qstar.families import montecarlo
+from qstar.theory.sequences import Particles, sample_token_level, smc
+
+from .. import shipped_model
+
+
+class ModelPair:
+    """A language model under two prompts as a `Pair`: policy and teacher read the same new tokens.
+
+    A sequence has a fixed number of tokens: after a token that ends the text both parents repeat it
+    with certainty. Two caches of keys and values are kept, one for each prompt.
+
+    Args:
+        model: A causal language model of transformers.
+        policy_ids: The policy's prompt, token ids in one dimension.
+        teacher_ids: The teacher's prompt.
+        num_particles: How many sequences are read at a time.
+        ends: The token ids that end a text.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        policy_ids: Tensor,
+        teacher_ids: Tensor,
+        num_particles: int,
+        *,
+        ends: Sequence[int] = (),
+    ):
+        self._readers = Reader(model), Reader(model)
+        self._ends = np.asarray(list(ends), dtype=np.int64)
+        self._last = np.full(num_particles, -1)
+        for reader, ids in zip(self._readers, (policy_ids, teacher_ids), strict=True):
+            # How long texts get is not known here: as long as the model can read.
+            reader.check(reader.window or len(ids) + PREFILL_WIDTH, rows=num_particles)
+            reader.start([ids.tolist()] * num_particles)
+        # Read only when their laws are asked for: nobody asks after the last token.
+        self._unread = [[ids[-1:].tolist()] * num_particles for ids in (policy_ids, teacher_ids)]
+
+    def log_rows(self) -> tuple[ndarray, ndarray]:
+        """See `Pair`."""
+        over = np.isin(self._last, self._ends)
+        rows = []
+        for reader, ids in zip(self._readers, self._unread, strict=True):
+            laws = reader.feed(ids)[:, -1].double().log_softmax(-1).cpu().numpy()
+            laws[over] = -np.inf
+            laws[over, self._last[over]] = 0.0
+            rows.append(laws)
+        return rows[0], rows[1]
+
+    def keep(self, rows: ndarray) -> None:
+        """See `Pair`; the laws have been asked for, so that nothing is unread."""
+        for reader in self._readers:
+            reader.select(rows.tolist())
+        self._last = self._last[rows]
+
+    def extend(self, tokens: ndarray) -> None:
+        """See `Pair`."""
+        self._last = tokens.copy()
+        self._unread = [[[token] for token in tokens.tolist()]] * 2
+
+
+# --- The recorded run ----------------------------------------------------------------------------
+
+
+def record(
+    name: str,
+    model: Any,
+    tokenizer: Any,
+    prompt: Mapping[str, str],
+    *,
+    length: int,
+    num_particles: int,
+    num_draws: int,
+    num_runs: int,
+    resample_below: float,
+    seed: int,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Whole answers of one model under two system prompts, drawn in every way of this module.
+
+    First `num_draws` answers from each parent and from the token-level q*; the parents' answers
+    give alpha* and C of the laws of whole answers (`qstar.families.montecarlo`). Then, at that
+    alpha, `num_runs` runs each of SMC and of plain importance sampling.
+
+    Args:
+        name: What `shipped_model.load` was given.
+        model: A causal language model.
+        tokenizer: Its tokenizer, with a chat template.
+        prompt: policy_system, teacher_system and user.
+        length: How many tokens an answer has; after its end it repeats the token that ended it.
+        num_particles: Answers in one batch.
+        num_draws: Answers in a sample; a multiple of `num_particles`.
+        num_runs: How often SMC and importance sampling are run.
+        resample_below: SMC resamples where fewer than this share of its particles is effective.
+        seed: Of the first batch; every batch has the next one.
+        progress: Show a bar on standard error.
+
+    Returns:
+        What the JSON file holds, except for how and where it was made.
+    """
+    policy_ids, teacher_ids = (
+        checkpoints.chat_ids(tokenizer, prompt["user"], system=prompt[system])
+        for system in ("policy_system", "teacher_system")
+    )
+    given = model.generation_config.eos_token_id
+    ends = [] if given is None else given if isinstance(given, list) else [given]
+    batches = num_draws // num_particles
+    seeds = iter(range(seed, seed + 3 * batches + 2 * num_runs))
+    bar = tqdm(total=3 * batches + 2 * num_runs, unit="batch", disable=not progress)
+
+    def run(method: Callable[..., Particles], **options: Any) -> dict[str, Any]:
+        drawn = method(
+            ModelPair(model, policy_ids, teacher_ids, num_particles, ends=ends),
+            length,
+            num_particles=num_particles,
+            generator=np.random.default_rng(next(seeds)),
+            **options,
+        )
+        bar.update()
+        return _as_plain(drawn, tokenizer)
+
+    samples = {
+        party: [run(sample_token_level, alpha=alpha) for _ in range(batches)]
+        for party, alpha in (("policy", 1.0), ("teacher", 0.0), ("token_level", None))
+    }
+    solved = montecarlo.solve_sample(parents_sample(samples["policy"], samples["teacher"]))
+    at = solved.alpha
+    runs = {
+        kind: [run(smc, alpha=at, resample_below=below) for _ in range(num_runs)]
+        for kind, below in (("smc", resample_below), ("importance", 0.0))
+    }
+    bar.close()
+    return {
+        "model": name,
+        "prompt": dict(prompt),
+        "length": length,
+        "num_particles": num_particles,
+        "resample_below": resample_below,
+        "seed": seed,
+        "alpha": at,
+        "balance": asdict(solved),
+        "samples": samples,
+        "runs": runs,
+    }
+
+
+def parents_sample(
+    policy: Sequence[Mapping[str, Any]], teacher: Sequence[Mapping[str, Any]]
+) -> montecarlo.Sample:
+    """Recorded draws of both parents as a `qstar.families.montecarlo.Sample` of whole sequences."""
+    rows = [
+        np.concatenate([run[key] for run in (*policy, *teacher)])
+        for key in ("log_policy", "log_teacher")
+    ]
+    ours = sum(len(run["log_policy"]) for run in policy)
+    drawn = np.split(np.arange(len(rows[0])), [ours])
+    parents = [
+        montecarlo.Sampled(lambda at, row=row: row[at], lambda count, _, at=at: at)  # type: ignore[misc]
+        for row, at in zip(rows, drawn, strict=True)
+    ]
+    return montecarlo.draw_sample(
+        parents[0],
+        parents[1],
+        len(rows[0]),
+        weight=ours / len(rows[0]),
+        generator=np.random.default_rng(0),  # the draws are there: nothing is random
+    )
+
+
+def _as_plain(drawn: Particles, tokenizer: Any) -> dict[str, Any]:
+    """A run as JSON holds it: tokens and texts, and of each sequence its two log-probabilities,
+    its weight and its sum of log Z."""
+    return {
+        "tokens": drawn.tokens.tolist(),
+        "texts": [tokenizer.decode(row, skip_special_tokens=True) for row in drawn.tokens],
+        "log_policy": drawn.log_policy.round(6).tolist(),
+        "log_teacher": drawn.log_teacher.round(6).tolist(),
+        "log_weights": drawn.log_weights.round(6).tolist(),
+        "log_correction": drawn.log_partitions.sum(axis=1).round(6).tolist(),
+        "log_partition": round(drawn.log_partition, 6),
+        "effective": drawn.effective.round(4).tolist(),
+        "resampled": list(drawn.resampled),
+        "origin": drawn.origin.tolist(),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command `python -m qstar_book.records.answers`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m qstar_book.records.answers",
+        description="Draw whole answers of a language model under two prompts, and record them.",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="write the record here, as JSON")
+    parser.add_argument("--model", default=None, help="what shipped_model.load is given")
+    parser.add_argument("--prompt", type=int, default=1, help="which of data/prompts.json")
+    parser.add_argument("--length", type=int, default=24, help="tokens of an answer")
+    parser.add_argument("--particles", type=int, default=16, help="answers in one batch")
+    parser.add_argument("--draws", type=int, default=128, help="answers in each sample")
+    parser.add_argument("--runs", type=int, default=16, help="runs of SMC, and of importance")
+    parser.add_argument("--resample-below", type=float, default=0.75, help="share of effective")
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args(arguments)
+    from . import corpus, solver  # only the command needs them
+
+    if chosen.draws % chosen.particles or min(chosen.draws, chosen.runs) < 1:
+        parser.error("--draws must be a positive multiple of --particles, and --runs positive")
+
+    name = chosen.model or shipped_model.DEFAULT
+    prompt = corpus.read_prompts(corpus.data_file("prompts.json"))[chosen.prompt]
+    model, tokenizer = shipped_model.load(name, device="cpu")
+    made = record(
+        name,
+        model,
+        tokenizer,
+        asdict(prompt),
+        length=chosen.length,
+        num_particles=chosen.particles,
+        num_draws=chosen.draws,
+        num_runs=chosen.runs,
+        resample_below=chosen.resample_below,
+        seed=chosen.seed,
+        progress=True,
+    )
+    command = " ".join(arguments if arguments is not None else sys.argv[1:])
+    solver.write(
+        {
+            "command": f"python -m qstar_book.records.answers {command}",
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": {"device": "cpu", "architecture": platform.machine()},
+            "versions": {
+                package: version(package) for package in ("numpy", "scipy", "torch", "transformers")
+            },
+            **made,
+        },
+        chosen.out,
+    )
+    print(chosen.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,532 @@
+"""What decoding from q* took: every scheme and its peers on real text, recorded with its timings.
+
+    python -m qstar_book.records.decoding --out data/results/decoding_cpu.json
+
+makes the record that the chapter on speculative decoding reads. A cell of the record is one pair of
+models with their linear layers as loaded or packed (`qstar.decoding.packed`); in it every way of
+decoding answers the same prompts in turn, so that whatever else the machine does falls on all of
+them.
+
+The record (JSON) holds
+
+    command, date, seed, machine {cpu, cores, threads, waiting}, versions, model
+    cells       one for each of `CELLS`:
+        pair, layers, about, synthetic, new_tokens, load (before and after), packed_layers
+        widths      {width: {wall_s, cpu_s}} of one forward, medians
+        widths_of_two_rows  the same of a call that reads two texts
+        runs        one for each way and block (a prompt and a seed), in the order they were made:
+            way, prompt, seed, tokens, wall_s, cpu_s, forwards, model_calls
+            and of our own decoder: model_s (inside the models, after the prompts), rounds (each
+            [scheme, gamma, proposer, drafted, tested, accepted, emitted]), and by new token
+            accept_policy, accept_teacher and chernoff; of "auto" also the costs it measured
+
+Wall and processor seconds are of whole calls, prompts included. Each cell has a process of its own,
+whose threads sleep while they wait: on a machine with other work to do, threads that spin take its
+time from each other.
+"""
+
+import argparse
+import contextlib
+import copy
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qstar.adapters import checkpoints
+from qstar.decoding import costs, decode
+from qstar.decoding.kv_cache import Reader
+from qstar.decoding.packed import packed
+
+from .. import shipped_model
+from ..product_model import ProductModel, drafting
+from . import corpus, solver
+
+OURS: Mapping[str, Mapping[str, Any]] = {
+    "plain": {"scheme": "plain", "one_call": False},
+    # Both parents in one call of batch 2, where they are one model: the honest baseline there.
+    "plain, one call": {"scheme": "plain"},
+    "alternating 1": {"scheme": "alternating", "gamma": 1},
+    "alternating 2": {"scheme": "alternating", "gamma": 2},
+    "one-sided 4": {"scheme": "one-sided", "gamma": 4, "drafter": "policy"},
+    "lookup 2": {"scheme": "lookup", "gamma": 2, "one_call": False},
+    "auto": {"scheme": "auto"},
+}
+"""Ways to decode: what `decode.generate` is told. "plain" is the yardstick: two calls a token;
+where one model is both parents, one call can read both texts."""
+
+PEERS: Mapping[str, Mapping[str, Any]] = {
+    "transformers plain": {},
+    "transformers assisted 2": {"assistant": 2},
+    "transformers assisted 4": {"assistant": 4},
+    "transformers lookup 2": {"prompt_lookup_num_tokens": 2},
+}
+"""What `generate` of transformers is told, for `product.ProductModel`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What is measured in one process.
+
+    Attributes:
+        pair: "two prompts" of one model; "noised copy" and "far copy", the model and a copy with
+            multiplicative noise in its layers, under one prompt.
+        layers: "packed" or "as loaded".
+        ways: Keys of `OURS` and `PEERS`.
+        new_tokens: How many in each block; nothing ends a text earlier.
+        seeds: How many of them; each with every prompt makes the blocks.
+    """
+
+    pair: str
+    layers: str
+    ways: tuple[str, ...]
+    new_tokens: int = 40
+    seeds: int = 1
+
+
+NOISE = {"noised copy": 0.07, "far copy": 0.3}
+"""The size of the noise, relative to each weight."""
+
+CELLS = (
+    Cell("two prompts", "packed", tuple(OURS), seeds=2),
+    Cell("two prompts", "as loaded", ("plain", "plain, one call", "alternating 1", "auto")),
+    Cell(
+        "noised copy",
+        "packed",
+        ("plain", "alternating 1", "alternating 2", "one-sided 4", "auto", *PEERS),
+        seeds=2,
+    ),
+    Cell("far copy", "as loaded", ("plain", "alternating 1", "auto"), new_tokens=32, seeds=2),
+)
+
+WIDTHS = (1, 2, 3, 4, 5, 8, 16)
+
+
+# --- Measuring -----------------------------------------------------------------------------------
+
+
+def measure_cell(
+    cell: Cell,
+    policy: Any,
+    teacher: Any,
+    prompts: Sequence[Sequence[Tensor]],
+    *,
+    seed: int,
+    width_rounds: int = 15,
+) -> dict[str, Any]:
+    """One cell of the record; the models are those of its pair.
+
+    Args:
+        cell: What to measure.
+        policy: A causal language model.
+        teacher: The other, or the same.
+        prompts: The policy's and the teacher's token ids, for each prompt. Shape (length,).
+        seed: Of the first block; the next round of prompts has the next one.
+        width_rounds: How often a forward of each width is timed.
+    """
+    load = os.getloadavg()[0]
+    for model in {policy, teacher}:
+        model.generation_config.eos_token_id = None
+    pack = packed(policy, teacher) if cell.layers == "packed" else contextlib.nullcontext(None)
+    blocks = [(prompt, seed + i) for i in range(cell.seeds) for prompt in range(len(prompts))]
+    runs = []
+    with pack as packing:
+        widths = {
+            rows: seconds_by_width(policy, prompts[0][0], rows=rows, rounds=width_rounds)
+            for rows in (1, 2)
+        }
+        ways = {way: _runner(way, policy, teacher) for way in cell.ways}
+        for run in ways.values():  # warms up, and lets "auto" measure
+            run(*prompts[0], 12, seed)
+        for turn, (prompt, block_seed) in enumerate(blocks):
+            start = turn % len(ways)
+            for way in [*ways, *ways][start : start + len(ways)]:
+                found = ways[way](*prompts[prompt], cell.new_tokens, block_seed)
+                runs.append({"way": way, "prompt": prompt, "seed": block_seed, **found})
+    return {
+        "pair": cell.pair,
+        "layers": cell.layers,
+        "new_tokens": cell.new_tokens,
+        "load": [load, os.getloadavg()[0]],
+        "packed_layers": 0 if packing is None else packing.layers,
+        "widths": widths[1],
+        "widths_of_two_rows": widths[2],
+        "runs": runs,
+    }
+
+
+def seconds_by_width(
+    model: Any, prompt: Tensor, *, rows: int = 1, rounds: int
+) -> dict[int, dict[str, float]]:
+    """The median wall and processor seconds of a forward of each of `WIDTHS`, after a prompt.
+
+    Round by round each width has its turn; what was read is taken back.
+    """
+    reader = Reader(model)
+    spent: dict[int, list[tuple[float, float]]] = {width: [] for width in WIDTHS}
+    with torch.no_grad():
+        reader.start([prompt.tolist()] * rows)
+        read = list(reader.lengths)
+        for _ in range(rounds + 1):
+            for width in WIDTHS:
+                drafts = prompt[:1].repeat(rows, width - 1)
+                begun = time.perf_counter(), time.process_time()
+                law = reader.feed([[int(prompt[-1])]] * rows, drafts, positions=width)
+                float(law[0, 0, 0])  # waits for a device
+                now = time.perf_counter(), time.process_time()
+                reader.truncate(read)
+                spent[width].append((now[0] - begun[0], now[1] - begun[1]))
+    medians = {width: np.median(times[1:], axis=0) for width, times in spent.items()}
+    return {w: {"wall_s": float(wall), "cpu_s": float(cpu)} for w, (wall, cpu) in medians.items()}
+
+
+Run = Callable[..., dict[str, Any]]
+
+
+def _runner(way: str, policy: Any, teacher: Any) -> Run:
+    """What decodes and reports: called with both prompts, the number of tokens and a seed."""
+    if way in OURS:
+        return lambda *given: _timed(_ours, OURS[way], policy, teacher, *given)
+    product = ProductModel(policy, teacher)
+    return lambda *given: _timed(_peer, PEERS[way], policy, product, *given)
+
+
+def _timed(decode_one: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
+    begun = time.perf_counter(), time.process_time()
+    found = decode_one(*given)
+    now = time.perf_counter(), time.process_time()
+    return {"wall_s": round(now[0] - begun[0], 4), "cpu_s": round(now[1] - begun[1], 4), **found}
+
+
+def _ours(
+    options: Mapping[str, Any],
+    policy: Any,
+    teacher: Any,
+    policy_ids: Tensor,
+    teacher_ids: Tensor,
+    new_tokens: int,
+    seed: int,
+) -> dict[str, Any]:
+    result = decode.generate(
+        policy,
+        teacher,
+        policy_ids,
+        teacher_ids,
+        max_new_tokens=new_tokens,
+        generator=seed,
+        **options,
+    )
+    trace = result.trace
+    who = trace.proposer.tolist()
+    rounds, at = [], 0
+    for r in trace.rounds:
+        # A round of "alternating" that keeps all it tests emits its drafts; each has a proposer.
+        proposer = decode.PROPOSERS[who[at]] if r.drafted else "none"
+        rounds.append([r.scheme, r.gamma, proposer, r.drafted, r.tested, r.accepted, r.emitted])
+        at += r.emitted
+    calls = [forward for r in trace.rounds for forward in r.forwards]
+    return {
+        "tokens": int(result.lengths),
+        **({"costs": _of_a_model(trace.costs)} if options["scheme"] == "auto" else {}),
+        "forwards": trace.forwards,
+        "model_calls": trace.model_calls,
+        "model_s": round(sum(forward.seconds for forward in calls), 4),
+        "rounds": rounds,
+        "accept_policy": [round(x, 4) for x in trace.accept_policy.tolist()],
+        "accept_teacher": [round(x, 4) for x in trace.accept_teacher.tolist()],
+        "chernoff": [float(f"{x:.4g}") for x in trace.balance.chernoff.tolist()],
+    }
+
+
+def _of_a_model(measured: costs.Costs | None) -> dict[str, Mapping[int, float] | None]:
+    assert measured is not None  # as it is with "auto"
+    return {"policy": measured.policy, "both": measured.both}
+
+
+def _peer(
+    options: Mapping[str, Any],
+    policy: Any,
+    product: Any,
+    policy_ids: Tensor,
+    teacher_ids: Tensor,
+    new_tokens: int,
+    seed: int,
+) -> dict[str, Any]:
+    assert torch.equal(policy_ids, teacher_ids), "a product reads one prompt"
+    chosen = dict(options)
+    gamma = chosen.pop("assistant", None)
+    torch.manual_seed(seed)
+    with _counted(policy, product.teacher) as counts, contextlib.ExitStack() as stack:
+        if gamma is not None:
+            stack.enter_context(drafting(policy, gamma))
+            chosen["assistant_model"] = policy
+        text = product.generate(
+            policy_ids[None],
+            attention_mask=torch.ones_like(policy_ids[None]),
+            do_sample=True,
+            max_new_tokens=new_tokens,
+            **chosen,
+        )
+    tokens = text.shape[-1] - len(policy_ids)
+    # The calls that read the prompt are not counted, as in our own traces.
+    calls = counts["calls"] - counts["prompts"]
+    return {"tokens": tokens, "forwards": calls, "model_calls": calls}
+
+
+@contextlib.contextmanager
+def _counted(*parents: Any) -> Iterator[Counter[str]]:
+    """The forwards of some models, and which of them read a first text."""
+    counts: Counter[str] = Counter()
+
+    def count(module: Any, given: Any, named: Mapping[str, Any]) -> None:
+        cache = named.get("past_key_values")
+        counts["calls"] += 1
+        counts["prompts"] += cache is None or cache.get_seq_length() == 0
+
+    hooks = [parent.register_forward_pre_hook(count, with_kwargs=True) for parent in parents]
+    try:
+        yield counts
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def noised(model: Any, scale: float, *, seed: int = 0) -> Any:
+    """A copy whose layers have every weight multiplied by 1 + scale * a standard normal number.
+
+    A synthetic pair: it has the shape of two fine-tunes of one model, and no meaning.
+    """
+    other = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    head = other.get_output_embeddings()
+    with torch.no_grad():
+        for module in other.modules():
+            if isinstance(module, nn.Linear) and module is not head:
+                noise = torch.randn(module.weight.shape, generator=generator)
+                module.weight *= 1 + scale * noise.to(module.weight)
+    return other
+
+
+# --- Reading the record --------------------------------------------------------------------------
+
+
+def find_cell(record: Mapping[str, Any], pair: str, layers: str) -> Mapping[str, Any]:
+    """The cell of a pair, with its layers packed or as loaded."""
+    return next(c for c in record["cells"] if (c["pair"], c["layers"]) == (pair, layers))
+
+
+def runs_of(cell: Mapping[str, Any], way: str) -> list[Mapping[str, Any]]:
+    """The runs of one way of decoding, block by block."""
+    runs = [run for run in cell["runs"] if run["way"] == way]
+    return sorted(runs, key=lambda run: (run["seed"], run["prompt"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """How many times faster than another way, over the blocks.
+
+    Attributes:
+        median: Over the blocks.
+        low: The lower end of the 95% bootstrap interval of that median.
+        high: Its upper end.
+    """
+
+    median: float
+    low: float
+    high: float
+
+
+def speed_ratio(
+    cell: Mapping[str, Any], way: str, *, to: str = "plain", clock: str = "wall_s"
+) -> Ratio:
+    """Seconds per token of `to` over those of a way, prompts included; "wall_s" or "cpu_s"."""
+    slow, fast = (
+        np.array([run[clock] / run["tokens"] for run in runs_of(cell, name)]) for name in (to, way)
+    )
+    ratio = slow / fast
+    blocks = np.random.default_rng(0).integers(len(ratio), size=(10_000, len(ratio)))
+    low, high = np.quantile(np.median(ratio[blocks], axis=1), [0.025, 0.975])
+    return Ratio(float(np.median(ratio)), float(low), float(high))
+
+
+def measured_costs(cell: Mapping[str, Any], clock: str = "wall_s") -> costs.Costs:
+    """What a forward of each width took, as the decoder's cost model wants it."""
+    seconds = {int(width): spent[clock] for width, spent in cell["widths"].items()}
+    return costs.Costs(policy=seconds, teacher=seconds)
+
+
+def mean_acceptance(cell: Mapping[str, Any]) -> dict[str, float]:
+    """The acceptance probability of each parent's drafts, averaged over all recorded positions.
+
+    Whatever the scheme, the tokens before a position follow q*; so all runs count.
+    """
+    ours = [run for run in cell["runs"] if run["way"] in OURS]
+    return {
+        parent: float(np.mean(np.concatenate([run[f"accept_{parent}"] for run in ours])))
+        for parent in costs.PARENTS
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Tokens per forward of one way, counted and predicted.
+
+    Attributes:
+        tokens: New tokens.
+        forwards: Forwards of the parents after the prompts.
+        predicted: Forwards that the cost model expects for as many tokens.
+        accepted: Drafts that were kept.
+        tested: Drafts that were tested.
+    """
+
+    tokens: int
+    forwards: int
+    predicted: float
+    accepted: int
+    tested: int
+
+    @property
+    def margin(self) -> float:
+        """Tokens per forward over the predicted ones, minus 1."""
+        return self.predicted / self.forwards - 1
+
+
+def count_forwards(
+    cell: Mapping[str, Any], way: str, acceptance: Mapping[str, float] | None = None
+) -> Count:
+    """Forwards against the cost model's, at the acceptance rates of these very runs.
+
+    Schemes of the parents: the exact expectation for as many tokens (`costs.expected_forwards`).
+    "lookup" and "auto" choose as they go; for them each round is predicted from its drafts.
+
+    Args:
+        cell: A cell of the record.
+        way: A key of `OURS`.
+        acceptance: By proposer, in place of the measured rates.
+    """
+    runs = runs_of(cell, way)
+    rounds = [dict(zip(ROUND, r, strict=True)) for run in runs for r in run["rounds"]]
+    tested, accepted = Counter[str](), Counter[str]()
+    for r in rounds:
+        tested[r["proposer"]] += r["tested"]
+        accepted[r["proposer"]] += r["accepted"]
+    rates = {who: accepted[who] / tested[who] for who in tested if tested[who]}
+    rates |= acceptance or {}
+    tokens, forwards = (sum(run[key] for run in runs) for key in ("tokens", "forwards"))
+    scheme, gamma = OURS[way]["scheme"], OURS[way].get("gamma", 1)
+    if scheme in ("plain", "one-sided", "alternating"):
+        known = [rates[who] for who in costs.PARENTS if who in rates] or [0.0]
+        policy, teacher = (rates.get(who, float(np.mean(known))) for who in costs.PARENTS)
+        at = (policy, teacher) if scheme == "alternating" else policy
+        predicted = sum(costs.expected_forwards(scheme, run["tokens"], gamma, at) for run in runs)
+    else:
+        expected = sum(_expected_tokens(r, rates) for r in rounds)
+        predicted = forwards * tokens / expected
+    return Count(tokens, forwards, predicted, sum(accepted.values()), sum(tested.values()))
+
+
+ROUND = ("scheme", "gamma", "proposer", "drafted", "tested", "accepted", "emitted")
+
+
+def _expected_tokens(r: Mapping[str, Any], rates: Mapping[str, float]) -> float:
+    """What a round with this many drafts emits on average."""
+    if not r["drafted"]:
+        return 1.0
+    accept = rates[r["proposer"]]
+    bonus = r["scheme"] in ("lookup", "draft-model")  # q* is known after the last draft
+    most = r["drafted"] + int(bonus)
+    return float(sum(accept**kept for kept in range(most)))
+
+
+# --- The command ---------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command `python -m qstar_book.records.decoding`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m qstar_book.records.decoding",
+        description="Decode from q* of a language model under two prompts in every way; record.",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="write the record here, as JSON")
+    parser.add_argument(
+        "--model", default=shipped_model.DEFAULT, help="what shipped_model.load is given"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
+    parser.add_argument("--threads", type=int, default=2, help="of each process")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cell", type=int, help=argparse.SUPPRESS)  # one cell, in its own process
+    chosen = parser.parse_args(arguments)
+    if chosen.cell is not None:
+        cell = CELLS[chosen.cell]
+        if chosen.device != "cpu":  # packing is for CPUs
+            cell = replace(cell, layers="as loaded")
+        print(json.dumps(_run_cell(cell, chosen)))
+        return
+    given = list(arguments if arguments is not None else sys.argv[1:])
+    waiting = {"OMP_NUM_THREADS": str(chosen.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    cells = []
+    for index, cell in enumerate(CELLS):
+        print(f"{cell.pair}, layers {cell.layers}", file=sys.stderr)
+        done = subprocess.run(
+            [sys.executable, "-m", "qstar_book.records.decoding", *given, "--cell", str(index)],
+            env=os.environ | waiting,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        cells.append(json.loads(done.stdout))
+    packages = ("numpy", "torch", "transformers")
+    record = {
+        "command": f"python -m qstar_book.records.decoding {' '.join(given)}",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": chosen.seed,
+        "model": chosen.model,
+        "machine": {
+            "device": chosen.device,
+            "cpu": solver.cpu_name(),
+            "cores": os.cpu_count(),
+            "threads": chosen.threads,
+            "waiting": "passive (OMP_WAIT_POLICY)",
+        },
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "cells": cells,
+    }
+    solver.write(record, chosen.out)
+    print(chosen.out)
+
+
+def _run_cell(cell: Cell, chosen: argparse.Namespace) -> dict[str, Any]:
+    torch.set_num_threads(chosen.threads)
+    policy, tokenizer = shipped_model.load(chosen.model, device=chosen.device)
+    prompts = corpus.read_prompts(corpus.data_file("prompts.json"))
+    systems = [(p.user, p.policy_system, p.teacher_system) for p in prompts]
+    teacher = policy
+    if cell.pair != "two prompts":  # then no system but the policy's
+        systems = [(user, ours, ours) for user, ours, _ in systems]
+        systems = list(dict.fromkeys(systems))
+        teacher = noised(policy, NOISE[cell.pair])
+    ids = [
+        (
+            checkpoints.chat_ids(tokenizer, user, system=ours),
+            checkpoints.chat_ids(tokenizer, user, system=its),
+        )
+        for user, ours, its in systems
+    ]
+    return measure_cell(cell, policy, teacher, ids, seed=chosen.seed)
+
+
+if __name__ == "__main__":
+    main()

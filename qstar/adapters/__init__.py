@@ -1,0 +1,1 @@
+"""Where transformers, tokenizers and checkpoints meet the decoder."""

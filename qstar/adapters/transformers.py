@@ -1,0 +1,490 @@
+"""q* through transformers' own `generate`: its configs, processors, criteria and streamers.
+
+    policy.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=40, do_sample=True,
+                    custom_generate=hook.q_star, teacher=teacher)
+
+transformers prepares everything as for a call of its own, and hands it to `q_star`, which draws
+the tokens by `qstar.generate`. What cannot be done that way is refused, by name.
+"""
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+from transformers.generation import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    EosTokenCriteria,
+    LogitNormalization,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    PrefixConstrainedLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteriaList,
+    SynthIDTextWatermarkLogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
+from transformers.generation.logits_process import (
+    ClassifierFreeGuidanceLogitsProcessor,
+    DiaClassifierFreeGuidanceLogitsProcessor,
+    DiaEOSChannelFilterLogitsProcessor,
+    DiaEOSDelayPatternLogitsProcessor,
+    WhisperNoSpeechDetection,
+)
+from transformers.utils import ModelOutput
+
+from ..arguments import check_fixed_alpha
+from ..decoding.costs import Costs
+from ..decoding.decode import Generation, Trace, generate
+from ..decoding.filters import Processor, is_gauged, reads_text
+from ..sampling.rules import Chance
+
+OF_OTHER_MODELS = (
+    ClassifierFreeGuidanceLogitsProcessor,
+    DiaClassifierFreeGuidanceLogitsProcessor,
+    DiaEOSChannelFilterLogitsProcessor,
+    DiaEOSDelayPatternLogitsProcessor,
+    WhisperNoSpeechDetection,
+)
+"""Processors of models of sound, which see several rows for one, or keep what they saw."""
+
+
+@dataclass
+class QStarOutput(ModelOutput):  # type: ignore[misc]
+    """What `generate` returns with `return_dict_in_generate=True`.
+
+    Attributes:
+        sequences: The prompts as they came and the new tokens, padded behind. Shape (batch,
+            length).
+        lengths: How many tokens of each row are new, the one that ended it included. Shape
+            (batch,).
+        trace: What was known where each token was drawn (`qstar.decoding.decode.Trace`), over all
+            `max_new_tokens` positions.
+    """
+
+    sequences: Tensor | None = None
+    lengths: Tensor | None = None
+    trace: Trace | None = None
+
+
+def q_star(
+    model: Any,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    *,
+    teacher: Any = None,
+    teacher_input_ids: Tensor | None = None,
+    teacher_attention_mask: Tensor | None = None,
+    scheme: str | None = None,
+    gamma: int | None = None,
+    alpha: float | None = None,
+    filtered: str = "target",
+    drafter: str | None = None,
+    draft_model: Any = None,
+    draft_input_ids: Tensor | None = None,
+    draft_attention_mask: Tensor | None = None,
+    block_verification: bool = False,
+    disjoint: str | None = None,
+    vocab: int | None = None,
+    context_length: int | None = None,
+    one_call: bool | None = None,
+    costs: Costs | None = None,
+    generator: torch.Generator | Chance | int | None = None,
+    streamer: Any = None,
+    **model_kwargs: Any,
+) -> Tensor | QStarOutput:
+    """Draw from q* of two models, called by `policy.generate(custom_generate=q_star, ...)`.
+
+    What `generate` takes means what it means there: the generation config (`do_sample=False` is
+    greedy; remember its default `top_k=50`), `logits_processor` and `stopping_criteria`, left
+    padding with an `attention_mask`, `num_return_sequences`, `torch.manual_seed`, a streamer for
+    one row. With alpha=1 it is the policy's own `generate`, token by token, and with alpha=0 the
+    teacher's.
+
+    Processors and filters apply to log q* (`qstar.decoding.filters`) and must be functions of (ids,
+    scores) alone; criteria see (ids, None), one row at a time. Those that depend on what is added
+    to all logits alike (a repetition penalty, an exponential decay of length:
+    `qstar.decoding.filters.GAUGED`) act on log-probabilities; with alpha=1 or 0 they are refused,
+    since the model's own `generate` gives them its raw logits.
+
+    A streamer gets the prompt and then the tokens one at a time. transformers' TextStreamer and
+    TextIteratorStreamer decode new tokens without what stands before, and lose spaces with some
+    tokenizers; `qstar.adapters.chat.PieceStreamer` does not. What transformers refuses before it
+    calls this function (beams with a streamer) leaves the stream without an end, as always there.
+    transformers (5.23) loses the `tokenizer` that `stop_strings` needs before it calls a function
+    like this one: pass `stopping_criteria=[StopStringCriteria(tokenizer, [...])]`.
+
+    Args:
+        model: The policy; `generate` passes itself.
+        input_ids: Its prompts, from `generate`, as are the next three. Shape (batch, length).
+        logits_processor: Prepared processors.
+        stopping_criteria: Prepared criteria.
+        generation_config: The prepared config.
+        teacher: The other parent, a causal language model over the same vocabulary, or the policy.
+        teacher_input_ids: Its prompts; None for the policy's. Shape (rows, length).
+        teacher_attention_mask: Zeros on the padding of its prompts, which must be on the left.
+            Shape (rows, length).
+        scheme: As all that follow but the draft's prompts, an option of `qstar.generate`.
+        gamma: Draft tokens per round.
+        alpha: The exponent on the policy, None for alpha*.
+        filtered: What the processors apply to.
+        drafter: Who drafts in "one-sided".
+        draft_model: A third model, which drafts.
+        draft_input_ids: Its prompts; None for the policy's. Shape (rows, length).
+        draft_attention_mask: As for the teacher. Shape (rows, length).
+        block_verification: Judge a round's drafts together.
+        disjoint: What to do where the parents share no token.
+        vocab: How many ids the models share, if their output layers are padded.
+        context_length: The most tokens of a text, in place of what the configurations say.
+        one_call: Whether one model that is both parents reads both texts in one call.
+        costs: What forwards take.
+        generator: None means torch's own CPU generator, which `torch.manual_seed` seeds.
+        streamer: Given to `generate`.
+        model_kwargs: What else `generate` prepared for the policy's forward.
+
+    Returns:
+        The prompts and the new tokens, rows that ended early padded with the pad token (the first
+        end token if there is none; without both, the row's last one); a `QStarOutput` with
+        `return_dict_in_generate=True`. Shape (batch, length).
+
+    Raises:
+        ValueError: Something was asked for that this decoder does not do (beams, another model's
+            assistance, scores, a prepared cache, ...), or as `qstar.generate` raises.
+
+    Warns:
+        UserWarning: `generate` is not the one this was written for, and hides its streamer.
+    """
+    asked = _forgotten_arguments()
+    with _following(asked["streamer"] if streamer is None else streamer, input_ids) as on_tokens:
+        _check_request(teacher, generation_config, asked, model_kwargs)
+        mask = _mask(input_ids, model_kwargs)
+        rows = _rows("input_ids", input_ids, mask)
+        padded = bool((~mask).any())
+        pad = _pad_token(generation_config)
+        copies = generation_config.num_return_sequences or 1
+        steps = _processors(logits_processor, mask, filtered)
+        if check_fixed_alpha(alpha) in (0, 1):
+            _check_gauge(alpha, logits_processor, rows[0], vocab or _vocab(model, teacher))
+        result = generate(
+            model,
+            teacher,
+            rows,
+            _other_rows("teacher", teacher_input_ids, teacher_attention_mask, pad, rows, copies),
+            max_new_tokens=_limit(stopping_criteria, generation_config) - input_ids.shape[-1],
+            scheme=scheme,
+            gamma=gamma,
+            alpha=alpha,
+            greedy=not generation_config.do_sample,
+            logits_processor=steps,
+            filtered=filtered,
+            generator=generator,
+            eos_token_id=_ends(stopping_criteria),
+            stopping_criteria=[
+                _seen_with_padding(stop) if padded else stop
+                for stop in stopping_criteria
+                if not isinstance(stop, EosTokenCriteria | MaxLengthCriteria)
+            ],
+            shown_ids=list(torch.where(mask, input_ids, ~input_ids)) if padded else None,
+            drafter=drafter,
+            draft_model=draft_model,
+            draft_ids=_other_rows(
+                "draft", draft_input_ids, draft_attention_mask, pad, rows, copies
+            ),
+            block_verification=block_verification,
+            disjoint=disjoint,
+            vocab=vocab,
+            context_length=context_length,
+            one_call=one_call,
+            costs=costs,
+            on_tokens=on_tokens,
+        )
+    sequences = _sequences(input_ids, result, pad)
+    if not generation_config.return_dict_in_generate:
+        return sequences
+    return QStarOutput(sequences=sequences, lengths=result.lengths, trace=result.trace)
+
+
+# --- What comes in -------------------------------------------------------------------------------
+
+
+FORGOTTEN = ("streamer", "assistant_model", "synced_gpus")
+"""What `generate` takes, yet hands to no callable: transformers 5.23 drops it silently."""
+
+
+def _forgotten_arguments() -> dict[str, Any]:
+    """What `generate` was given and forgets: the frame of its call still has it.
+
+    A streamer that nobody ends would let its reader wait for ever, and an assistant that nobody
+    asks would be ignored without a word.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        found = frame.f_locals if frame.f_code.co_name == "generate" else {}
+        if {"custom_generate", *FORGOTTEN} <= found.keys():
+            return {name: found[name] for name in FORGOTTEN}
+        frame = frame.f_back
+    warnings.warn(
+        f"q_star was not called by a generate that looks like transformers', so that it cannot see "
+        f"whether {', '.join(FORGOTTEN)} were given: they are not used. For a streamer pass "
+        f"custom_generate=functools.partial(q_star, streamer=...).",
+        stacklevel=3,
+    )
+    return dict.fromkeys(FORGOTTEN)
+
+
+def _check_request(
+    teacher: Any, config: GenerationConfig, asked: dict[str, Any], model_kwargs: dict[str, Any]
+) -> None:
+    """Refuse what `generate` understands and this decoder does not."""
+    if teacher is None:
+        raise ValueError(
+            "q* has two parents: pass teacher=..., a causal language model over the policy's "
+            "vocabulary, or the policy itself with teacher_input_ids=..., its other prompt."
+        )
+    if asked["assistant_model"] is not None:
+        raise ValueError("assistant_model is not used here: pass draft_model=..., for the same.")
+    mode = config.get_generation_mode().value
+    if mode not in ("greedy_search", "sample"):
+        raise ValueError(
+            f"q_star draws (do_sample=True) or is greedy: got a config for {mode}. Leave num_beams "
+            f"and the like out; for prompt lookup pass scheme='lookup', and gamma=... if you like."
+        )
+    if asked["synced_gpus"]:
+        raise ValueError("q_star does not keep several processes in step: got synced_gpus=True.")
+    outputs = ("attentions", "hidden_states", "scores", "logits")
+    wanted = [f"output_{name}" for name in outputs if getattr(config, f"output_{name}", None)]
+    if wanted:
+        raise ValueError(
+            f"q_star keeps no {', '.join(wanted)}: return_dict_in_generate=True returns a trace of "
+            f"the two laws instead; checkpoints.log_laws gives a model's laws of given tokens."
+        )
+    cache = model_kwargs.get("past_key_values")
+    if getattr(cache, "_is_user_defined", False) or config.cache_implementation not in (
+        None,
+        "dynamic",
+    ):
+        raise ValueError(
+            "each parent keeps a cache of its own, which takes rejected drafts back: leave "
+            "past_key_values and cache_implementation out."
+        )
+    prepared = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+    extra = sorted(
+        name
+        for name, value in model_kwargs.items()
+        if name not in prepared and value is not None and value is not False
+    )
+    if extra:
+        raise ValueError(f"the models are given token ids only: leave {', '.join(extra)} out.")
+
+
+def _mask(input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+    """Which ids are text; ValueError if the positions are not what this says."""
+    given = model_kwargs.get("attention_mask")
+    mask = torch.ones_like(input_ids, dtype=torch.bool) if given is None else given.bool()
+    positions = model_kwargs.get("position_ids")
+    expected = mask.long().cumsum(-1) - 1
+    if positions is not None and bool((mask & (positions.to(mask.device) != expected)).any()):
+        raise ValueError("texts are read from position 0 on: leave position_ids out.")
+    return mask
+
+
+def _rows(name: str, ids: Tensor, mask: Tensor) -> list[Tensor]:
+    """The texts of a padded batch, each as long as it is."""
+    if ids.ndim != 2 or mask.shape != ids.shape:
+        raise ValueError(
+            f"{name} and its attention mask must have two dimensions, batch and length: got shapes "
+            f"{tuple(ids.shape)} and {tuple(mask.shape)}."
+        )
+    if bool((mask[:, :-1] & ~mask[:, 1:]).any()):
+        raise ValueError(
+            f"{name} must be padded on the left, and nowhere else: row "
+            f"{int((mask[:, :-1] & ~mask[:, 1:]).any(-1).nonzero()[0])} has a masked token after "
+            f"its text has begun. Set padding_side='left' in the tokenizer; where a text holds the "
+            f"pad token itself, pass an attention_mask (transformers takes it for padding)."
+        )
+    return [row[kept] for row, kept in zip(ids, mask, strict=True)]
+
+
+def _other_rows(
+    name: str,
+    ids: Tensor | None,
+    given: Tensor | None,
+    pad: int | None,
+    policy_rows: list[Tensor],
+    copies: int,
+) -> list[Tensor] | None:
+    """Another model's texts, repeated as `num_return_sequences` has repeated the policy's."""
+    if ids is None:
+        if given is not None:
+            raise ValueError(f"{name}_attention_mask came without {name}_input_ids: pass both.")
+        return None
+    mask = torch.ones_like(ids, dtype=torch.bool) if given is None else given.bool()
+    rows = _rows(f"{name}_input_ids", ids, mask)
+    unsaid = given is None and len(rows) > 1
+    if unsaid and pad is not None and bool(ids[:, 0].eq(pad).any()):
+        raise ValueError(
+            f"{name}_input_ids begin with the pad token in some row: pass "
+            f"{name}_attention_mask=... to say what is padding."
+        )
+    if copies * len(rows) != len(policy_rows):
+        raise ValueError(
+            f"{name}_input_ids must have a row for each of the policy's prompts: got {len(rows)} "
+            f"rows for {len(policy_rows) // copies}."
+        )
+    return [row for row in rows for _ in range(copies)]
+
+
+def _pad_token(config: GenerationConfig) -> int | None:
+    for given in (config.pad_token_id, config.eos_token_id):
+        if given is not None:
+            return int(given[0] if isinstance(given, list | tuple) else given)
+    return None
+
+
+# --- Processors and criteria ---------------------------------------------------------------------
+
+
+def _limit(criteria: StoppingCriteriaList, config: GenerationConfig) -> int:
+    """The most tokens of a row, the prompt's included; a criterion of the caller's comes first."""
+    limits = [stop.max_length for stop in criteria if isinstance(stop, MaxLengthCriteria)]
+    return int(min(limits) if limits else config.max_length)
+
+
+def _ends(criteria: StoppingCriteriaList) -> list[int] | None:
+    """The tokens that end a row. The decoder knows these without asking anybody."""
+    found = [stop.eos_token_id for stop in criteria if isinstance(stop, EosTokenCriteria)]
+    return [int(token) for ids in found for token in ids] or None
+
+
+def _processors(processors: Sequence[Processor], mask: Tensor, filtered: str) -> list[Processor]:
+    """The same processors, ready to be asked about one row and one position at a time."""
+    steps: list[Processor] = []
+    for step in processors:
+        name = type(step).__name__
+        if filtered == "parents" and reads_text(step):
+            raise ValueError(
+                f"{name} reads the text, and filtered='parents' shows it each parent's own, whose "
+                f"prompt may have another length than the one it was prepared for: leave filtered "
+                f"out, or call qstar.generate with processors of your own."
+            )
+        if isinstance(
+            step,
+            SynthIDTextWatermarkLogitsProcessor | UnbatchedClassifierFreeGuidanceLogitsProcessor,
+        ):
+            raise ValueError(
+                f"{name} remembers what it was asked before, and a draft may be asked about and "
+                f"thrown away: use processors that are functions of (ids, scores) alone."
+            )
+        if isinstance(step, OF_OTHER_MODELS):
+            raise ValueError(
+                f"{name} belongs to a model of sound: q_star draws from models of text, one token "
+                f"a row."
+            )
+        if len(mask) > 1 and isinstance(
+            step,
+            EncoderNoRepeatNGramLogitsProcessor
+            | EncoderRepetitionPenaltyLogitsProcessor
+            | PrefixConstrainedLogitsProcessor,
+        ):
+            raise ValueError(f"{name} treats each row in its own way: decode them one by one.")
+        if isinstance(step, RepetitionPenaltyLogitsProcessor) and isinstance(
+            step.prompt_ignore_length, Tensor
+        ):
+            if not torch.equal(step.prompt_ignore_length.cpu(), (~mask).sum(-1).cpu()):
+                raise ValueError(
+                    f"{name} may ignore the padding of each row, or the same number of tokens in "
+                    f"all of them (an int): got {step.prompt_ignore_length.tolist()}."
+                )
+            steps.append(_penalty_without_padding(step.penalty))
+        elif reads_text(step) and not bool(mask.all()):
+            steps.append(_seen_with_padding(step))
+        else:
+            steps.append(step)
+    return steps
+
+
+def _check_gauge(
+    alpha: float | None, processors: Sequence[Processor], ids: Tensor, vocab: int
+) -> None:
+    """Refuse what would not mean at alpha = 1 (0) what it means in the parent's own `generate`."""
+    for step in processors:
+        if type(step) is LogitNormalization:
+            return  # what comes after it sees the same scores here and there
+        if is_gauged(step, ids, vocab):
+            parent = "policy" if alpha == 1 else "teacher"
+            raise ValueError(
+                f"{type(step).__name__} depends on what is added to all logits alike: with "
+                f"alpha={alpha} it would see log-probabilities here, and raw logits in the "
+                f"{parent}'s own generate, which this should equal. Leave it out, call that, or "
+                f"pass logits_processor=[LogitNormalization(), ...] with it behind, which means "
+                f"the same in both."
+            )
+
+
+def _vocab(*models: Any) -> int:
+    return min(int(model.config.get_text_config().vocab_size) for model in models)
+
+
+# The decoder shows ~id where id is padding.
+
+
+def _seen_with_padding(function: Callable[..., Any]) -> Callable[[Tensor, Any], Any]:
+    """The same processor or criterion, which counts the padding as transformers has it."""
+
+    def seen(ids: Tensor, scores: Any) -> Any:
+        return function(torch.where(ids < 0, ~ids, ids), scores)
+
+    return seen
+
+
+def _penalty_without_padding(penalty: float) -> Processor:
+    """A repetition penalty on the text alone."""
+
+    def seen(ids: Tensor, scores: Tensor) -> Tensor:
+        padding = (ids < 0).sum(-1)
+        return RepetitionPenaltyLogitsProcessor(penalty, padding)(ids, scores)  # type: ignore[no-any-return]
+
+    return seen
+
+
+# --- What goes out -------------------------------------------------------------------------------
+
+
+@contextmanager
+def _following(streamer: Any, input_ids: Tensor) -> Iterator[Callable[[Tensor], None] | None]:
+    """Hands new tokens to a streamer one at a time, as transformers does, and ends it.
+
+    Also where something is refused or fails: whoever reads the stream must not wait for ever.
+    """
+    if streamer is None:
+        yield None
+        return
+
+    def put(tokens: Tensor) -> None:
+        for token in tokens[0].split(1):
+            streamer.put(token)
+
+    try:
+        if len(input_ids) > 1:
+            raise ValueError(f"a streamer follows one row: got {len(input_ids)}.")
+        yield put
+    finally:
+        streamer.end()
+
+
+def _sequences(input_ids: Tensor, result: Generation, pad: int | None) -> Tensor:
+    """Prompts and new tokens, as wide as the longest row needs."""
+    tokens = result.tokens[:, : int(result.lengths.max())].to(input_ids.device)
+    if pad is not None:
+        place = torch.arange(tokens.shape[-1], device=tokens.device)
+        behind = place >= result.lengths.to(tokens.device).unsqueeze(-1)
+        tokens = tokens.masked_fill(behind, pad)
+    return torch.cat([input_ids, tokens.to(input_ids.dtype)], -1)

@@ -1,0 +1,1 @@
+"""Tokens from q* of two language models."""

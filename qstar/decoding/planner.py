@@ -1,0 +1,252 @@
+"""Which scheme the next round of a decode follows, and how many tokens it drafts.
+
+Nothing here touches a model or a tensor. A planner is told what was observed (`Evidence`), predicts
+the seconds per token of every scheme from it (`qstar.decoding.costs`), and names the cheapest. Its
+choice never depends on a token that is proposed but not yet emitted: to drop such a proposal, or to
+judge it, is then exact either way.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from . import costs as cost
+from .costs import PARENTS, SCHEMES, Costs
+
+TOGETHER = ("plain", "lookup", "draft-model")
+"""The schemes in which both parents read the same tokens at once: one call can serve both."""
+
+GAMMAS = (1, 2, 3, 4, 6, 8)
+"""The draft lengths that are considered where a scheme is named and none is given."""
+
+DRAFT_GAMMA = 4
+"""The draft length of a draft model where neither a scheme nor a draft length is given."""
+
+MEMORY = 0.98
+"""How much of an observation's weight is left after the next one: about 50 tokens count."""
+
+PRIOR = {"policy": 0.8, "teacher": 0.8, "draft": 0.9, "lookup": 0.5}
+"""What a drafter's acceptance is taken for before it is observed, at the weight of two tokens. The
+draft model's is hopeful, for only a trial can tell; the others are observed whatever is decoded."""
+
+HOPE = 0.9
+"""The acceptance of either parent that one call for both must beat, before any is observed."""
+
+STAY = 0.03
+"""The relative gain below which outstanding proposals are not given up for another scheme."""
+
+EQUAL_COSTS = Costs(policy={1: 1.0}, teacher={1: 1.0}, draft={1: 0.1})
+"""What is assumed where nothing was measured: a forward costs the same at every width."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The next round.
+
+    Attributes:
+        scheme: One of `qstar.decoding.costs.SCHEMES`.
+        gamma: Draft tokens; 0 for "plain".
+        drafter: "policy" or "teacher": who drafts, and who proposes afresh after a rejection.
+    """
+
+    scheme: str
+    gamma: int
+    drafter: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a choice may rest on.
+
+    Attributes:
+        observed: By drafter, the discounted sum of acceptances and the weight of that sum.
+        remaining: How many tokens the row that has most to go may still get.
+        matched: The share of rows whose last tokens stood in their text before.
+        outstanding: Whether proposals of a parent wait to be judged.
+    """
+
+    observed: Mapping[str, tuple[float, float]]
+    remaining: int
+    matched: float
+    outstanding: bool
+
+    def acceptance(self, drafter: str) -> float:
+        """The acceptance probability of a drafter, as far as it was observed."""
+        total, weight = self.observed.get(drafter, (0.0, 0.0))
+        return min(1.0, (total + 2 * PRIOR[drafter]) / (weight + 2))
+
+
+def observe(
+    observed: dict[str, tuple[float, float]], drafter: str, total: float, count: int
+) -> None:
+    """Add `count` acceptances that sum to `total`, and discount what was observed before."""
+    had, weight = observed.get(drafter, (0.0, 0.0))
+    kept = MEMORY**count
+    observed[drafter] = (had * kept + total, weight * kept + count)
+
+
+def asked_for(
+    scheme: str | None,
+    gamma: int | None,
+    *,
+    in_one_call: bool,
+    has_draft: bool,
+    plain_only: bool,
+) -> tuple[str, int | None]:
+    """The scheme and draft length of a call: as named, else by a rule that measures nothing.
+
+    Args:
+        scheme: What the caller named; None for the rule.
+        gamma: The same for the draft length.
+        in_one_call: Whether one call may read for both parents.
+        has_draft: Whether there is a draft model.
+        plain_only: Whether drafts would leave holes that some model cannot read around.
+    """
+    if scheme == "auto" and plain_only:
+        return "plain", None
+    if scheme is not None:
+        return scheme, gamma
+    if gamma is None and (plain_only or (in_one_call and not has_draft)):
+        return "plain", None
+    if has_draft:
+        return "draft-model", DRAFT_GAMMA if gamma is None else gamma
+    return "alternating", 1 if gamma is None else gamma
+
+
+class Planner:
+    """Chooses among the plans that a caller's `scheme` and `gamma` leave open.
+
+    Attributes:
+        costs: What the caller says that forwards cost, None if nothing; plans are then made as if a
+            forward took the same at every width (`EQUAL_COSTS`).
+    """
+
+    def __init__(
+        self,
+        *,
+        scheme: str,
+        gamma: int | None = None,
+        drafter: str | None = None,
+        costs: Costs | None = None,
+        has_draft: bool = False,
+        batch: int = 1,
+        together: bool = False,
+    ) -> None:
+        """Take the caller's wishes; None is free. `together`: one call serves both parents."""
+        self.costs = costs
+        self._costs = EQUAL_COSTS if costs is None else costs
+        if together and self._costs.both is not None:
+            self._costs = self._costs.together()
+        self._schemes = [scheme] if scheme != "auto" else list(TOGETHER if together else SCHEMES)
+        if not has_draft and "draft-model" in self._schemes:
+            self._schemes.remove("draft-model")
+        self._gammas = GAMMAS if gamma is None else (gamma,)
+        self._drafters = PARENTS if drafter is None else (drafter,)
+        self._alone = batch == 1
+
+    def plan(self, evidence: Evidence) -> Plan:
+        """The plan with the fewest predicted seconds per token."""
+        predicted = {plan: self.predict(plan, evidence) for plan in self._plans(evidence)}
+        best = min(predicted, key=lambda plan: predicted[plan])
+        if evidence.outstanding and best.scheme != "alternating":
+            ongoing = [plan for plan in predicted if plan.scheme == "alternating"]
+            if ongoing:
+                stay = min(ongoing, key=lambda plan: predicted[plan])
+                if predicted[stay] <= (1 + STAY) * predicted[best]:
+                    return stay
+        return best
+
+    def predict(self, plan: Plan, evidence: Evidence) -> float:
+        """Seconds per token of a plan, if the acceptance stays what it was observed to be."""
+        accept = {name: evidence.acceptance(name) for name in PRIOR}
+        if plan.scheme == "plain":
+            return cost.plain(self._costs)
+        if plan.scheme == "one-sided":
+            return cost.one_sided(self._costs, plan.drafter, plan.gamma, accept[plan.drafter])
+        if plan.scheme == "alternating":
+            pair = accept["policy"], accept["teacher"]
+            return cost.alternating(self._costs, plan.gamma, *pair, best_proposes=self._alone)
+        if plan.scheme == "lookup":
+            # Rows without a match get one token, for the same forward.
+            found = cost.third(self._costs, plan.gamma, accept["lookup"], draft_forwards=0)
+            nothing = cost.third(self._costs, plan.gamma, 0.0, draft_forwards=0)
+            return 1 / (evidence.matched / found + (1 - evidence.matched) / nothing)
+        return cost.third(self._costs, plan.gamma, accept["draft"], draft_forwards=plan.gamma)
+
+    def _plans(self, evidence: Evidence) -> list[Plan]:
+        plans = []
+        accept = evidence.acceptance("policy"), evidence.acceptance("teacher")
+        for scheme in self._schemes:
+            if scheme == "plain":
+                plans.append(Plan("plain", 0, "policy"))
+                continue
+            # A token of the target's own follows a third's drafts: that many fewer can be used.
+            most = evidence.remaining - (scheme in ("lookup", "draft-model"))
+            for gamma in dict.fromkeys(max(1, min(gamma, most)) for gamma in self._gammas):
+                if scheme == "one-sided":
+                    plans += [Plan(scheme, gamma, drafter) for drafter in self._drafters]
+                elif scheme == "alternating":
+                    best = cost.best_proposer(self._costs, gamma, *accept)
+                    plans.append(Plan(scheme, gamma, best))
+                elif scheme == "draft-model" or len(self._schemes) == 1 or evidence.matched > 0:
+                    plans.append(Plan(scheme, gamma, "policy"))
+        return plans
+
+
+def together_is_faster(costs: Costs) -> bool:
+    """Whether one call for both parents beats taking turns, at the acceptance that is hoped for."""
+    if costs.both is None:
+        return False
+    turns = [cost.alternating(costs, gamma, HOPE, HOPE) for gamma in GAMMAS]
+    return cost.plain(costs.together()) <= min(turns)
+
+
+class Lookup:
+    """What followed a text's last tokens where they stood in it before.
+
+    Attributes:
+        tested: How many emitted tokens it had a prediction for, since they were last counted.
+        right: How many of these it predicted. Over tokens drawn from q*, right / tested estimates
+            the acceptance probability of its first draft, whether or not it was asked to draft.
+    """
+
+    SIZES = (3, 2)
+
+    def __init__(self, text: Sequence[int]) -> None:
+        """Index a text."""
+        self.text: list[int] = []
+        self.tested = self.right = 0
+        self._after: dict[tuple[int, ...], int] = {}
+        self.append(text)
+        self.tested = self.right = 0
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """Add emitted tokens, and note which of them it would have predicted."""
+        for token in tokens:
+            guess = self._match()
+            if guess is not None:
+                self.tested += 1
+                self.right += self.text[guess] == token
+            for size in self.SIZES:
+                if len(self.text) >= size:
+                    self._after[tuple(self.text[-size:])] = len(self.text)
+            self.text.append(token)
+
+    def match(self) -> bool:
+        """Whether the last tokens stood in the text before."""
+        return self._match() is not None
+
+    def propose(self, gamma: int) -> list[int]:
+        """Up to gamma tokens; none if the last ones are new. A repetition is taken to go on."""
+        start = self._match()
+        if start is None:
+            return []
+        drafts: list[int] = []
+        for i in range(start, start + gamma):
+            drafts.append(self.text[i] if i < len(self.text) else drafts[i - len(self.text)])
+        return drafts
+
+    def _match(self) -> int | None:
+        for size in self.SIZES:
+            if len(self.text) >= size and tuple(self.text[-size:]) in self._after:
+                return self._after[tuple(self.text[-size:])]
+        return None

@@ -1,0 +1,1 @@
+"""Bounds, mixtures, testing and sequences: what is known of q* beyond its definition."""
