@@ -49,7 +49,7 @@ def decode() -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from qstar.decoding import decode
+    from qstar.decoding import generate as decode
 
     def tiny(seed: int) -> LlamaForCausalLM:
         torch.manual_seed(seed)

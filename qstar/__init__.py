@@ -42,7 +42,7 @@ __all__ = [
 
 _ON_FIRST_USE = {  # the names of the face that need torch or transformers
     "OptimalSpeculativeDecoder": ".adapters.chat",
-    "generate": ".decoding.decode",
+    "generate": ".decoding.generate",
 }
 
 

@@ -5,7 +5,9 @@
 that it can make: rows accept and reject differently, so that ragged acceptance is part of the test.
 """
 
+import inspect
 import itertools
+from dataclasses import fields, replace
 from functools import partial
 
 import numpy as np
@@ -13,7 +15,8 @@ import torch
 from scipy.special import log_softmax, logsumexp
 
 import qstar
-from qstar.decoding.decode import generate
+from qstar.decoding.generate import decode, generate
+from qstar.decoding.options import check
 
 MOST_ROWS = 40_000
 
@@ -93,6 +96,15 @@ def options_of(*, where="target", penalty=0.0, **filters):
     return {"filtered": where, "logits_processor": processors, **filters}
 
 
+def generate_by(rule, *models_and_prompts, **options):
+    """`generate` with a rule of another class in place of its own: for a mistake."""
+    asked = inspect.signature(generate).bind(*models_and_prompts, **options)
+    asked.apply_defaults()
+    setup = check(**asked.arguments)
+    same = {field.name: getattr(setup.rule, field.name) for field in fields(setup.rule)}
+    return decode(replace(setup, rule=rule(**same)))[0]
+
+
 class EveryRow:
     """A `speculative.Chance` for a batch: each row follows a script of its own, all at once.
 
@@ -154,7 +166,7 @@ def ended_law(law, length, vocab, end):
     return stopped
 
 
-def enumerated_law(models, prompts, length, *, vocab, end=None, **options):
+def enumerated_law(models, prompts, length, *, vocab, end=None, rule=None, **options):
     """The law of every prompt's tokens, exactly, and the result of the run that gave it.
 
     Args:
@@ -163,14 +175,16 @@ def enumerated_law(models, prompts, length, *, vocab, end=None, **options):
         length: How many tokens.
         vocab: Outcomes of a token.
         end: The token that ends a row, if one does.
+        rule: A class in place of the decoder's own `Rule`.
         options: What else `generate` is asked.
     """
+    run = generate if rule is None else partial(generate_by, rule)
     leaves = 1
     while True:
         assert leaves * len(prompts) <= MOST_ROWS, f"{leaves} scripts are too many"
         chance = EveryRow(len(prompts), leaves, length, end)
         ids = [[pair[side] for pair in prompts for _ in range(leaves)] for side in range(2)]
-        result = generate(
+        result = run(
             *models,
             *ids,
             max_new_tokens=length,

@@ -11,16 +11,17 @@ import torch
 
 import qstar
 from qstar.adapters import checkpoints
-from qstar.decoding import decode
+from qstar.decoding import generate as decode
 from qstar.decoding.costs import (
     Costs,
     expected_forwards,
     expected_forwards_alternating,
     forwards_per_token,
 )
-from qstar.decoding.decode import PARENTS, PROPOSERS, Trace, generate
 from qstar.decoding.diagnostics import measure
+from qstar.decoding.generate import PARENTS, PROPOSERS, Trace, generate
 from qstar.decoding.kv_cache import Reader
+from qstar.decoding.latency import MEASURED_WIDTHS
 from qstar.result import STATUSES
 
 VOCAB = 7
@@ -253,7 +254,7 @@ def test_generation_stops_when_every_row_has_ended(llamas):
     assert (result.tokens == result.tokens[0]).all()
 
 
-@pytest.mark.filterwarnings("ignore::qstar.decoding.decode.EqualParentsWarning")
+@pytest.mark.filterwarnings("ignore::qstar.decoding.generate.EqualParentsWarning")
 @pytest.mark.parametrize(
     ("config", "argument", "ends"),
     [
@@ -614,7 +615,7 @@ def test_parents_that_draft_take_the_forwards_of_the_formula(
     assert abs(gap_in_errors(trace, wrong)) > 4.5
 
 
-@pytest.mark.filterwarnings("ignore::qstar.decoding.decode.EqualParentsWarning")
+@pytest.mark.filterwarnings("ignore::qstar.decoding.generate.EqualParentsWarning")
 @pytest.mark.parametrize("gamma", [1, 2, 4])
 def test_a_third_drafter_takes_the_forwards_of_the_formula(constants, gamma):
     options = {"max_new_tokens": TOKENS, "generator": 2, "eos_token_id": None, "gamma": gamma}
@@ -764,7 +765,7 @@ def test_a_call_for_one_token_does_not_settle_what_wide_forwards_cost(llamas):
     short = generate(*llamas, POLICY_PROMPT, max_new_tokens=1, **options)
     assert set(short.trace.costs.policy) == {1}
     longer = generate(*llamas, POLICY_PROMPT, max_new_tokens=30, **options)
-    assert set(longer.trace.costs.policy) == set(decode.MEASURED_WIDTHS)
+    assert set(longer.trace.costs.policy) == set(MEASURED_WIDTHS)
     assert generate(*llamas, POLICY_PROMPT, max_new_tokens=1, **options).trace.costs is (
         longer.trace.costs
     )

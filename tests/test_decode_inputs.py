@@ -2,7 +2,6 @@
 
 import weakref
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +12,15 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import qstar
-from qstar.decoding import decode
-from qstar.decoding.decode import generate, memory_bytes
+from qstar.decoding import kv_cache, options, round
+from qstar.decoding.faults import SIGNS
 from qstar.decoding.filters import shaping
+from qstar.decoding.generate import EqualParentsWarning, generate
+from qstar.decoding.observations import Observations
+from qstar.decoding.parents import Parents
 from qstar.decoding.planner import Plan
+from qstar.decoding.rule import Rule
+from qstar.decoding.state import State
 from qstar.result import STATUSES
 from qstar.sampling import rules
 from qstar.sampling.rules import Coins
@@ -235,7 +239,7 @@ def test_one_model_under_two_prompts(scheme, one_call):
     out = generate(model, model, *prompts, **options, **scheme)
     for tokens, *row in zip(out.tokens.tolist(), *prompts, strict=True):
         assert tokens == slow_greedy(model, model, 10, *row)
-    with pytest.warns(decode.EqualParentsWarning):
+    with pytest.warns(EqualParentsWarning):
         same = generate(model, model, PROMPT, PROMPT, **options, **scheme)
     assert (same.trace.minus_log_partition.abs() < 1e-12).all(), "q* is the model itself"
     assert (same.trace.balance.status == STATUSES.index("degenerate_all")).all()
@@ -398,14 +402,26 @@ def test_a_window_may_be_filled_exactly_and_not_exceeded(scheme, narrow):
     assert not seen, "refused before anything is read"
 
 
-# Memory and precision.
+# Memory and precision: what the docstring of `generate` says.
+
+
+def cache_bytes(*models, length, batch=1):
+    """2 * layers * key-value heads * head size numbers for each token, row and parent."""
+    caches = 0
+    for model in models:
+        config = model.config.get_text_config()
+        heads = config.num_attention_heads
+        kept = getattr(config, "num_key_value_heads", None) or heads
+        size = config.hidden_size // heads
+        caches += 2 * config.num_hidden_layers * kept * size * model.dtype.itemsize
+    return caches * batch * length
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_caches_take_what_the_formula_says(scheme, dtype, monkeypatch):
     readers, peak = [], [0]
 
-    class Counted(decode.Reader):
+    class Counted(kv_cache.Reader):
         def __init__(self, model, **options):
             super().__init__(model, **options)
             readers.append(self)
@@ -416,22 +432,22 @@ def test_caches_take_what_the_formula_says(scheme, dtype, monkeypatch):
             peak[0] = max(peak[0], sum(reader.cache_bytes for reader in parents))
             return laws
 
-    monkeypatch.setattr(decode, "Reader", Counted)
+    monkeypatch.setattr(options, "Reader", Counted)
     models = pair(dtype=dtype)
-    options = {"max_new_tokens": 30, "generator": 0, "eos_token_id": None} | scheme
-    costs = decode.generate(*models, PROMPT, **options).trace.costs
+    asked = {"max_new_tokens": 30, "generator": 0, "eos_token_id": None} | scheme
+    costs = generate(*models, PROMPT, **asked).trace.costs
     readers.clear()
     peak[0] = 0
-    generate(*models, PROMPT, **options, costs=costs)
+    generate(*models, PROMPT, **asked, costs=costs)
     gamma = scheme.get("gamma") or 8
     read = len(PROMPT) + 29
-    exact = memory_bytes(*models, length=read)["caches"]
-    assert exact <= peak[0] <= memory_bytes(*models, length=read + gamma)["caches"]
+    exact = cache_bytes(*models, length=read)
+    assert exact <= peak[0] <= cache_bytes(*models, length=read + gamma)
     # Ragged: holes may double it, and drafts come on top.
     readers.clear()
     peak[0] = 0
-    generate(*models, [PROMPT] * 6, **options, costs=costs)
-    most = memory_bytes(*models, batch=6, length=2 * max(read, 32) + gamma)["caches"]
+    generate(*models, [PROMPT] * 6, **asked, costs=costs)
+    most = cache_bytes(*models, batch=6, length=2 * max(read, 32) + gamma)
     assert peak[0] <= most
 
 
@@ -467,7 +483,7 @@ class Peak(TorchDispatchMode):
 def test_the_laws_of_a_round_take_what_the_formula_says(name, filters, batch):
     vocab, gamma = 20_000, SCHEMES[name].get("gamma", 0)
     models = [make(1, vocab=vocab, dtype=torch.float32) for make in (tiny.llama, tiny.gpt2)]
-    claimed = memory_bytes(*models, batch=batch, length=1, gamma=gamma)["laws"]
+    claimed = 16 * batch * (gamma + 1) * vocab * 4
     ids = [torch.arange(4).repeat(3)] * batch
     call = partial(generate, *models, ids, max_new_tokens=7, generator=0)
     call(**SCHEMES[name], **filters)  # the first one also tries the models with their caches
@@ -482,17 +498,17 @@ def test_bfloat16_models_are_decoded_in_float32(scheme, monkeypatch):
     if "draft_model" in scheme:
         scheme["draft_model"] = tiny.llama(1, dtype=torch.bfloat16)
     seen = set()
-    between, verify = decode._Law.between, rules.verify
+    mix, verify = Rule.mix, rules.verify
 
-    def watched_between(self, log_policy, log_teacher):
+    def watched_mix(self, log_policy, log_teacher):
         seen.update([log_policy.dtype, log_teacher.dtype])
-        return between(self, log_policy, log_teacher)
+        return mix(self, log_policy, log_teacher)
 
     def watched_verify(tokens, log_draft, log_target, **options):
         seen.update([log_draft.dtype, log_target.dtype])
         return verify(tokens, log_draft, log_target, **options)
 
-    monkeypatch.setattr(decode._Law, "between", watched_between)
+    monkeypatch.setattr(Rule, "mix", watched_mix)
     monkeypatch.setattr(rules, "verify", watched_verify)
     out = generate(*models, PROMPT, max_new_tokens=20, generator=0, top_p=0.9, **scheme)
     assert seen == {torch.float32}
@@ -526,57 +542,70 @@ def indexed(tensor, index):
     return tensor
 
 
-class FakeRun(decode._Run):
-    """A run whose models answer fake laws on a fake accelerator."""
+class FakeParents(Parents):
+    """Models that answer fake distributions on a fake accelerator."""
 
-    def read(self, name, unread, drafts=None, counts=None, positions=1):
-        shape = (len(self.rows), positions, VOCAB)
-        return torch.zeros(shape, device="cuda").log_softmax(-1)
+    def __init__(self):
+        self.vocab, self.device, self.caches = VOCAB, torch.device("cuda"), {}
 
-    def unread(self, name):
-        return [[0] for _ in self.rows]
+    def _even(self, rows, width):
+        return torch.zeros(rows, width, VOCAB, device="cuda").log_softmax(-1)
 
-    def _emit(self, plan, proposer, counts, exact, host, known, next_token):
-        assert next_token.is_cuda
-        assert all(value.is_cuda for value in known.values())
-        return [0, 1], [True, False], next_token
+    def read(self, names, state, drafts=None, counts=None):
+        width = 1 if drafts is None else drafts.shape[-1] + 1
+        return {name: self._even(len(state.rows), width) for name in names}
+
+    def read_on(self, name, last, counts):
+        assert last.is_cuda
+        return self._even(len(counts), 1)
+
+    def take_back(self, state, settled, alive):
+        pass
+
+    def forwards(self):
+        return ()
 
 
-class UnreadRun(FakeRun):
-    """The same, without the one transfer of a round."""
+def told(proposal, judged, log_parents):
+    """What the one transfer would tell: the second row's first draft is rejected."""
+    assert judged.verdict.next_token.is_cuda
+    assert all(value.is_cuda for value in judged.known.values())
+    kept, width = [proposal.counts[0], 0], max(1, proposal.width)
+    signs = dict.fromkeys(SIGNS, np.zeros((2, width + 1), dtype=bool))
+    accept = dict.fromkeys(("accept_policy", "accept_teacher"), np.ones((2, width + 1)))
+    seen = {"accepted": kept, "tested": kept, "next": [1, 1], "tokens": [[1] * width] * 2}
+    return seen | signs | accept
 
-    def _fetch(self, *tensors):
-        return {}
 
-
-def fake_round(kind, plan, *, filtered="target", steps=(), greedy=False):
-    model = SimpleNamespace(device=torch.device("cuda"))
-    prompts = [[1, 2, 1, 2, 3], [3, 4, 3, 4, 3]]
-    run = kind(
-        readers=dict.fromkeys(("policy", "teacher", "draft"), SimpleNamespace(model=model)),
-        prompts=dict.fromkeys(("policy", "teacher", "draft"), prompts),
-        shown=prompts,
-        law=decode._Law(
+def fake_round(plan, *, filtered="target", steps=(), greedy=False):
+    prompts = ((1, 2, 1, 2, 3), (3, 4, 3, 4, 3))
+    observations = Observations([(*p, 1, 2) for p in prompts])
+    to = round.Setting(
+        parents=FakeParents(),
+        rule=Rule(
             alpha=None,
-            shaping=shaping(temperature=0.7, top_k=5, logits_processor=steps, greedy=greedy),
+            filters=shaping(temperature=0.7, top_k=5, logits_processor=steps, greedy=greedy),
             filtered=filtered,
             disjoint="mixture",
         ),
         chance=Coins(torch.Generator().manual_seed(0)),
-        vocab=VOCAB,
-        max_new_tokens=20,
-        ends=frozenset(),
-        stopping_criteria=(),
-        verify=rules.verify,
-        on_tokens=None,
+        look_up=observations.look_up,
+        ends=lambda row, new: False,
     )
-    run.rows, run.text = [0, 1], [[1, 2], [3, 4]]
-    run.lookups = [decode.schemes.Lookup(p + t) for p, t in zip(prompts, run.text, strict=True)]
+    state = State(
+        prompts=dict.fromkeys(("policy", "teacher", "draft"), prompts),
+        shown=prompts,
+        new=((1, 2), (3, 4)),
+        rows=(0, 1),
+        limit=20,
+    )
     with FakeTensorMode():
-        run.round(plan)
+        state, step = round.decode_round(to, state, plan)
         if plan.scheme == "alternating":
-            assert run.outstanding.tokens.is_cuda
-            run.round(plan)  # one row has a proposal, the other rides along
+            assert state.pending.first.token.is_cuda
+            assert state.pending.has == (True, False)
+            state, step = round.decode_round(to, state, plan)  # the second row rides along
+    return step
 
 
 PLANS = [
@@ -596,9 +625,11 @@ def test_a_round_runs_on_an_accelerator_and_waits_for_it_once(plan, filtered, mo
     """Fake CUDA tensors raise where devices are mixed and where the host reads."""
     monkeypatch.setattr(FakeTensor, "__getitem__", indexed)
     monkeypatch.setattr(FakeTensor, "__invert__", lambda tensor: torch.bitwise_not(tensor))
-    fake_round(UnreadRun, plan, filtered=filtered)
-    fake_round(UnreadRun, plan, filtered=filtered, greedy=True)
-    reading = [lambda ids, scores: scores - 0.1 * ids.sum(-1, keepdim=True)]
-    fake_round(UnreadRun, plan, filtered=filtered, steps=reading)
+    with pytest.MonkeyPatch.context() as without_the_transfer:
+        without_the_transfer.setattr(round, "fetch", told)
+        fake_round(plan, filtered=filtered)
+        fake_round(plan, filtered=filtered, greedy=True)
+        reading = [lambda ids, scores: scores - 0.1 * ids.sum(-1, keepdim=True)]
+        fake_round(plan, filtered=filtered, steps=reading)
     with pytest.raises(DataDependentOutputException):  # the control: the transfer is a read
-        fake_round(FakeRun, plan, filtered=filtered)
+        fake_round(plan, filtered=filtered)

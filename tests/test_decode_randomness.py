@@ -10,9 +10,10 @@ import torch
 from sampling import FALSE_ALARM, p_value
 
 from qstar.adapters import transformers
-from qstar.decoding import decode, planner
+from qstar.decoding import generate as decode
+from qstar.decoding import latency, planner
 from qstar.decoding.costs import Costs
-from qstar.decoding.decode import generate
+from qstar.decoding.generate import generate
 from qstar.sampling.rules import NO_TOKEN, Coins, RowCoins, draw, draw_candidates, verify
 
 PROMPT, OTHER, THIRD = torch.tensor([1, 4, 0]), torch.tensor([5, 3, 3, 6, 2]), torch.tensor([2])
@@ -37,7 +38,8 @@ def followed(result):
 def test_the_default_does_not_hang_on_the_clock(monkeypatch):
     """Three machines: what was measured on each is never asked for. "auto", the control, asks."""
     calls = []
-    monkeypatch.setattr(decode, "_measured_costs", lambda run: calls.append(run) or CLOCKS[0])
+    measured = lambda parents, state: calls.append(parents) or CLOCKS[0]  # noqa: E731
+    monkeypatch.setattr(decode, "measured_costs", measured)
     options = {"max_new_tokens": 12, "generator": 0, "eos_token_id": None}
     result = generate(*pair(), PROMPT, **options)
     assert followed(result) == {("alternating", 1)}
@@ -111,16 +113,16 @@ def test_what_was_measured_of_a_model_that_is_gone_is_not_taken_for_another_s(mo
     """A model may get the address of one that was thrown away."""
     measured = iter(range(1, 9))
     monkeypatch.setattr(
-        decode,
+        latency,
         "_seconds_by_width",
-        lambda runs: {name: {1: float(next(measured))} for name in runs},
+        lambda readers, limit: {name: {1: float(next(measured))} for name in readers},
     )
     policy, options = tiny.llama(1), {"max_new_tokens": 1, "generator": 0, "scheme": "auto"}
 
     class Anywhere(int):
         """Every model at one address."""
 
-    monkeypatch.setattr(decode, "id", lambda model: Anywhere(7), raising=False)
+    monkeypatch.setattr(latency, "id", lambda model: Anywhere(7), raising=False)
     first = generate(policy, tiny.gpt2(4), PROMPT, **options).trace.costs
     gc.collect()
     second = generate(policy, tiny.gpt2(5), PROMPT, **options).trace.costs

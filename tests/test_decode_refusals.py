@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from qstar.decoding.costs import Costs
-from qstar.decoding.decode import generate
+from qstar.decoding.generate import generate
 
 ROWS = [torch.tensor([1, 4, 0, 2, 2, 1, 3]), torch.tensor([2]), torch.tensor([6, 5, 0])]
 WINDOW = 8

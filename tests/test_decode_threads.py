@@ -7,7 +7,7 @@ import tiny
 import torch
 from torch import nn
 
-from qstar.decoding.decode import generate
+from qstar.decoding.generate import generate
 from qstar.decoding.kv_cache import _quiet, eval_mode
 from qstar.decoding.packed import packed
 

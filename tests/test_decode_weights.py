@@ -8,7 +8,7 @@ import tiny
 import torch
 from torch import nn
 
-from qstar.decoding.decode import EqualParentsWarning, generate
+from qstar.decoding.generate import EqualParentsWarning, generate
 
 PROMPT, OTHER = torch.tensor([1, 4, 0]), torch.tensor([5, 3, 3])
 ONE_SET = r"are two objects over one set of weights.* load the base model a second time"

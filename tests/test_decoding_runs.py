@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from qstar.decoding import costs, decode
+from qstar.decoding import costs
+from qstar.decoding import generate as decode
 from qstar.decoding.enumeration import tiny_model
 from qstar_book.records import decoding
 from qstar_book.records.corpus import data_file

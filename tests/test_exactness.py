@@ -6,8 +6,8 @@ import torch
 
 import qstar
 from qstar.decoding import costs
-from qstar.decoding.decode import generate
 from qstar.decoding.enumeration import decoder_law, tiny_model, token_level_law
+from qstar.decoding.generate import generate
 from qstar.sampling import enumeration
 
 PROMPTS = torch.tensor([0, 1]), torch.tensor([2, 0, 1])
@@ -51,7 +51,7 @@ def test_another_law_is_seen(pair):
 
 
 def test_more_choices_than_can_be_followed_are_refused(pair, monkeypatch):
-    monkeypatch.setattr(enumeration, "MOST_ROWS", 100)
+    monkeypatch.setattr("qstar.decoding.enumeration.MOST_ROWS", 100)
     with pytest.raises(ValueError, match="are too many: take fewer tokens"):
         decoder_law(*pair, *PROMPTS, length=2, scheme="alternating", gamma=2)
 

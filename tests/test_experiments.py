@@ -8,7 +8,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from qstar.adapters import checkpoints
-from qstar.decoding import decode
+from qstar.decoding import generate as decode
 from qstar_book import shipped_model
 from qstar_book.records import corpus as experiments
 

@@ -34,7 +34,7 @@ from transformers.generation import utils as generation_utils
 import qstar
 from qstar.adapters.chat import PieceStreamer, new_text
 from qstar.adapters.transformers import OF_OTHER_MODELS, q_star
-from qstar.decoding import decode
+from qstar.decoding import generate as decode
 from qstar.decoding.filters import GAUGED
 
 VOCAB = 9

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from qstar.decoding import kv_cache
-from qstar.decoding.decode import generate
+from qstar.decoding.generate import generate
 from qstar.decoding.kv_cache import Reader
 
 VOCAB = 7
@@ -223,7 +223,7 @@ def test_a_single_row_never_leaves_a_hole():
         assert script.reader._slots.shape[-1] == script.reader.lengths[0]
 
 
-@pytest.mark.filterwarnings("ignore::qstar.decoding.decode.EqualParentsWarning")
+@pytest.mark.filterwarnings("ignore::qstar.decoding.generate.EqualParentsWarning")
 def test_eager_attention_in_float64_answers_nan_for_padding_and_is_read_without():
     """transformers casts the mask's most negative float64 to float32: a row of padding is nan."""
     model = tiny.llama(1)

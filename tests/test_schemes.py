@@ -8,7 +8,7 @@ import torch
 from qstar.decoding import costs as cost
 from qstar.decoding import planner as schemes
 from qstar.decoding.costs import Costs
-from qstar.decoding.decode import generate
+from qstar.decoding.generate import generate
 from qstar.decoding.planner import GAMMAS, PRIOR, Evidence, Lookup, Plan, Planner, observe
 
 FLAT = {1: 1.0, 9: 1.0}  # a forward takes the same at every width

@@ -23,7 +23,7 @@ from qstar.adapters.chat import (
     new_text,
 )
 from qstar.adapters.checkpoints import chat_ids
-from qstar.decoding import decode
+from qstar.decoding import generate as decode
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from ..decoding import decode
-from ..decoding.decode import Generation, Prompts
+from ..decoding import generate as decode
+from ..decoding.generate import Generation, Prompts
 from ..decoding.kv_cache import Reader
 from .checkpoints import Messages, chat_ids, check_same_vocabulary
 

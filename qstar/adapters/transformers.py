@@ -41,8 +41,8 @@ from transformers.utils import ModelOutput
 
 from ..arguments import check_fixed_alpha
 from ..decoding.costs import Costs
-from ..decoding.decode import Generation, Trace, generate
 from ..decoding.filters import Processor, is_gauged, reads_text
+from ..decoding.generate import Generation, Trace, generate
 from ..sampling.rules import Chance
 
 OF_OTHER_MODELS = (
@@ -64,7 +64,7 @@ class QStarOutput(ModelOutput):  # type: ignore[misc]
             length).
         lengths: How many tokens of each row are new, the one that ended it included. Shape
             (batch,).
-        trace: What was known where each token was drawn (`qstar.decoding.decode.Trace`), over all
+        trace: What was known where each token was drawn (`qstar.decoding.generate.Trace`), over all
             `max_new_tokens` positions.
     """
 

@@ -1,7 +1,7 @@
 """Two next-token laws, position by position: alpha* and what goes with it.
 
 `measure` compares the laws of two parents wherever both are known; nothing here draws a token.
-`qstar.decoding.decode` says how tokens are drawn, `qstar.rows` is the reference in NumPy.
+`qstar.decoding.generate` says how tokens are drawn, `qstar.rows` is the reference in NumPy.
 """
 
 from collections.abc import Callable, Sequence

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ..rows import log_geometric_mean
 from ..solve import solve_kl_symmetry
-from .decode import generate
+from .generate import generate
 
 MOST_ROWS = 40_000
 """The most sequences of choices that are followed."""

@@ -53,7 +53,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
 from qstar import rows_torch
 from qstar.adapters import checkpoints
-from qstar.decoding import decode, enumeration
+from qstar.decoding import enumeration
+from qstar.decoding import generate as decode
 from qstar.decoding.kv_cache import Reader
 
 from .. import shipped_model

@@ -23,8 +23,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from qstar.adapters import checkpoints
-from qstar.decoding.decode import generate
 from qstar.decoding.diagnostics import Comparison, concatenate, measure, to_cpu
+from qstar.decoding.generate import generate
 
 from .. import shipped_model
 

@@ -47,7 +47,8 @@ import torch
 from torch import Tensor, nn
 
 from qstar.adapters import checkpoints
-from qstar.decoding import costs, decode
+from qstar.decoding import costs
+from qstar.decoding import generate as decode
 from qstar.decoding.kv_cache import Reader
 from qstar.decoding.packed import packed
 

@@ -1,0 +1,93 @@
+"""What to say where a token was to be drawn and there was no distribution to draw it from."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from .parents import Parents
+from .rule import Rule
+from .state import PARENTS, Proposal, State
+
+SIGNS = ("nan_policy", "nan_teacher", "nan_draft", "nan_target", "disjoint")
+
+
+def check_emitted(
+    parents: Parents,
+    rule: Rule,
+    state: State,
+    proposal: Proposal,
+    seen: Mapping[str, Any],
+    emitted: Sequence[Sequence[int]],
+) -> None:
+    """ValueError where an emitted token had no distribution: nan, or no token left.
+
+    So it is with a draft that was judged and came from none, even if it was not kept: a block that
+    is judged as a whole would follow another distribution.
+
+    Args:
+        parents: The models, for what to do about them.
+        rule: What was done with their distributions.
+        state: The texts from before the round.
+        proposal: The drafts.
+        seen: By name, what the host knows of the round (`round.fetch`).
+        emitted: The new tokens of each row.
+    """
+    if not any(bool(seen[sign].any()) for sign in SIGNS):
+        return
+    for place, row in enumerate(state.rows):
+        start, length = len(state.new[row]), len(emitted[place])
+        for name in PARENTS:
+            at = _first(seen[f"nan_{name}"][place, :length])
+            if at is not None:
+                raise ValueError(_nan(parents, rule, state, name, start + at, row))
+        at = _first(seen["disjoint"][place, :length])
+        if at is not None and rule.disjoint == "raise":
+            raise ValueError(
+                f"policy and teacher share no token at new token {start + at}, row {row}: q* does "
+                f"not exist there. Something (a filter, a mask on the logits) cut their supports "
+                f"apart. Apply a filter to q* (filtered='target'), or pass disjoint='mixture' for "
+                f"the even mixture at such positions."
+            )
+        at = _first(seen["nan_target"][place, :length])
+        if at is not None:
+            raise ValueError(
+                f"the filters leave no token at new token {start + at}, row {row}: a logits "
+                f"processor banned all of them, or answered nan. Loosen it."
+            )
+        # What is judged as a whole depends on every draft, else on those that were tested.
+        judged = proposal.counts[place] if rule.blocks else length
+        at = _first(seen["nan_draft"][place, :judged])
+        if at is not None:
+            name = "draft model" if proposal.by == "draft" else proposal.by
+            raise ValueError(_nan(parents, rule, state, name, start + at, row))
+
+
+def _first(signs: Tensor) -> int | None:
+    found = signs.nonzero()
+    return int(found[0]) if len(found) else None
+
+
+def _nan(parents: Parents, rule: Rule, state: State, name: str, at: int, row: int) -> str:
+    filtered = ", or a filter left no token there" if rule.filters.steps else ""
+    cache = parents.caches.get("draft" if name == "draft model" else name)
+    model = (cache or parents.caches["both"]).model
+    return (
+        f"the {name} answers nan at new token {at}, row {row}: its logits hold nan or +inf, or are "
+        f"all -inf{filtered}. {_advice(model, len(state.new) > 1)}"
+    )
+
+
+def _advice(model: Any, batch: bool) -> str:
+    """What to do about a model that answers nan, by what can be seen of it."""
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.dtype.itemsize > 1 and weight.isnan().any():
+            return f"Its weights hold nan ({name}): load it again, from a whole file."
+    if model.dtype.itemsize < 4:
+        return "Try wider weights (dtype=torch.float32)."
+    if batch and getattr(model.config, "_attn_implementation", None) == "eager":
+        return (
+            "Load it with attn_implementation='sdpa': eager attention answers nan in float64 where "
+            "the padding of a batch sees no token. Or take weights in float32."
+        )
+    return "Look for what broke the model: its weights are free of nan, and wide enough."

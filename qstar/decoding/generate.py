@@ -1,0 +1,289 @@
+"""Token sequences from q* of two language models: exact, from caches, several tokens a round.
+
+    policy, tokenizer = checkpoints.load(folder)
+    result = generate(policy, policy, ids, teacher_ids, max_new_tokens=40, generator=0)
+    tokenizer.decode(result.tokens[: result.lengths])
+
+The output distribution is the token-level one: each token is drawn from the geometric mean of the
+two next-token distributions, given the tokens so far. Its product over the positions is not the
+geometric mean of the two distributions of whole sequences. Every scheme draws from the same
+distribution; they differ in the forward passes they need. What proposes never decides: a draft is
+judged against q*, formed from (policy, teacher) in this order whoever drafted.
+"""
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _quiet  # noqa: F401 - before transformers
+from ..sampling.rules import NO_TOKEN, Chance
+from . import planner
+from .costs import Costs
+from .filters import Processor
+from .kv_cache import eval_mode
+from .latency import measured_costs
+from .observations import Observations
+from .options import SCHEMES, Prompts, Setup, Stop, check
+from .parents import Parents
+from .round import Setting, decode_round
+from .state import PARENTS, PROPOSERS, Step
+from .trace import Generation, RoundTrace, Trace, assemble, parents_are_equal
+
+__all__ = [
+    "PARENTS",
+    "PROPOSERS",
+    "SCHEMES",
+    "EqualParentsWarning",
+    "Generation",
+    "RoundTrace",
+    "Trace",
+    "decode",
+    "generate",
+]
+
+
+class EqualParentsWarning(UserWarning):
+    """The parents had one and the same distribution wherever a token was drawn."""
+
+
+def generate(
+    policy: Any,
+    teacher: Any,
+    policy_ids: Prompts,
+    teacher_ids: Prompts | None = None,
+    *,
+    max_new_tokens: int,
+    scheme: str | None = None,
+    gamma: int | None = None,
+    alpha: float | None = None,
+    greedy: bool = False,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    logits_processor: Sequence[Processor] = (),
+    filtered: str = "target",
+    generator: torch.Generator | Chance | int | None = None,
+    eos_token_id: int | Sequence[int] | str | None = "policy",
+    stopping_criteria: Sequence[Stop] = (),
+    shown_ids: Sequence[Tensor] | None = None,
+    drafter: str | None = None,
+    draft_model: Any = None,
+    draft_ids: Prompts | None = None,
+    block_verification: bool = False,
+    disjoint: str | None = None,
+    vocab: int | None = None,
+    context_length: int | None = None,
+    one_call: bool | None = None,
+    costs: Costs | None = None,
+    on_tokens: Callable[[Tensor], object] | None = None,
+) -> Generation:
+    """Draw tokens from q*, the KL-symmetric geometric mean of two language models.
+
+    Each model reads its own prompt and keeps its own key-value cache; a model passed twice may
+    have two prompts. The models are put in eval mode and given back as they were. Once a process
+    each kind of model is tried before its cache is trusted
+    (`qstar.decoding.kv_cache.Reader.check`); one that a cache would mislead is read anew for every
+    token, with a warning. All schemes have the same law:
+
+    - "plain": both parents read every token; the reference.
+    - "one-sided": one parent drafts gamma tokens, the other verifies them in one forward.
+    - "alternating": the verifier's own law at the next position, which costs nothing more, is the
+      next proposal. With gamma = 1 never more forwards than "plain".
+    - "lookup": what followed the last tokens earlier in the text, verified by both parents.
+    - "draft-model": a third, cheaper model drafts, both parents verify.
+    - "auto": measures what forwards of each width take, watches the acceptance, and goes on with
+      whichever of all these promises the most tokens a second.
+
+    Without `scheme` the arguments alone decide: "draft-model" with a draft model (gamma 4); else
+    "plain" in one call where one model is both parents (unless `gamma` or one_call=False asks for
+    turns); else "alternating" (gamma 1). A batch that may outgrow a sliding window is decoded by
+    "plain", the one scheme that is exact there (for a batch; one row alone may follow any); asked
+    for another scheme, or for a `gamma`, it is refused.
+
+    A seed means the same on every machine, as long as the same choices are made. By default none
+    hangs on a clock: only rounding in the logits can make another draw of the same seed, of the
+    same law. A named scheme with gamma=None chooses its draft lengths by the acceptance that it has
+    observed (and by `costs`, if given), "one-sided" without `drafter` and "alternating" after a
+    rejection choose the drafter by the same. "auto" hangs on what it has measured: once per pair of
+    models, so that calls within a process agree; pass its `trace.costs` on to agree across
+    processes.
+
+    Each row of a batch has randomness of its own: the first row's is `generator` itself, as if it
+    were alone, another row's follows from the generator's state and the row's index. So a row's
+    tokens do not hang on its neighbours (rounding apart) with "plain", nor with "one-sided",
+    "lookup" and "draft-model" at a given `gamma` (and `drafter`). With "alternating", and wherever
+    observed acceptance decides, who proposes how much does hang on them: with other neighbours the
+    same seed is another draw of the same law.
+
+    Memory: a cache takes 2 * layers * key-value heads * head size * bytes per number for each
+    token, row and model, up to twice that in a batch whose rows accept different numbers of drafts;
+    a round holds at most 16 blocks of rows * (gamma + 1) * vocabulary numbers.
+
+    Args:
+        policy: A causal language model of transformers.
+        teacher: Another over the same vocabulary (`checkpoints.check_same_vocabulary`), or the
+            policy itself under another prompt.
+        policy_ids: The policy's prompt. One dimension for one sequence; two for a batch of
+            prompts of equal length; a list of one-dimensional tensors for a ragged batch.
+        teacher_ids: The teacher's prompt, None for the policy's; it may have another length.
+        max_new_tokens: The most tokens to draw for each row.
+        scheme: One of `SCHEMES`; None decides by the other arguments (above).
+        gamma: Draft tokens per round. None adapts a named scheme's to the acceptance that was
+            observed, and to the costs.
+        alpha: The exponent on the policy. None solves for alpha* at each position; a number in
+            [0, 1] fixes it (1 follows the policy, 0 the teacher).
+        greedy: Take the most probable token in place of a draw.
+        temperature: Of the law that is drawn from; 1 leaves it as it is.
+        top_k: Keep the most probable tokens of that law only, this many.
+        top_p: Keep the fewest most probable tokens that together have this probability.
+        logits_processor: Processors of transformers, functions of (ids, scores) alone; they see
+            the policy's text and the log-probabilities of the law.
+        filtered: "target" filters q*; "parents" filters the parents' laws before q* is formed,
+            which can cut their supports apart (see `disjoint`), and lets processors see each
+            parent's own text.
+        generator: A CPU generator, or a seed; None means torch's own CPU generator.
+        eos_token_id: What ends a row: "policy" takes the policy's generation config's, None lets
+            every row run on. Ids outside the vocabulary are ignored.
+        stopping_criteria: Criteria of transformers: called after each new token of a row with
+            (ids, None), the ids being the policy's prompt and the new tokens so far.
+        shown_ids: What processors and criteria see in place of the policy's prompts, one for each
+            row: `qstar.adapters.transformers` shows the padding of a batch, which lengths are
+            counted with there. Shape (length,).
+        drafter: Who drafts in "one-sided": "policy" or "teacher"; None is the better one.
+        draft_model: A third causal language model over the same vocabulary.
+        draft_ids: Its prompt; None for the policy's.
+        block_verification: Judge a round's drafts together (`rules.verify_block`): as exact,
+            and never fewer tokens a round.
+        disjoint: What to do where the parents share no token, so that q* does not exist: "raise",
+            which loses what was drawn before, or "mixture" for their even mixture, the limit that
+            smoothing gives; the trace's status says where. None is "raise", save where top-k or
+            the like cuts the parents' supports apart (filtered="parents"): there it must be named.
+        vocab: Use only the first this many ids, for models whose output layers are padded to
+            different sizes. None expects equal sizes.
+        context_length: The most tokens of a text, for each model, in place of what configurations
+            say: rotary positions go on as far as one likes, a table of positions ends where it
+            ends. None follows the configurations, scaled positions (linear, YaRN) included.
+        one_call: Whether one model that is both parents reads both texts in one call, as two rows
+            of a batch; it can then not draft for itself. None does so in the schemes that allow
+            it ("plain", "lookup", "draft-model"), and in "auto" if that was measured to be faster.
+        costs: What forwards take, for the choice of schemes and draft lengths. None measures it for
+            "auto", and else assumes that a forward takes the same at every width, of either parent.
+        on_tokens: Called after each round with its new tokens, on the CPU, one row each, -1 where a
+            row has fewer. Shape (batch, new).
+
+    Returns:
+        A `Generation` on the device of the prompt.
+
+    Raises:
+        ValueError: An argument makes no sense, the vocabularies differ in size, the text would
+            exceed a context window, a model's cache cannot take tokens back, two models are one set
+            of weights, a model answers nan, or the parents share no token at some position. The
+            message says where.
+
+    Warns:
+        EqualParentsWarning: The parents had one distribution wherever a token was drawn.
+
+    Source: the analysis, problem 1; its loop is replaced by exact rules. Alternating proposals:
+        Fu et al. (2025), "Fast large language model collaborative decoding via speculation",
+        ICML (PMLR 267:17764).
+    """
+    setup = check(**locals())  # of all arguments, and nothing else is local yet
+    result, steps = decode(setup)
+    matters = setup.rule.alpha not in (0.0, 1.0) and not setup.rule.of_parents.steps
+    if matters and parents_are_equal(steps):
+        warnings.warn(
+            "policy and teacher had one and the same distribution at every new token (Chernoff "
+            "information 0), which q* then is too. For two different parents give one model two "
+            "prompts, or load two models: adapters on one base, or one model passed twice, are one "
+            "set of weights.",
+            EqualParentsWarning,
+            stacklevel=2,
+        )
+    return result
+
+
+def decode(setup: Setup) -> tuple[Generation, list[Step]]:
+    """Round after round until every row has ended: the tokens, and what each round did.
+
+    Args:
+        setup: What was asked for, checked (`options.check`).
+    """
+    models = {id(cache.model): cache.model for cache in setup.caches.values()}
+    with torch.no_grad(), eval_mode(*models.values()):
+        costs, together = _resolve(setup)
+        parents = Parents(setup.caches, vocab=setup.vocab, together=together)
+        observations = Observations(setup.state.prompts["policy"])
+        choose = planner.Planner(
+            scheme=setup.scheme,
+            gamma=setup.gamma,
+            drafter=setup.drafter,
+            costs=costs,
+            has_draft="draft" in setup.caches,
+            batch=len(setup.state.rows),
+            together=together,
+        )
+        to = Setting(parents, setup.rule, setup.chance, observations.look_up, _ends(setup))
+        state, steps = setup.state, []
+        prefill = parents.start(state)
+        begun = time.perf_counter()
+        while state.rows:
+            evidence = observations.evidence(
+                state.rows, max(state.left()), outstanding=state.pending is not None
+            )
+            state, step = decode_round(to, state, choose.plan(evidence))
+            steps.append(step)
+            observations.add(step)
+            _tell(setup, step)
+
+    def shaped(values: Tensor) -> Tensor:
+        return (values[0] if setup.single else values).to(setup.device)
+
+    result = assemble(
+        steps, state.new, state.limit, begun, prefill=prefill, costs=costs, shaped=shaped
+    )
+    return result, steps
+
+
+def _resolve(setup: Setup) -> tuple[Costs | None, bool]:
+    """What forward passes take, measured if "auto" needs it; and whether one call serves both."""
+    costs, one_call = setup.costs, setup.one_call
+    if setup.scheme == "auto" and costs is None:
+        costs = measured_costs(Parents(setup.caches, vocab=setup.vocab), setup.state)
+    if setup.caches["policy"].model is not setup.caches["teacher"].model:
+        return costs, False
+    if one_call is not None:
+        return costs, one_call
+    if setup.scheme == "auto":
+        assert costs is not None
+        return costs, planner.together_is_faster(costs)
+    return costs, setup.scheme in planner.TOGETHER
+
+
+def _ends(setup: Setup) -> Callable[[int, Sequence[int]], bool]:
+    """Whether a row's last token ends it. To be asked once of each: a criterion may count."""
+    device = setup.caches["policy"].model.device
+
+    def ends(row: int, new: Sequence[int]) -> bool:
+        if new[-1] in setup.ends:
+            return True
+        if not setup.stopping_criteria:
+            return False
+        ids = torch.tensor([[*setup.state.shown[row], *new]], device=device)
+        return any(bool(torch.as_tensor(s(ids, None)).any()) for s in setup.stopping_criteria)
+
+    return ends
+
+
+def _tell(setup: Setup, step: Step) -> None:
+    """Pass a round's tokens on to whoever listens."""
+    longest = max(map(len, step.emitted))
+    if setup.on_tokens is None or longest == 0:
+        return
+    block = torch.full((len(setup.state.new), longest), NO_TOKEN)
+    for row, fresh in zip(step.rows, step.emitted, strict=True):
+        block[row, : len(fresh)] = torch.tensor(fresh, dtype=torch.long)
+    setup.on_tokens(block)

@@ -1,0 +1,44 @@
+"""What a decode has seen of its drafters: what the choice of the next round rests on."""
+
+from collections.abc import Sequence
+
+from .planner import Evidence, Lookup, observe
+from .state import PARENTS, Step
+
+
+class Observations:
+    """What a decode has seen of its drafters, tokens not yet emitted apart."""
+
+    def __init__(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Nothing yet but the prompts, of every row of the batch."""
+        self._lookups = [Lookup(prompt) for prompt in prompts]
+        self._observed: dict[str, tuple[float, float]] = {}
+
+    def evidence(self, rows: Sequence[int], remaining: int, *, outstanding: bool) -> Evidence:
+        """What the choice of the next round may rest on."""
+        return Evidence(
+            observed=dict(self._observed),
+            remaining=remaining,
+            matched=sum(self._lookups[row].match() for row in rows) / len(rows),
+            outstanding=outstanding,
+        )
+
+    def look_up(self, rows: Sequence[int], most: Sequence[int]) -> list[list[int]]:
+        """What followed each row's last tokens earlier in its text, at most so many tokens."""
+        pairs = zip(rows, most, strict=True)
+        return [self._lookups[row].propose(limit) for row, limit in pairs]
+
+    def add(self, step: Step) -> None:
+        """Take note of a round."""
+        for row, fresh in zip(step.rows, step.emitted, strict=True):
+            lookup = self._lookups[row]
+            lookup.append(fresh)
+            observe(self._observed, "lookup", lookup.right, lookup.tested)
+            lookup.tested = lookup.right = 0
+        for name in PARENTS:
+            observe(self._observed, name, sum(step.accept[name]), len(step.accept[name]))
+        if step.proposer == "draft":
+            # Of a block that is judged as a whole, all drafts count as tested: not so here.
+            pairs = zip(step.accepted, step.counts, strict=True)
+            looked_at = sum(min(kept + 1, count) for kept, count in pairs)
+            observe(self._observed, "draft", sum(step.accepted), looked_at)
