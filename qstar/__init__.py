@@ -1,36 +1,40 @@
 """q*: the geometric mean of two distributions that is equally far, in KL, from both.
 
-`solve_kl_symmetry(log_policy, log_teacher)` finds alpha* and the Chernoff information in NumPy
-float64. The same function for torch tensors is `qstar.rows_torch.solve_kl_symmetry`, for Gaussians
-`qstar.gaussian.solve_kl_symmetry`; `qstar.generate` draws tokens from q* of two language models.
-Those submodules load on first use, so that `import qstar` needs neither torch nor transformers.
+`solve_kl_symmetry(policy, teacher)` finds alpha* and the Chernoff information of two parents of any
+kind: rows of log-probabilities (arrays or tensors), Gaussians, families, SciPy's distributions.
+`generate` draws tokens from q* of two language models. What needs torch or transformers loads on
+first use, so that `import qstar` needs neither.
 """
 
 import importlib
 import pkgutil
 from typing import Any
 
-from .result import STATUSES, Balance
-from .rows import (
+from .face import (
     acceptance_probability,
-    cumulants,
+    geometric_mean,
     kl,
-    kl_gap,
     log_geometric_mean,
     log_partition,
+    solve_kl_symmetry,
     total_variation,
 )
-from .solve import solve_kl_symmetry
+from .gaussian import Gaussian
+from .result import STATUSES, Balance, Status
+from .rows import cumulants, kl_gap
 
 __version__ = "0.1.0"
 
 __all__ = [
     "STATUSES",
     "Balance",
+    "Gaussian",
     "OptimalSpeculativeDecoder",
+    "Status",
     "acceptance_probability",
     "cumulants",
     "generate",
+    "geometric_mean",
     "kl",
     "kl_gap",
     "log_geometric_mean",

@@ -6,21 +6,36 @@ floats, so that code which reads a result does not care which solver made it.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from typing import Any, Generic, TypeVar, cast
 
 Values = TypeVar("Values")
 Statuses = TypeVar("Statuses")
 Flags = TypeVar("Flags")
 
-STATUSES = (
-    "interior",  # a unique alpha* in (0, 1) equalises the two KL divergences
-    "boundary_0",  # q* is the teacher on the shared support; the policy is nearer
-    "boundary_1",  # q* is the policy on the shared support; the teacher is nearer
-    "degenerate_all",  # the parents agree on the shared support: every alpha gives one q*
-    "disjoint",  # the parents share no outcome: q* does not exist
-    "invalid",  # the row is not a pair of distributions (only where validation is off)
-)
-"""Status names; a torch result holds the index into this tuple, and compares with the names."""
+
+class Status(StrEnum):
+    """What a solver found. Equal to its name: `status == "interior"` is right for every kind.
+
+    Attributes:
+        interior: A unique alpha* in (0, 1) equalises the two KL divergences.
+        boundary_0: q* is the teacher on the shared support; the policy is nearer.
+        boundary_1: q* is the policy on the shared support; the teacher is nearer.
+        degenerate_all: The parents agree on the shared support: every alpha gives one q*.
+        disjoint: The parents share no outcome: q* does not exist.
+        invalid: The row is not a pair of distributions (only where validation is off).
+    """
+
+    interior = "interior"
+    boundary_0 = "boundary_0"
+    boundary_1 = "boundary_1"
+    degenerate_all = "degenerate_all"
+    disjoint = "disjoint"
+    invalid = "invalid"
+
+
+STATUSES: tuple[str, ...] = tuple(Status)
+"""In order; a torch result holds the index into this tuple, and compares with the names."""
 
 
 def status_code(name: str) -> int:
@@ -66,6 +81,12 @@ def _equal(one: Any, other: Any) -> bool:
     return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
+def _is_one_name(status: Any) -> bool:
+    """Whether a status is a name, alone or in NumPy's array of no dimension."""
+    named = getattr(getattr(status, "dtype", None), "kind", None) == "U"
+    return isinstance(status, str) or (named and status.ndim == 0)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Balance(ComparedByValue, Generic[Values, Statuses, Flags]):
     """The point of the geometric path that is equally far, in KL, from both of its parents.
@@ -83,9 +104,9 @@ class Balance(ComparedByValue, Generic[Values, Statuses, Flags]):
             divergences below (both of them, in the interior); inf for disjoint supports.
         kl_to_policy: KL(q* || policy).
         kl_to_teacher: KL(q* || teacher).
-        status: One of `STATUSES`: names in NumPy and Gaussian results, integer indices into
-            `STATUSES` in torch results. `status == "interior"` is right in all of them; a name
-            that is none is refused by `is_status`, and by `==` in torch results.
+        status: A `Status`, of one pair; an array of names in NumPy results of many rows, integer
+            indices into `STATUSES` in torch results. `status == "interior"` is right in all of
+            them; a name that is none is refused by `is_status`, and by `==` in torch results.
         converged: Whether the solver met its stopping rule; True at a boundary, whose solution is
             exact, and False for `disjoint` and `invalid` rows.
         slope: KL(q* || teacher) - KL(q* || policy), the derivative of log Z at `alpha`: what is
@@ -110,6 +131,8 @@ class Balance(ComparedByValue, Generic[Values, Statuses, Flags]):
         if type(self.status) in NAMED:
             named = NAMED[type(self.status)](self.status)
             object.__setattr__(self, "status", named)
+        elif _is_one_name(self.status):
+            object.__setattr__(self, "status", Status(str(self.status)))
 
     def is_status(self, name: str) -> Any:
         """Whether the status is this one of `STATUSES`, row by row; of the kind of `converged`.

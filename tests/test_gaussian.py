@@ -20,6 +20,7 @@ from qstar.gaussian import (
     log_partition,
     solve_kl_symmetry,
 )
+from qstar.result import Status
 
 DATA = json.loads((Path(__file__).parents[1] / "data" / "reference_cases.json").read_text())
 FAMILIES = {"gaussian_1d", "gaussian_2d", "gaussian_nd"}
@@ -378,7 +379,7 @@ def test_the_result_is_made_of_plain_python_values():
     balance = solve_kl_symmetry(Gaussian(0.0, 1.0), Gaussian(1.0, 2.0))
     assert {type(getattr(balance, name)) for name in ("alpha", "chernoff", "slope")} == {float}
     kinds = (type(balance.status), type(balance.converged), type(balance.passes))
-    assert kinds == (str, bool, int)
+    assert kinds == (Status, bool, int)
     assert type(kl(Gaussian(0.0, 1.0), Gaussian(1.0, 2.0))) is float
 
 

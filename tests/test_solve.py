@@ -228,7 +228,7 @@ def test_any_batch_shape_goes_in_and_out():
     assert shaped.alpha.shape == shaped.status.shape == shaped.converged.shape == (2, 3)
     np.testing.assert_array_equal(shaped.alpha.ravel(), flat.alpha)
     single = solve_kl_symmetry(log_policy[0], log_teacher[0])
-    assert single.alpha.shape == single.status.shape == ()
+    assert single.alpha.shape == np.shape(single.status) == ()
     assert single.alpha == flat.alpha[0]
     empty = solve_kl_symmetry(log_policy[:0], log_teacher[:0])
     assert empty.alpha.shape == (0,)
@@ -262,15 +262,16 @@ def test_a_row_alone_is_solved_as_in_its_batch(family, vocab):
     for name in ("chernoff", "kl_to_policy", "kl_to_teacher", "curvature"):
         np.testing.assert_allclose(column[name], getattr(batch, name), rtol=1e-12, atol=1e-12)
     for name, values in column.items():
-        assert values.dtype == getattr(batch, name).dtype
-        assert getattr(alone[0], name).shape == ()
+        kinds = values.dtype.kind, getattr(batch, name).dtype.kind
+        assert kinds[0] == kinds[1], name
+        assert np.shape(getattr(alone[0], name)) == ()
 
 
 def test_one_row_of_a_batch_keeps_its_batch_shape():
     pair = log_of((0.7, 0.2, 0.1), (0.2, 0.3, 0.5))
     for shape in ((), (1,), (1, 1)):
         balance = solve_kl_symmetry(*(row.reshape(*shape, 3) for row in pair))
-        assert balance.alpha.shape == balance.status.shape == shape
+        assert balance.alpha.shape == np.shape(balance.status) == shape
 
 
 def counted(monkeypatch, owner, name):
