@@ -290,6 +290,7 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.connect("env-updated", _renew_pages_that_quote)
     app.connect("html-page-context", _mend_markup)
     app.connect("html-page-context", _link_to_the_sources, priority=900)
+    app.setup_extension("sphinx.ext.autodoc")  # whose events these are, whoever comes first
     app.connect("autodoc-process-signature", _signature_as_written)
     app.connect("autodoc-process-docstring", _docstring_for_people, priority=400)
     app.connect("missing-reference", _resolve_types)
