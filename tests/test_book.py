@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -47,19 +47,22 @@ CHAPTERS = [name for name in FILES if name.startswith("chapters/")]
 PAGES = [TOC["root"], *FILES, "search"]
 VERDICTS = {"confirmed", "corrected", "refuted", "qualified", "not measured"}
 # Without motion: a colour that is still fading in is neither the old one nor the new one.
-VIEWS = {
+VIEWS: dict[str, dict[str, Any]] = {
     view: {"viewport": viewport, "color_scheme": scheme, "reduced_motion": "reduce"}
     for view, viewport, scheme in (
+        ("phone", {"width": 375, "height": 800}, "light"),
         ("light", {"width": 1280, "height": 900}, "light"),
         ("dark", {"width": 1280, "height": 900}, "dark"),
-        ("phone", {"width": 375, "height": 800}, "light"),
     )
 }
-EVERY_RULE: dict[str, Any] = {}
-NO_COLOURS = {"rules": {"color-contrast": {"enabled": False}}}  # by far the slowest rule
+# Every rule but the one for colours, of which a link's text is judged by its style alone.
+NO_COLOURS = {
+    "rules": {"color-contrast": {"enabled": False}},
+    "checks": {"link-in-text-block": {"enabled": False}},
+}
 COLOURS = {"runOnly": ["color-contrast"]}
 # The dark view differs from the light one in its colours, and the phone's in all but those.
-RULES = {"light": EVERY_RULE, "dark": COLOURS, "phone": NO_COLOURS}
+RULES = {"phone": [NO_COLOURS], "light": [COLOURS, NO_COLOURS], "dark": [COLOURS]}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 QUIET = (
     "--disable-background-networking",
@@ -72,10 +75,14 @@ QUIET = (
 
 # What a reader would see, asked of the page itself. Code is shown as it is: `{ref}` in it is fine.
 INSPECT = r"""
-async () => {
+async (scheme) => {
   await document.fonts.ready;
   await window.MathJax?.startup?.promise;
+  // A new size or colour scheme is heard of before the frame that shows it.
+  await new Promise((shown) => requestAnimationFrame(() => requestAnimationFrame(shown)));
   const found = [];
+  const { theme } = document.documentElement.dataset;
+  if (theme && theme !== scheme) found.push(`wrong theme: ${theme}`);
   const shown = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT, (node) =>
     node.parentElement.closest("script, style, pre, code, noscript, mjx-container, textarea")
       ? NodeFilter.FILTER_REJECT : NodeFilter.FILTER_ACCEPT);
@@ -90,6 +97,17 @@ async () => {
     found.push(`maths error: ${error.getAttribute("data-mjx-error") ?? error.textContent}`);
   for (const maths of document.querySelectorAll(".math"))
     if (!maths.querySelector("mjx-container")) found.push(`unrendered maths: ${maths.textContent}`);
+  // axe-core reads a formula as one text in the colour of its container; so all of it has that.
+  for (const maths of document.querySelectorAll("mjx-container")) {
+    const { color } = getComputedStyle(maths);
+    for (const part of maths.querySelectorAll("*")) {
+      const seen = getComputedStyle(part);
+      if (seen.color === color && seen.backgroundColor === "rgba(0, 0, 0, 0)"
+          && seen.backgroundImage === "none" && seen.opacity === "1") continue;
+      found.push(`maths in another colour: ${seen.color} in ${color}: ${part.outerHTML}`);
+      break;
+    }
+  }
   for (const pasted of document.querySelectorAll(".pasted-text"))
     if (!pasted.textContent.trim()) found.push("unresolved role: an empty glued value");
   for (const image of document.images) {
@@ -125,6 +143,78 @@ async () => {
   const wide = Math.max(document.documentElement.scrollWidth, document.body.scrollWidth);
   if (wide > window.innerWidth) found.push(`overflow: ${wide} px in ${window.innerWidth} px`);
   return found;
+}
+"""
+
+# Of all texts with one look, axe-core is shown the first and the last: its rule for colours takes
+# a minute for the ten thousand words of an API page, which have a few dozen looks. A look is all
+# that the rule reads: the text's colour and size, and what is painted behind it, by its ancestors
+# and by what is positioned over the same place.
+MARK_LOOKS = r"""
+(view) => {
+  const numbers = new Map();
+  const number = (key) => numbers.get(key) ?? numbers.set(key, numbers.size + 1).get(key);
+  const styles = new Map();
+  const ground = new Map([[null, 0]]);
+  const placed = [];
+  for (const box of document.querySelectorAll("*")) {
+    const style = getComputedStyle(box);
+    styles.set(box, style);
+    const paint = [
+      style.backgroundColor, style.backgroundImage, style.backgroundClip, style.opacity,
+      style.filter, style.mixBlendMode, style.visibility, style.clip, style.clipPath,
+      style.overflowX, style.overflowY, style.position, style.zIndex, style.transform,
+      style.float, box.matches("label, button, select, option, :disabled, [aria-disabled]"),
+    ].join();
+    ground.set(box, number(`${ground.get(box.parentElement)} ${paint}`));
+    if (style.position !== "static" || style.float !== "none") {
+      const place = box.getBoundingClientRect();
+      if (place.width && place.height) placed.push([box, place]);
+    }
+  }
+  const looks = new Map();
+  for (const box of document.body.querySelectorAll("*")) {
+    if (box.parentElement.closest("mjx-container, script, style, noscript")) continue;
+    const text = [...box.childNodes].filter((node) => node.nodeType === Node.TEXT_NODE)
+      .map((node) => node.data.trim()).join("");
+    if (!text && !box.matches("mjx-container, input, textarea, select")) continue;
+    const place = box.getBoundingClientRect();
+    if (!place.width || !place.height || !box.checkVisibility()) continue;
+    const over = placed.filter(([other, there]) =>
+      there.left < place.right && there.right > place.left && there.top < place.bottom &&
+      there.bottom > place.top && !other.contains(box) && !box.contains(other));
+    const { color, fontSize, fontWeight, textShadow, webkitTextFillColor } = styles.get(box);
+    const look = [
+      ground.get(box), color, fontSize, fontWeight, textShadow, webkitTextFillColor,
+      text.length > 1, ...new Set(over.map(([other]) => ground.get(other))),
+    ].join();
+    looks.set(look, [looks.get(look)?.[0] ?? box, box]);
+  }
+  for (const box of [...looks.values()].flat()) box.setAttribute(`data-look-${view}`, "");
+}
+"""
+
+# What axe-core need not walk through, once all else is done: the glyphs of a formula, which it is
+# shown as one word, and the words of code, which are to no rule but text.
+FOLD = r"""
+() => {
+  for (const maths of document.querySelectorAll("mjx-container")) maths.replaceChildren();
+  for (const word of document.querySelectorAll(":is(pre, code, .sig) span"))
+    if ([...word.attributes].every(({ name }) => name === "class"))
+      word.replaceWith(...word.childNodes);
+  document.body.normalize();
+}
+"""
+# Where colours are judged a formula is a text; for every other rule it is none, so that a table's
+# head with nothing but one has a name for it.
+RUN_AXE = r"""
+async ([view, rules, colours]) => {
+  for (const maths of document.querySelectorAll("mjx-container"))
+    maths.replaceChildren(...(colours ? ["formula"] : []));
+  axe.configure({ rules: [{ id: "color-contrast", selector: `[data-look-${view}]` }] });
+  const context = colours ? document : { exclude: [["mjx-container"]] };
+  const options = { preload: false, resultTypes: ["violations"], ...rules };
+  return (await axe.run(context, options)).violations;
 }
 """
 
@@ -198,8 +288,16 @@ def site(built: Path) -> Iterator[str]:
     yield from serve(built)
 
 
-def look_at(context: BrowserContext, url: str, rules: dict[str, Any] = EVERY_RULE) -> list[str]:
-    """Everything that is wrong with one page, as a reader, a network tab and axe-core see it."""
+def look_at(
+    context: BrowserContext,
+    url: str,
+    views: Iterable[str] = VIEWS,
+    rules: dict[str, list[dict[str, Any]]] = RULES,
+) -> list[str]:
+    """Everything that is wrong with one page, as a reader, a network tab and axe-core see it.
+
+    The page is loaded once, in the first of the views, and turned into each of the others.
+    """
     found: list[str] = []
     page = context.new_page()
 
@@ -215,11 +313,28 @@ def look_at(context: BrowserContext, url: str, rules: dict[str, Any] = EVERY_RUL
     when("request", "external request", lambda asked: is_external(asked.url, url) and asked.url)
     when("requestfailed", "failed request", lambda asked: asked.url)
     when("response", "HTTP error", lambda got: got.status >= 400 and f"{got.status} {got.url}")
-    page.goto(url, wait_until="load")
-    found += page.evaluate(INSPECT)
-    found += axe_violations(page, rules)
+    for at, view in enumerate(views):
+        turn(page, view)
+        if at == 0:
+            page.goto(url, wait_until="load")
+        found += page.evaluate(INSPECT, VIEWS[view]["color_scheme"])
+        if COLOURS in rules[view]:
+            page.evaluate(MARK_LOOKS, view)
+    page.evaluate(FOLD)
+    page.evaluate(Axe().axe_script)
+    for view in reversed(list(views)):
+        turn(page, view)
+        for some in rules[view]:
+            found += axe_violations(page, view, some)
     page.close()
     return found
+
+
+def turn(page: Page, view: str) -> None:
+    page.set_viewport_size(VIEWS[view]["viewport"])
+    page.emulate_media(
+        color_scheme=VIEWS[view]["color_scheme"], reduced_motion=VIEWS[view]["reduced_motion"]
+    )
 
 
 def is_external(address: str, home: str) -> bool:
@@ -227,17 +342,11 @@ def is_external(address: str, home: str) -> bool:
     return there.scheme not in ("data", "blob") and there[:2] != here[:2]
 
 
-def axe_violations(page: Page, rules: dict[str, Any]) -> list[str]:
-    """axe-core's findings, with the element and what to do.
-
-    It reads no formula, so that a table's head with nothing but one has a name for it.
-    """
-    options = {"preload": False, "resultTypes": ["violations"], **rules}
-    # Typeset maths has the colour of its text, and thousands of elements.
-    report = Axe().run(page, context={"exclude": [["mjx-container"]]}, options=options)
+def axe_violations(page: Page, view: str, rules: dict[str, Any]) -> list[str]:
+    """axe-core's findings, with the element and what to do."""
     return [
-        f"accessibility: {rule['id']}: {node['html'][:160]}: {node['failureSummary']}"
-        for rule in report.response["violations"]
+        f"accessibility: {rule['id']}: {view}: {node['html'][:160]}: {node['failureSummary']}"
+        for rule in page.evaluate(RUN_AXE, [view, rules, rules is COLOURS])
         for node in rule["nodes"]
         if rule["id"] != "empty-table-header" or " aria-label=" not in node["html"]
     ]
@@ -278,10 +387,11 @@ def broken_links(folder: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("name", PAGES)
-def test_page_is_sound(site: str, contexts: dict[str, BrowserContext], name: str, view: str):
-    assert look_at(contexts[view], f"{site}/{name}.html", RULES[view]) == []
+def test_page_is_sound_in_light_in_dark_and_on_a_phone(
+    site: str, contexts: dict[str, BrowserContext], name: str
+):
+    assert look_at(contexts["phone"], f"{site}/{name}.html") == []
 
 
 def test_every_page_of_the_book_is_looked_at(built: Path):
@@ -493,8 +603,11 @@ def test_every_internal_link_leads_somewhere(built: Path):
 
 
 BROKEN = """<!doctype html>
-<html lang="en"><head><title>A page</title></head><body><main><h1>A page</h1>
-<script>console.error("broken on purpose")</script>
+<html lang="en" data-theme="dark"><head><title>A page</title><style>
+@media (prefers-color-scheme: dark) { .night { color: #333; background: #000 } }
+@media (min-width: 500px) { .small { display: none } } .k { color: #ddd }</style>
+</head><body><main><h1>A page</h1>
+<script>console.error("broken on purpose")</script><script>throw Error("thrown on purpose")</script>
 <script src="http://elsewhere.example/script.js"></script>
 <script src="data:text/javascript,1"></script><script src="data:text/javascript,1"></script>
 <p>Raw: $$ x^2 $$</p><p>Raw: \\(x\\)</p><p><mjx-merror>Undefined control sequence</mjx-merror></p>
@@ -506,19 +619,29 @@ BROKEN = """<!doctype html>
 </tr></table><p style="width: 90px">A formula <span style="display: inline-block; width: 88px"
 class="math notranslate"><mjx-container>x</mjx-container></span>, and on</p>
 <article><img src="data:," alt="a figure"></article>
-<p style="color: #ddd; background: #fff">pale</p>
+<p style="color: #ddd; background: #fff">pale</p><p class="night">pale at night</p>
+<p style="color: #dde; background: #fff"><mjx-container>pale formula</mjx-container></p>
+<p><mjx-container>x <i style="color: red">red</i></mjx-container> is red in black</p>
+<p>Below a word <b style="position: absolute; left: 0; background: #000; color: #111">over it</b></p>
+<pre><span class="n">first</span> <span class="k">pale</span> <span class="n">last</span></pre>
+<p>A text with <a href="#top" style="text-decoration: none; color: #000">a link</a> like it</p>
+<button class="small"></button>
 <a href="nowhere.html">no page</a><a href="#nowhere">no place</a></main></body></html>"""
 
 
 @pytest.mark.parametrize(
     "problem",
     [
+        "wrong theme: dark",
         "console: broken on purpose",
+        "console: thrown on purpose",
+        "failed request: http://elsewhere.example/script.js",
         "external request: http://elsewhere.example/script.js",
         "HTTP error: 404",
         "unrendered maths: Raw: $$",
         "unrendered maths: Raw: \\(x\\)",
         "maths error: Undefined control sequence",
+        "maths in another colour: rgb(255, 0, 0) in rgb(0, 0, 0)",
         "unresolved role: The value",
         "unresolved role: an empty glued value",
         "missing image: nowhere.png",
@@ -529,9 +652,17 @@ class="math notranslate"><mjx-container>x</mjx-container></span>, and on</p>
         "torn from its formula: , and on",
         "two-tone figure: data:,",
         "twice: data:text/javascript,1",
-        "accessibility: image-alt",
-        "accessibility: color-contrast",
-        "accessibility: empty-table-header",
+        "accessibility: image-alt: light",
+        "accessibility: image-alt: phone",
+        "accessibility: empty-table-header: light",
+        "accessibility: button-name: phone",
+        "accessibility: link-in-text-block: light",
+        'accessibility: color-contrast: light: <p style="color: #ddd',
+        'accessibility: color-contrast: dark: <p style="color: #ddd',
+        'accessibility: color-contrast: dark: <p class="night"',
+        "accessibility: color-contrast: light: <mjx-container",
+        'accessibility: color-contrast: light: <b style="position: absolute',
+        'accessibility: color-contrast: light: <span class="k"',
     ],
 )
 def test_a_broken_page_is_caught(broken_page: list[str], problem: str):
@@ -634,12 +765,14 @@ def test_search_finds_a_word_without_a_server_behind_it(
     page.close()
 
 
-@pytest.mark.parametrize("name", ["index", CHAPTERS[0]])
+@pytest.mark.parametrize(
+    ("name", "view"), [("index", "light"), ("index", "dark"), (CHAPTERS[0], "light")]
+)
 def test_pages_open_from_the_disk_without_a_server(
-    built: Path, contexts: dict[str, BrowserContext], name: str
+    built: Path, contexts: dict[str, BrowserContext], name: str, view: str
 ):
-    address = (built / f"{name}.html").as_uri()
-    assert look_at(contexts["light"], address, NO_COLOURS) == []
+    """And in either scheme at once, where the other pages are turned from one into the other."""
+    assert look_at(contexts[view], (built / f"{name}.html").as_uri(), [view]) == []
 
 
 def test_landing_page_shows_the_verdict_of_every_check(
