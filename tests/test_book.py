@@ -630,7 +630,8 @@ class="math notranslate"><mjx-container>x</mjx-container></span>, and on</p>
 <p>Below a word <b style="position: absolute; left: 0; background: #000; color: #111">over it</b>
 </p>
 <pre><span class="n">first</span> <span class="k">pale</span> <span class="n">last</span></pre>
-<p>A text with <a href="index.html" style="text-decoration: none; color: #000">a link</a> like it</p>
+<p>A text with
+<a href="index.html" style="text-decoration: none; color: #000">a link</a> like it</p>
 <button class="small"></button>
 <a href="nowhere.html">no page</a><a href="#nowhere">no place</a></main></body></html>"""
 
