@@ -296,10 +296,13 @@ def look_at(
 ) -> list[str]:
     """Everything that is wrong with one page, as a reader, a network tab and axe-core see it.
 
-    The page is loaded once, in the first of the views, and turned into each of the others.
+    The page is loaded once, in the first of the views, and turned into each of the others; in the
+    tab of the page before it, for a new one costs a second.
     """
     found: list[str] = []
-    page = context.new_page()
+    page = context.pages[0] if context.pages else context.new_page()
+    page.goto("about:blank")  # what the page before still asks for is not asked by this one
+    heard: list[tuple[Any, Callable[[Any], None]]] = []
 
     def when(event: str, problem: str, fails: Callable[[Any], str | bool | None]) -> None:
         def hear(what: Any) -> None:
@@ -307,6 +310,7 @@ def look_at(
                 found.append(f"{problem}: {text}")
 
         page.on(event, hear)
+        heard.append((event, hear))
 
     when("console", "console", lambda said: said.type == "error" and said.text)
     when("pageerror", "console", str)
@@ -326,7 +330,8 @@ def look_at(
         turn(page, view)
         for some in rules[view]:
             found += axe_violations(page, view, some)
-    page.close()
+    for event, hear in heard:
+        page.remove_listener(event, hear)
     return found
 
 
