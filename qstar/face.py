@@ -161,7 +161,8 @@ def _kind(parent: Any) -> str:
 
 
 def _like(home: ModuleType, alpha: Any, parent: Any) -> Any:
-    """A number as a tensor for every row, where the parents are tensors."""
-    if home.__name__ != f"{__package__}.rows_torch" or hasattr(alpha, "shape"):
+    """Exponents as a tensor, one for every row, where the parents are tensors."""
+    if home.__name__ != f"{__package__}.rows_torch":
         return alpha
-    return parent.new_full(parent.shape[:-1], float(alpha))
+    exponents = parent.new_tensor(alpha) if _kind(alpha) == "array" else alpha
+    return exponents.expand(parent.shape[:-1])

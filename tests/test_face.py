@@ -69,3 +69,10 @@ def test_what_a_kind_does_not_have_is_said_with_what_it_has():
         qstar.geometric_mean(P, R, 0.5)
     with pytest.raises(TypeError, match=r"call qstar\.geometric_mean"):
         qstar.log_geometric_mean(*GAUSSIANS, 0.5)
+
+
+@pytest.mark.parametrize("alpha", [0.3, [0.3, 0.3], np.full(2, 0.3), torch.tensor(0.3).double()])
+def test_exponents_of_tensors_may_be_numbers_lists_arrays_or_tensors(alpha):
+    for name in ("log_geometric_mean", "log_partition"):
+        ours, theirs = getattr(qstar, name), getattr(rows, name)
+        np.testing.assert_allclose(ours(*TENSORS, alpha), theirs(P, R, 0.3), rtol=0, atol=1e-7)
