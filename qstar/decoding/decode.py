@@ -665,9 +665,9 @@ class _Run:
         if not self.law.shaping.reads_text:
             return []
         found = []
-        prompts = self.shown if name == "policy" else self.prompts[name]
+        prompts, device = self.shown if name == "policy" else self.prompts[name], self.device
         for place, row in enumerate(self.rows):
-            ids = torch.tensor(prompts[row] + self.text[row], device=self.device)
+            ids = torch.tensor(prompts[row] + self.text[row], device=device)
             if drafts is not None and counts is not None:
                 ids = torch.cat([ids, drafts[place, : counts[place]]])
             found.append(ids)
@@ -897,7 +897,8 @@ class _Run:
             tokens, log_draft, counts = drafts.tokens, drafts.log_draft, drafts.counts
             proposer = drafts.proposer
         gamma = tokens.shape[-1]
-        target = self.law.of_target(log_q, self.texts("policy"), tokens)
+        texts = self.texts("policy")
+        target = self.law.of_target(log_q, texts, tokens)
         exact = positions > gamma
         log_target = target
         drafted = torch.tensor(counts, device=self.device)
@@ -915,7 +916,7 @@ class _Run:
             check=False,
         )
         for name, laws in (("policy", log_policy), ("teacher", log_teacher)):
-            shaped = self.law.of_target(laws, self.texts("policy"), tokens)
+            shaped = self.law.of_target(laws, texts, tokens)
             known[f"accept_{name}"] = torch.minimum(shaped, target).exp().sum(-1).clamp(max=1)
         host = self._fetch(judged, tokens, log_draft, log_policy, log_teacher, target, known)
         return self._emit(plan, proposer, counts, exact, host, known, judged.next_token)
