@@ -264,9 +264,7 @@ def planted_mistakes():
         yield MANY, enumerated_law(pair, 0.5), solved
         if name == "two Llamas":
             policy = enumerated_law(pair, 1.0)
-            for calls, law, other in ((FEW, right, wrong), (FEW, right, policy)):
-                yield calls, law, other
-            yield FEW, solved, policy
+            yield from [(FEW, right, wrong), (FEW, right, policy), (FEW, solved, policy)]
 
 
 def test_the_law_tests_find_the_planted_mistakes_for_certain():
