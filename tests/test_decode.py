@@ -510,7 +510,7 @@ def constant(log_law, *, window=1024):
 
 LAWS = np.log([[0.5, 0.3, 0.15, 0.05], [0.2, 0.1, 0.3, 0.4]])
 THIRD = np.log([0.35, 0.25, 0.2, 0.2])
-TOKENS = 300
+TOKENS = 200
 
 
 @pytest.fixture(scope="module")
