@@ -123,11 +123,12 @@ class Shaping:
         if self.reads_text:
             rows = []
             for row, text in enumerate(texts):
+                begun = text.to(log_law.device)
                 for position in range(positions):
-                    ids = text.to(log_law.device)
+                    ids = begun
                     if position > 0:
                         assert drafts is not None
-                        ids = torch.cat([ids, drafts[row, :position].clamp(min=0)])
+                        ids = torch.cat([begun, drafts[row, :position].clamp(min=0)])
                     scores = log_law[row, position : position + 1].clone()
                     for step in self.steps:
                         scores = step(ids[None], scores)
