@@ -17,16 +17,20 @@ A chapter's cases stand in a test file of its own, `tests/test_counterfactuals_N
 
     @pytest.mark.parametrize("case", CASES, ids=str)
     def test_the_verdict_follows_the_data(case):
-        assert decide(NOTEBOOK, case, FEWER) == case.verdict, case.why
+        assert decide(NOTEBOOK, case, CASES, FEWER) == case.verdict, case.why
 
     def test_every_verdict_of_the_chapter_could_have_come_out_otherwise():
         assert lacking(NOTEBOOK, CASES) == []
 
 A name keeps its new value from the last cell before the deciding one that binds it; whatever is
-computed from it on the way is computed again. Prefer a name far up (a record, the parents) where
-the cells in between are quick, so that they are tested, too. Functions and modules are refused: a
-verdict that only other code would move does not rest on data. A cell in between must not change in
-place what an earlier cell made, for it would do so twice.
+computed from it on the way is computed again, and nothing else: the other cells run once a process,
+and those that no case needs do not run. A value instead of the chapter's spares the cells that make
+it, `Changed` does not. Prefer a name far up (a record, the parents) where the cells in between are
+quick, so that they are tested, too. Functions and modules are refused: a verdict that only other
+code would move does not rest on data. A cell in between must not change in place what an earlier
+cell made, for it would do so twice.
+
+What a cell only prints, or publishes as a number, is left out: no later cell hears of it.
 """
 
 import ast
@@ -82,71 +86,113 @@ class Case:
 
 @dataclasses.dataclass
 class Chapter:
-    """A notebook, run as far as its deciding cells need it.
+    """A notebook, run as far as some questions need it.
 
     Attributes:
         folder: Where it lies.
         code: By cell id, the code of each code cell.
-        after: By cell id, every name as it stands after the cell, for the cells that were run.
-        verdicts: By claim id, what was glued.
+        made: By cell id, what the cell bound, for the cells that were run.
     """
 
     folder: Path
     code: dict[str, str]
-    after: dict[str, dict[str, Any]]
-    verdicts: dict[str, str]
+    made: dict[str, dict[str, Any]]
 
 
-def read_chapter(notebook: Path, wanted: Iterable[str], parameters: Mapping[str, Any]) -> Chapter:
-    """Run what the wanted cells need, with these values of its parameters."""
+def read_chapter(
+    notebook: Path,
+    asked: Iterable[tuple[str, Mapping[str, Any]]],
+    parameters: Mapping[str, Any],
+) -> Chapter:
+    """Run what must stand as it is to ask each of these cells about these data.
+
+    Args:
+        notebook: The file.
+        asked: Deciding cells, each with the data that could have come out.
+        parameters: Values that replace those of its parameters cell.
+    """
     cells = [c for c in json.loads(notebook.read_bytes())["cells"] if c["cell_type"] == "code"]
-    code = {cell["id"]: "".join(cell["source"]) for cell in cells}
+    code = {cell["id"]: _without_telling("".join(cell["source"])) for cell in cells}
     first = next(cell["id"] for cell in cells if "parameters" in cell["metadata"].get("tags", []))
-    needed = {first, *_slice(list(code.items()), set(wanted))}
-    chapter = Chapter(notebook.parent, code, {}, {})
+    needed = {first}.union(*(_plan(code, cell, data).kept for cell, data in asked))
+    chapter = Chapter(notebook.parent, code, {})
     names: dict[str, Any] = {}
     for cell in code:
         if cell in needed:
-            glued = run(code[cell], names, notebook.parent)
+            run(code[cell], names, notebook.parent)
             if cell == first:
                 unknown = parameters.keys() - names.keys()
                 assert not unknown, f"{notebook.name} has no parameter {unknown}"
                 names.update(parameters)
-            chapter.after[cell] = dict(names)
-            chapter.verdicts |= {key.removeprefix("claim-"): v for key, v in glued.items()}
+            chapter.made[cell] = {x: names[x] for x in names_of(code[cell]).stores if x in names}
     return chapter
 
 
 def decide_in(chapter: Chapter, claim: str, cell: str, data: Mapping[str, Any]) -> str:
     """The verdict of a cell on a claim, had the data been these."""
-    before = list(chapter.after)[: list(chapter.after).index(cell)]
-    bound = {}
-    for name in data:
-        binders = [c for c in before if name in _names(chapter.code[c])[1]]
-        assert binders, f"no cell before {cell} makes {name}"
-        bound[name] = binders[-1]
-        old = chapter.after[binders[-1]][name]
-        code = callable(old) or isinstance(old, types.ModuleType)
-        assert not code, f"{name} is code, not data: name what was measured or solved"
-    needed = _slice([(c, chapter.code[c]) for c in [*before, cell]], {cell})
-    start = min((before.index(c) for c in bound.values()), default=len(before) - 1)
-    names = dict(chapter.after[before[start]])
-    dirty: set[str] = set()
-    for c in before[start:]:
-        loads, stores = _names(chapter.code[c])
-        if c in needed and loads & dirty:
+    plan = _plan(chapter.code, cell, data)
+    names: dict[str, Any] = {}
+    for c in _before(chapter.code, cell):
+        if c in plan.again:
             run(chapter.code[c], names, chapter.folder)
-            dirty |= stores
-        elif c != before[start]:  # as it was
-            old = chapter.after[c]
-            names |= {name: old[name] for name in stores - dirty if name in old}
-        for name in (name for name, binder in bound.items() if binder == c):
+        elif c in plan.kept:
+            names |= {x: v for x, v in chapter.made[c].items() if x in plan.kept[c]}
+        for name in plan.given[c]:
             value = data[name]
-            names[name] = value.how(names[name]) if isinstance(value, Changed) else value
-            dirty.add(name)
-    read = _names(chapter.code[cell])[0]
-    assert not data or read & dirty, f"{cell} reads nothing that depends on {', '.join(data)}"
+            old = names[name] if isinstance(value, Changed) else value
+            code = callable(old) or isinstance(old, types.ModuleType)
+            assert not code, f"{name} is code, not data: name what was measured or solved"
+            names[name] = value.how(old) if isinstance(value, Changed) else value
     return run(chapter.code[cell], names, chapter.folder)[f"claim-{claim}"]
+
+
+@dataclasses.dataclass
+class Plan:
+    """How to ask a cell about other data.
+
+    Attributes:
+        given: By cell id, the names that get their other values after it, for those that count.
+        kept: By cell id, the names that are as the chapter made them, for the cells that count.
+        again: The cells that read something that is not as the chapter made it.
+    """
+
+    given: dict[str, list[str]]
+    kept: dict[str, set[str]]
+    again: set[str]
+
+
+def _plan(code: Mapping[str, str], cell: str, data: Mapping[str, Any]) -> Plan:
+    """What must run, and what must run again, to ask a cell about other data."""
+    plan = Plan({}, {}, set())
+    before = _before(code, cell)
+    binder = {name: c for c in before for name in names_of(code[c]).stores}
+    assert data.keys() <= binder.keys(), f"no cell before {cell} makes one of {', '.join(data)}"
+    needed, read = set(), names_of(code[cell]).loads
+    for c in reversed(before):  # whatever binds or changes a name that is read further down
+        plan.given[c] = [name for name in data if binder[name] == c and name in read]
+        read = read - {name for name in plan.given[c] if not isinstance(data[name], Changed)}
+        here = names_of(code[c])
+        if here.stores & read:
+            needed.add(c)
+            read = (read - here.anew) | here.loads
+    dirty: set[str] = set()
+    for c in before:
+        here = names_of(code[c])
+        if c in needed and here.loads & dirty:
+            plan.again.add(c)
+            dirty |= here.stores
+        elif c in needed:
+            dirty -= here.anew
+            plan.kept[c] = here.stores - dirty
+        dirty |= set(plan.given[c])
+    reads = names_of(code[cell]).loads & dirty
+    assert reads or not data, f"{cell} reads nothing that depends on {', '.join(data)}"
+    return plan
+
+
+def _before(code: Mapping[str, str], cell: str) -> list[str]:
+    cells = list(code)
+    return cells[: cells.index(cell)]
 
 
 def lacking_in(
@@ -178,17 +224,25 @@ def lacking_in(
 # --- The book's own chapters ---------------------------------------------------------------------
 
 
-@functools.cache
-def _chapter(notebook: str, parameters: tuple[tuple[str, Any], ...]) -> Chapter:
-    wanted = {claim.cell for claim in CLAIMS if claim.notebook == notebook}
-    return read_chapter(NOTEBOOKS / f"{notebook}.ipynb", wanted, dict(parameters))
+_CHAPTERS: dict[str, Chapter] = {}
 
 
-def decide(notebook: str, case: Case, parameters: Mapping[str, Any] | None = None) -> str:
-    """What the chapter's deciding cell would have said; the chapter is run once a process."""
-    (claim,) = (c for c in CLAIMS if (c.id, c.notebook) == (case.claim, notebook))
-    chapter = _chapter(notebook, tuple((parameters or {}).items()))
-    return decide_in(chapter, claim.id, claim.cell, case.data)
+def decide(
+    notebook: str, case: Case, cases: Iterable[Case], parameters: Mapping[str, Any] | None = None
+) -> str:
+    """What the chapter's deciding cell would have said.
+
+    Args:
+        notebook: The chapter, by its file's name.
+        case: One of the cases.
+        cases: All of them: the chapter is run once a process, as far as they need it.
+        parameters: Values that replace those of its parameters cell.
+    """
+    cell_of = {claim.id: claim.cell for claim in CLAIMS if claim.notebook == notebook}
+    if notebook not in _CHAPTERS:
+        asked = [(cell_of[other.claim], other.data) for other in cases]
+        _CHAPTERS[notebook] = read_chapter(NOTEBOOKS / f"{notebook}.ipynb", asked, parameters or {})
+    return decide_in(_CHAPTERS[notebook], case.claim, cell_of[case.claim], case.data)
 
 
 def lacking(notebook: str, cases: Iterable[Case]) -> list[str]:
@@ -201,34 +255,120 @@ def lacking(notebook: str, cases: Iterable[Case]) -> list[str]:
 # --- A notebook's cells -----------------------------------------------------------------------
 
 
-def _slice(code: list[tuple[str, str]], wanted: set[str]) -> set[str]:
-    """The wanted cells and, backwards, every cell that binds or changes a name they read."""
-    needed, read = set(), set()
-    for cell, source in reversed(code):
-        loads, stores = _names(source)
-        if cell in wanted or stores & read:
-            needed.add(cell)
-            read |= loads
-    return needed
+def _without_telling(source: str) -> str:
+    """A cell without the statements that print, or publish something other than a verdict."""
+    body = ast.parse(source).body
+    return "\n".join(ast.unparse(statement) for statement in body if not _only_tells(statement))
 
 
-def _names(source: str) -> tuple[set[str], set[str]]:
-    """The names that a cell reads, and those that it binds or changes in place."""
-    loads, stores = set(), set()
-    for node in ast.walk(ast.parse(source)):
-        match node:
-            case ast.Name(id=name, ctx=ast.Load()):
-                loads.add(name)
-            case ast.Name(id=name, ctx=ast.Store()):
-                stores.add(name)
-            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
-                stores |= {(alias.asname or alias.name).partition(".")[0] for alias in aliases}
-            case ast.Subscript(value=ast.Name(id=name), ctx=ast.Store()):
-                stores.add(name)
-            case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id=name)))):
-                if name != "figures":  # what it draws is not looked at here
-                    stores.add(name)
-    return loads, stores
+def _only_tells(statement: ast.stmt) -> bool:
+    match statement:
+        case ast.Expr(value=ast.Call(func=ast.Name(id="print"))):
+            return True
+        case ast.Expr(value=ast.Call(func=ast.Name(id="glue"), args=[name, *_])):
+            first = name.values[0] if isinstance(name, ast.JoinedStr) else name
+            return isinstance(first, ast.Constant) and not first.value.startswith("claim-")
+    return False
+
+
+@dataclasses.dataclass
+class Names:
+    """The names of a cell.
+
+    Attributes:
+        loads: Those that it reads as an earlier cell left them.
+        stores: Those that it binds or changes in place.
+        anew: Those of them that it binds, whatever they were, and on every way through it.
+    """
+
+    loads: set[str]
+    stores: set[str]
+    anew: set[str]
+
+
+@functools.cache
+def names_of(source: str) -> Names:
+    """What a cell reads and binds."""
+    names = Names(set(), set(), set())
+    _follow_all(ast.parse(source).body, names, names.anew)
+    return names
+
+
+def _follow(node: ast.AST, names: Names, bound: set[str]) -> None:
+    """Take in a piece of code in the order in which it runs.
+
+    Args:
+        node: The code.
+        names: What was found so far; this piece is added to it.
+        bound: What this cell has certainly bound on the way here; this piece is added to it, unless
+            it may be skipped. Inside a comprehension or a lambda: its own names, too.
+    """
+    match node:
+        case ast.Name(id=name, ctx=ast.Load()):
+            names.loads |= {name} - bound
+        case ast.Name(id=name):
+            names.stores.add(name)
+            bound.add(name)
+        case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+            imported = {(alias.asname or alias.name).partition(".")[0] for alias in aliases}
+            names.stores |= imported
+            bound |= imported
+        case ast.Assign(targets=targets, value=value):
+            _follow_all([value, *targets], names, bound)
+        case ast.AugAssign(target=target, value=value):
+            as_read = ast.parse(ast.unparse(target), mode="eval").body
+            _follow_all([as_read, value, target], names, bound)
+        case (ast.Subscript(ctx=ast.Store()) | ast.Attribute(ctx=ast.Store())) as place:
+            if isinstance(place.value, ast.Name):
+                names.stores.add(place.value.id)
+            _follow_all(ast.iter_child_nodes(node), names, bound)
+        case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id=name))) as call):
+            if name != "figures":  # what it draws is not looked at here
+                names.stores.add(name)
+            _follow(call, names, bound)
+        case ast.For(iter=first, target=target, body=body, orelse=orelse):
+            _follow(first, names, bound)
+            _follow_all([target, *body], names, set(bound))
+            _follow_all(orelse, names, set(bound))
+        case ast.If(test=test, body=body, orelse=orelse):
+            _follow(test, names, bound)
+            either, other = set(bound), set(bound)
+            _follow_all(body, names, either)
+            _follow_all(orelse, names, other)
+            bound |= either & other
+        case ast.BoolOp(values=[first, *others]):
+            _follow(first, names, bound)
+            _follow_all(others, names, set(bound))
+        case ast.IfExp(test=test, body=body, orelse=orelse):
+            _follow(test, names, bound)
+            for value in (body, orelse):
+                _follow(value, names, set(bound))
+        case ast.While() | ast.Try() | ast.Match():  # any part of it may be skipped
+            for child in ast.iter_child_nodes(node):
+                _follow(child, names, set(bound))
+        case ast.ListComp() | ast.SetComp() | ast.GeneratorExp() | ast.DictComp():
+            own = Names(names.loads, set(), set())  # its variables are nobody else's
+            inside = set(bound)
+            for part in node.generators:
+                _follow_all([part.iter, part.target, *part.ifs], own, inside)
+            value = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
+            _follow_all(value, own, inside)
+        case ast.Lambda(args=arguments, body=body):
+            _follow(arguments, names, bound)
+            own = {a.arg for a in ast.walk(arguments) if isinstance(a, ast.arg)}
+            _follow(body, Names(names.loads, set(), set()), bound | own)
+        case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+            for child in ast.iter_child_nodes(node):  # its own names count as read: too many
+                _follow(child, Names(names.loads, set(), set()), set())
+            names.stores.add(name)
+            bound.add(name)
+        case _:
+            _follow_all(ast.iter_child_nodes(node), names, bound)
+
+
+def _follow_all(nodes: Iterable[ast.AST], names: Names, bound: set[str]) -> None:
+    for node in nodes:
+        _follow(node, names, bound)
 
 
 def run(source: str, names: dict[str, Any], folder: Path) -> dict[str, str]:

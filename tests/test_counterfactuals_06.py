@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from counterfactuals import Case, Changed, decide, lacking
 
-NOTEBOOK, FEWER = "06_two_models", {"max_new_tokens": 6}
+NOTEBOOK, FEWER = "06_two_models", {"max_new_tokens": 2}
 KINDS = (
     "two system prompts", "two questions", "temperatures 1 and 0.6", "temperatures 1 and 0.3",
 )  # fmt: skip
@@ -41,7 +41,7 @@ CASES = (
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_verdict_follows_the_data(case):
-    assert decide(NOTEBOOK, case, FEWER) == case.verdict, case.why
+    assert decide(NOTEBOOK, case, CASES, FEWER) == case.verdict, case.why
 
 
 def test_every_verdict_of_the_chapter_could_have_come_out_otherwise():

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from counterfactuals import Case, Changed, decide, lacking
 
-NOTEBOOK, FEWER = "07_speculative_decoding", {"tiny_runs": 6, "max_new_tokens": 4}
+NOTEBOOK, FEWER = "07_speculative_decoding", {"tiny_runs": 2}
 
 
 def turns(*medians):
@@ -44,7 +44,13 @@ def live(name, a_token):
     return {"live": Changed(lambda found: found | {name: (found[name][0], a_token)})}
 
 
-INEXACT = {"law_gap": Changed(lambda gaps: {way: 0.01 for way in gaps}), "worst_law": 0.01}
+def with_law_off_by(gap):
+    """Output distributions so far from the target's, in the smallest case of each kind."""
+    gaps = {("draft model 1", alpha): gap for alpha in (None, 0.3)}
+    return {"law_gap": gaps, "worst_law": gap, "controls": {"parents exchanged": 0.1}}
+
+
+EXACT, INEXACT = with_law_off_by(1e-15), with_law_off_by(0.01)
 ALL_FASTER = turns(1.9, 1.5, 1.5, 1.5)
 NONE_FASTER = turns(0.9, 0.9, 0.9, 0.9)
 SOME_FASTER = turns(1.2, 0.8, 1.7, 1.1)
@@ -53,7 +59,7 @@ BEYOND = turns(2.0, 1.8, 1.7, 1.3)
 SCHEMES = "alternating", "plain", "plain", "lookup"
 BOTH = "one-sided 2", "one-sided 2, unlike"
 
-CASES = (
+OTHERWISE = (
     Case("faster-with-guarantees", "confirmed", ALL_FASTER, "every cell faster"),
     Case("faster-with-guarantees", "refuted", NONE_FASTER, "no cell faster"),
     Case("faster-with-guarantees", "refuted", INEXACT | ALL_FASTER, "another distribution"),
@@ -103,11 +109,15 @@ CASES = (
         "another choice for each pair",
     ),
 )
+CASES = [
+    case if case.claim == "kv-cache-reuse" else dataclasses.replace(case, data=EXACT | case.data)
+    for case in OTHERWISE
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_verdict_follows_the_data(case):
-    assert decide(NOTEBOOK, case, FEWER) == case.verdict, case.why
+    assert decide(NOTEBOOK, case, CASES, FEWER) == case.verdict, case.why
 
 
 def test_every_verdict_of_the_chapter_could_have_come_out_otherwise():

@@ -139,7 +139,7 @@ CASES = (
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_verdict_follows_the_data(case):
-    assert decide(NOTEBOOK, case, FEWER) == case.verdict, case.why
+    assert decide(NOTEBOOK, case, CASES, FEWER) == case.verdict, case.why
 
 
 def test_every_verdict_of_the_chapter_could_have_come_out_otherwise():

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -671,21 +672,37 @@ if not pathlib.Path("go").exists():
 """
 
 
-def start_sleeping(root):
+def asleep(root):
+    """The worker, the kernel and its child, once the cell is being executed."""
+    pids = root / "notebooks" / "pids"
+    found = pids.read_text().split() if pids.exists() else []
+    return [int(pid) for pid in found] if len(found) == 3 else []
+
+
+@contextmanager
+def sleeping(root):
     """The runner, at a moment when a cell is being executed, and the processes under it."""
     write_notebook(root, "01_first", SLEEP, "print('woken')")
-    pids = root / "notebooks" / "pids"
-    runner = subprocess.Popen(command(root), stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 3, "the cell to start")
-    return runner, [int(pid) for pid in pids.read_text().split()]
+    # A shell that starts the tests in the background has SIGINT ignored in all that they start.
+    as_it_was = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        runner = subprocess.Popen(command(root), stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, as_it_was)
+    with runner:  # closes its pipe and waits for its end
+        try:
+            wait_for(lambda: asleep(root), "the cell to start")
+            yield runner, asleep(root)
+        finally:
+            runner.kill()
 
 
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_run_leaves_the_old_chapter_and_no_process(root, kind):
     chapter = old_chapter(root)
-    runner, pids = start_sleeping(root)
-    runner.send_signal(kind)
-    _, said = runner.communicate(timeout=PATIENCE_S)
+    with sleeping(root) as (runner, pids):
+        runner.send_signal(kind)
+        _, said = runner.communicate(timeout=PATIENCE_S)
     assert runner.returncode == (-kind if kind == signal.SIGKILL else 130)
     assert chapter.read_text() == "the earlier good copy"
     wait_for(lambda: not any(map(is_alive, pids)), "worker, kernel and its child to end")
@@ -700,18 +717,34 @@ def test_an_interrupted_run_leaves_the_old_chapter_and_no_process(root, kind):
     assert not (chapter.parent / reproduce.RECORDS / "running").exists()
 
 
-def test_a_notebook_over_its_limit_is_stopped(root):
+@pytest.fixture
+def ignored():
+    """SIGHUP, ignored as by `nohup`."""
+    as_it_was = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    yield signal.SIGHUP
+    signal.signal(signal.SIGHUP, as_it_was)
+
+
+def test_a_request_to_end_that_is_ignored_stays_so(ignored):
+    with reproduce._termination_is_an_interrupt():
+        signal.raise_signal(ignored)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(ignored) == signal.SIG_IGN
+    signal.signal(ignored, signal.SIG_DFL)
+    with reproduce._termination_is_an_interrupt(), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(ignored)
+
+
+def test_a_notebook_over_its_limit_is_stopped(root, monkeypatch, capsys):
+    """Its time is over once its cell is being executed, however busy the machine."""
     chapter = old_chapter(root)
     write_notebook(root, "01_first", SLEEP)
-    pids = root / "notebooks" / "pids"
-    for limit in ("4", "8", "16", "32"):  # the kernel must have started, however busy the machine
-        result = run(root, "--limit", limit)
-        assert result.returncode == 1
-        assert f"stopped after {limit} s, its limit (--limit)" in result.stderr
-        assert chapter.read_text() == "the earlier good copy"
-        if pids.exists():
-            break
-    family = pids.read_text().split()
+    monkeypatch.setattr(reproduce.Run, "seconds", lambda _: 601.0 if asleep(root) else 599.0)
+    assert reproduce.main(["--root", str(root), "--limit", "600"]) == 1
+    assert "stopped after 600 s, its limit (--limit)" in capsys.readouterr().err
+    assert chapter.read_text() == "the earlier good copy"
+    family = asleep(root)
     wait_for(lambda: not any(map(is_alive, family)), "worker, kernel and its child to end")
 
 

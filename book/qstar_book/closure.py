@@ -1,10 +1,11 @@
 """Which files of our packages a notebook's code imports, directly and through others.
 
-Read from the source alone, so that it takes milliseconds and no kernel: what an executed chapter
-depends on, and what therefore makes it out of date.
+Read from the source alone, each file once a process, so that it takes milliseconds and no kernel:
+what an executed chapter depends on, and what therefore makes it out of date.
 """
 
 import ast
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def imported_files(code: str, packages: Sequence[Path]) -> dict[str, Path]:
     }
     plain = "\n".join(line for line in code.splitlines() if not line.startswith(("%", "!")))
     try:
-        waiting = list(_named(ast.parse(plain), modules, package=[]))
+        waiting = list(_named(plain, modules, package=[]))
     except SyntaxError:
         return modules
     found: set[str] = set()
@@ -39,8 +40,7 @@ def imported_files(code: str, packages: Sequence[Path]) -> dict[str, Path]:
         file = modules[name]
         parts = name.split(".")
         here = parts if file.stem == "__init__" else parts[:-1]
-        tree = ast.parse(file.read_text(encoding="utf8"))
-        waiting += _named(tree, modules, package=here)
+        waiting += _named(file.read_text(encoding="utf8"), modules, package=here)
     return {name: modules[name] for name in sorted(found)}
 
 
@@ -49,40 +49,51 @@ def _parts(file: Path, package: Path) -> tuple[str, ...]:
     return parts[:-1] if file.stem == "__init__" else parts
 
 
-def _named(tree: ast.AST, modules: Mapping[str, Path], *, package: list[str]) -> Iterator[str]:
+def _named(source: str, modules: Mapping[str, Path], *, package: list[str]) -> Iterator[str]:
     """The modules of ours that a program names: in imports at any depth, and by dots."""
-    for node in ast.walk(tree):
+    for level, name in _dotted(source):
+        above = package[: len(package) - level + 1] if level else []
+        yield from _with_parents([*above, *name.split(".")], modules)
+
+
+@functools.cache
+def _dotted(source: str) -> frozenset[tuple[int, str]]:
+    """Each dotted name in a program, and how many dots before it make it a relative import."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            dotted = [alias.name for alias in node.names]
+            found |= {(0, alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else []
-            base = [*above, *([node.module] if node.module else [])]
-            dotted = [".".join([*base, alias.name]) for alias in node.names]
-        elif isinstance(node, ast.Attribute):
-            dotted = [ast.unparse(node)]
-        else:
-            continue
-        for name in dotted:
-            yield from _with_parents(name, modules)
+            base = f"{node.module}." if node.module else ""
+            found |= {(node.level, base + alias.name) for alias in node.names}
+        elif isinstance(node, ast.Attribute) and (name := _chain(node)):
+            found.add((0, name))
+    return frozenset(found)
 
 
-def _with_parents(name: str, modules: Mapping[str, Path]) -> Iterator[str]:
+def _chain(node: ast.expr) -> str:
+    """`a.b.c` as it stands; empty for the attribute of anything else than a name."""
+    if isinstance(node, ast.Attribute):
+        above = _chain(node.value)
+        return above and f"{above}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _with_parents(parts: list[str], modules: Mapping[str, Path]) -> Iterator[str]:
     """The longest prefix of a dotted name that is a module, its packages, and what it is lazily."""
-    parts = name.split(".")
     known = [".".join(parts[: n + 1]) for n in range(len(parts))]
     known = [prefix for prefix in known if prefix in modules]
     yield from known
-    if known and len(known) < len(parts):
+    if known and len(known) < len(parts) and modules[known[-1]].stem == "__init__":
         package, wanted = known[-1], parts[len(known)]
-        if wanted in (lazy := _lazy(modules[package])):
-            yield from _with_parents(package + lazy[wanted], modules)
+        if wanted in (lazy := _lazy(modules[package].read_text(encoding="utf8"))):
+            yield from _with_parents((package + lazy[wanted]).split("."), modules)
 
 
-def _lazy(file: Path) -> dict[str, str]:
+@functools.cache
+def _lazy(source: str) -> dict[str, str]:
     """What a package loads on first use: name to relative module."""
-    if file.stem != "__init__":
-        return {}
-    for node in ast.parse(file.read_text(encoding="utf8")).body:
+    for node in ast.parse(source).body:
         targets = node.targets if isinstance(node, ast.Assign) else []
         if any(isinstance(target, ast.Name) and target.id == LAZY for target in targets):
             assert isinstance(node, ast.Assign)

@@ -1101,13 +1101,15 @@ def _locked(folder: Path, *, wait: bool) -> Iterator[None]:
 
 @contextmanager
 def _termination_is_an_interrupt() -> Iterator[None]:
-    """A request to end, or a closed terminal, unwinds as Ctrl-C does."""
+    """A request to end, or a closed terminal, unwinds as Ctrl-C does; not what `nohup` ignores."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     earlier = {
-        number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)
+        number: signal.signal(number, interrupt)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN
     }
     try:
         yield
