@@ -75,7 +75,8 @@ class _PasteFigures(SphinxPostTransform):
     def run(self, **kwargs: object) -> None:
         for figure in self.document.findall(nodes.figure):
             for pending in list(figure.findall(PendingGlueReference)):
-                glued = read_glue_cache(self.env.mystnb_config.output_folder, pending.refdoc)
+                folder = self.env.mystnb_config.output_folder  # type: ignore[attr-defined]
+                glued = read_glue_cache(folder, pending.refdoc)
                 if "image/png" not in glued.get(pending.key, {}).get("data", {}):
                     continue  # MyST-NB warns of it
                 png = base64.b64decode(glued[pending.key]["data"]["image/png"])
