@@ -1,9 +1,12 @@
 """The recorder of the accelerator, rehearsed on the CPU, and what its record says."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -64,14 +67,32 @@ def test_a_forward_through_the_static_cache_is_one_over_the_whole_text():
             assert (read() - whole).abs().max() < 1e-5
 
 
+def in_this_process(command, *, timeout, **_):
+    """What `subprocess.run` would give, without two imports of torch: the stage runs here."""
+    assert command[:3] == [sys.executable, "-m", accelerator.__name__]
+    if timeout < 1:
+        raise subprocess.TimeoutExpired(command, timeout)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            accelerator.main(command[3:])
+    except Exception:
+        return subprocess.CompletedProcess(command, 1, said.getvalue(), traceback.format_exc())
+    return subprocess.CompletedProcess(command, 0, said.getvalue(), "")
+
+
 def test_a_stage_that_fails_says_so_and_the_next_one_runs(tmp_path, monkeypatch):
+    def fails(device, *, quick):
+        raise OSError("no model is there")
+
+    stages = {"real": (fails, 60), "slow": (fails, 0.5), "machine": (accelerator.machine, 60)}
+    monkeypatch.setattr(accelerator, "STAGES", stages)
+    monkeypatch.setattr(accelerator.subprocess, "run", in_this_process)
     out = tmp_path / "record.json"
-    monkeypatch.setenv("QSTAR_CACHE", str(tmp_path))  # no model is there
-    monkeypatch.setenv("PIP_NO_INDEX", "1")  # and none can be had
-    given = ["--device", "cpu", "--quick", "--out", str(out), "--stages", "decode real", "machine"]
-    accelerator.main(given)
+    accelerator.main(["--device", "cpu", "--quick", "--out", str(out)])
     stages = json.loads(out.read_text())["stages"]
-    assert "failed" in stages["decode real"]
+    assert stages["real"]["failed"].endswith("OSError: no model is there\n")
+    assert stages["slow"]["failed"] == "took longer than 0.5 s"
     assert stages["machine"]["copy_gb_per_s"] > 0
 
 
@@ -79,12 +100,13 @@ def test_the_fused_candidate_finds_the_reference_s_q_star():
     pytest.importorskip("triton")
     code = """
 import numpy as np, torch
-from qstar import benchmark, fused
-rows = benchmark.language_model_like_rows(rows=3, vocab=5000, seed=0)
+from qstar import rows_triton
+from qstar_book.records import solver
+rows = solver.language_model_like_rows(rows=3, vocab=5000, seed=0)
 policy, teacher = (torch.from_numpy(x).float() for x in rows)
-alpha, log_q = fused.solve(policy + 3.0, teacher - 1.5)
-at = benchmark.solve_kl_symmetry(*rows).alpha
-q = np.exp(benchmark.log_geometric_mean(*rows, at))
+alpha, log_q = rows_triton.solve(policy + 3.0, teacher - 1.5)
+at = solver.solve_kl_symmetry(*rows).alpha
+q = np.exp(solver.log_geometric_mean(*rows, at))
 assert 0.5 * np.abs(log_q.double().exp().numpy() - q).sum(-1).max() < 1e-6
 """
     environment = os.environ | {"TRITON_INTERPRET": "1"}
