@@ -1,4 +1,4 @@
-"""The cost model: closed forms, the numbers published for them, and simulations of the schemes."""
+"""The cost model: closed forms, their published numbers, and each scheme, followed exactly."""
 
 import math
 import random
@@ -14,130 +14,163 @@ UNEVEN = Costs(
     policy={1: 1.0, 2: 1.3, 5: 1.5}, teacher={1: 2.0, 2: 2.5, 4: 2.6}, draft={1: 0.2}, overhead=0.1
 )
 ACCEPTANCES = [(0.9, 0.5), (0.3, 0.8), (0.7, 0.7), (1.0, 0.4), (0.0, 0.6)]
-ROUNDS = 40_000
-ODDS = 1e-9
-"""A correct formula fails one simulation by chance with less than this probability."""
-ERRORS = 6.2  # standard errors: beyond them lies less than ODDS of a normal law
 
 
-# --- Simulations: the schemes as they run, on coins ----------------------------------------------
+# --- The schemes as they run, followed through every choice of their coins ------------------------
+#
+# A scheme is a function of a state: (probability, seconds, tokens, next state) of what may happen
+# in its next round or turn.
 
 
-def kept(rng, acceptance, gamma):
-    """How many leading drafts of gamma survive."""
-    for count in range(gamma):
-        if rng.random() >= acceptance:
-            return count
-    return gamma
+def kept(acceptance, gamma):
+    """How many leading drafts of gamma survive, with its probability."""
+    chances = [acceptance**count * (1 - acceptance) for count in range(gamma)]
+    return enumerate([*chances, acceptance**gamma])
 
 
-def simulate_one_sided(rng, cost, drafter, gamma, acceptance, *, bonus=False):
+def one_sided(cost, drafter, gamma, acceptance, *, bonus=False):
     verifier = "teacher" if drafter == "policy" else "policy"
-    while True:
-        seconds = sum(cost.of(drafter, 1) for _ in range(gamma)) + cost.of(verifier, gamma)
-        accepted = kept(rng, acceptance, gamma)
-        yield seconds + cost.overhead, accepted + (1 if bonus else accepted < gamma)
+    seconds = gamma * cost.of(drafter, 1) + cost.of(verifier, gamma) + cost.overhead
+
+    def step(state):
+        for accepted, chance in kept(acceptance, gamma):
+            yield chance, seconds, accepted + (1 if bonus else accepted < gamma), state
+
+    return step
 
 
-def simulate_third(rng, cost, gamma, acceptance, draft_forwards):
-    while True:
-        seconds = sum(cost.of("draft", 1) for _ in range(draft_forwards))
-        seconds += cost.of("policy", gamma + 1) + cost.of("teacher", gamma + 1)
-        yield seconds + cost.overhead, kept(rng, acceptance, gamma) + 1
+def third(cost, gamma, acceptance, draft_forwards):
+    verified = cost.of("policy", gamma + 1) + cost.of("teacher", gamma + 1)
+    seconds = draft_forwards * cost.of("draft", 1) + verified + cost.overhead
+
+    def step(state):
+        for accepted, chance in kept(acceptance, gamma):
+            yield chance, seconds, accepted + 1, state
+
+    return step
 
 
-def simulate_alternating(rng, cost, gamma, accepts, redrafter):
-    """Turn by turn, with caches' lengths: who has read what decides the widths."""
+def alternating(cost, gamma, accepts, redrafter):
+    """Turn by turn, with caches' lengths: who has read what decides the widths.
+
+    A state is whose turn it is, the drafts outstanding, and how many tokens of the text each parent
+    has not read; fewer than none where it has read drafts, too.
+    """
     parents = ("policy", "teacher")
-    read = dict.fromkeys(parents, 0)  # tokens of the text, proposals included, that each has read
-    emitted = 1  # the prompt's last token is unread by both
-    turn, outstanding, fresh = 1, 0, 0
-    while True:
-        me, other = parents[turn], parents[1 - turn]
-        seconds = 0.0
-        if outstanding:
-            seconds += cost.of(me, emitted + outstanding - read[me]) + cost.overhead
-            read[me] = emitted + outstanding
-            accepted = kept(rng, accepts[1 - turn], outstanding)
-            new = accepted + (accepted < outstanding)
-            emitted += new
-            if accepted == outstanding:
-                proposed = 1  # my own law after the last proposal is at hand
-            else:
-                read[me] = emitted - 1  # the residual token has been read by nobody
-                read[other] = min(read[other], emitted - 1)
-                proposed = 0
-                fresh = (1 - turn) if redrafter is None else redrafter
-        else:
-            new, proposed = 0, 0
-        if outstanding and proposed == 0 and fresh != turn:
-            outstanding, turn = 0, 1 - turn
-            yield seconds, new
-            continue
+
+    def propose(turn, unread, seconds, proposed):
+        """Draft up to gamma, of which `proposed` are at hand: the seconds, and the next state."""
+        unread = list(unread)
         while proposed < gamma:
-            seconds += cost.of(me, emitted + proposed - read[me])
-            read[me] = emitted + proposed
+            seconds += cost.of(parents[turn], unread[turn] + proposed)
+            unread[turn] = -proposed
             proposed += 1
-        outstanding, turn = gamma, 1 - turn
-        yield seconds, new
+        return seconds, (1 - turn, gamma, tuple(unread))
+
+    def step(state):
+        turn, outstanding, unread = state
+        if not outstanding:
+            seconds, after = propose(turn, unread, 0.0, 0)
+            yield 1.0, seconds, 0, after
+            return
+        judged = cost.of(parents[turn], unread[turn] + outstanding) + cost.overhead
+        for accepted, chance in kept(accepts[1 - turn], outstanding):
+            new = accepted + (accepted < outstanding)
+            left = [rows + new for rows in unread]
+            if accepted == outstanding:
+                left[turn] = 0  # my own law after the last proposal is at hand
+                seconds, after = propose(turn, left, judged, 1)
+                yield chance, seconds, new, after
+                continue
+            left[turn] = 1  # the residual token has been read by nobody
+            left[1 - turn] = max(left[1 - turn], 1)
+            fresh = (1 - turn) if redrafter is None else redrafter
+            if fresh == turn:
+                seconds, after = propose(turn, left, judged, 0)
+                yield chance, seconds, new, after
+            else:
+                yield chance, judged, new, (1 - turn, 0, tuple(left))
+
+    return step
 
 
-def close(steps, expected, *, rounds=ROUNDS, batches=100):
-    """Whether simulated seconds per token are within `ERRORS` standard errors of the formula."""
-    ratios = []
-    for _ in range(batches):
-        pairs = [next(steps) for _ in range(rounds // batches)]
-        ratios.append((sum(s for s, _ in pairs), sum(t for _, t in pairs)))
-    seconds, tokens = (sum(column) for column in zip(*ratios, strict=True))
-    mean = seconds / tokens
-    spread = sum((s - mean * t) ** 2 for s, t in ratios)
-    error = math.sqrt(spread * batches / (batches - 1)) / tokens
-    assert error < 0.01 * expected, "the simulation is too short to tell"
-    ends = 10 / tokens * expected  # the first round drafts only, the last drafts go unverified
-    return abs(mean - expected) <= ERRORS * error + ends
+START = 1, 0, (1, 1)
+"""The teacher's turn, and the prompt's last token unread by both."""
+
+
+def seconds_per_token(step, state=START):
+    """In the long run, exactly: under the stationary distribution of the states."""
+    number, found, waiting = {state: 0}, [], [state]
+    while waiting:
+        here = waiting.pop()
+        for chance, seconds, tokens, after in step(here):
+            if chance > 0:
+                if after not in number:
+                    number[after] = len(number)
+                    waiting.append(after)
+                found.append((number[here], number[after], chance, seconds, tokens))
+    moves = np.zeros((len(number), len(number)))
+    spent, emitted = np.zeros(len(number)), np.zeros(len(number))
+    for here, after, chance, seconds, tokens in found:
+        moves[here, after] += chance
+        spent[here] += chance * seconds
+        emitted[here] += chance * tokens
+    assert np.abs(moves.sum(1) - 1).max() < 1e-12
+    balance = np.vstack([moves.T - np.eye(len(number)), np.ones(len(number))])
+    often, _, rank, _ = np.linalg.lstsq(balance, np.eye(len(number) + 1)[-1])
+    assert rank == len(number), "it ends in one set of states, whatever its coins"
+    return often @ spent / (often @ emitted)
+
+
+EXACTLY = {"rel": 1e-9, "abs": 0}
 
 
 @pytest.mark.parametrize("gamma", [1, 2, 4])
 @pytest.mark.parametrize("accepts", ACCEPTANCES)
 @pytest.mark.parametrize("cost", [UNIT, UNEVEN], ids=["unit", "uneven"])
 @pytest.mark.parametrize("best", [True, False], ids=["best", "strict"])
-def test_alternating_costs_what_a_simulation_of_it_takes(gamma, accepts, cost, best):
+def test_alternating_costs_what_its_turns_take(gamma, accepts, cost, best):
     expected = costs.alternating(cost, gamma, *accepts, best_proposes=best)
     redrafter = None
     if best:
         redrafter = costs.PARENTS.index(costs.best_proposer(cost, gamma, *accepts))
-    steps = simulate_alternating(random.Random(0), cost, gamma, accepts, redrafter)
-    assert close(steps, expected)
+    found = seconds_per_token(alternating(cost, gamma, accepts, redrafter))
+    assert found == pytest.approx(expected, **EXACTLY)
 
 
 @pytest.mark.parametrize("gamma", [1, 2, 4])
 @pytest.mark.parametrize("acceptance", [0.0, 0.6, 0.95])
 @pytest.mark.parametrize("drafter", costs.PARENTS)
-def test_one_sided_costs_what_a_simulation_of_it_takes(gamma, acceptance, drafter):
+def test_one_sided_costs_what_its_rounds_take(gamma, acceptance, drafter):
     expected = costs.one_sided(UNEVEN, drafter, gamma, acceptance)
-    steps = simulate_one_sided(random.Random(0), UNEVEN, drafter, gamma, acceptance)
-    assert close(steps, expected)
+    found = seconds_per_token(one_sided(UNEVEN, drafter, gamma, acceptance))
+    assert found == pytest.approx(expected, **EXACTLY)
 
 
 @pytest.mark.parametrize("gamma", [1, 2, 4])
 @pytest.mark.parametrize("acceptance", [0.0, 0.6, 0.95])
 @pytest.mark.parametrize("model", [True, False], ids=["draft-model", "lookup"])
-def test_third_drafts_cost_what_a_simulation_of_them_takes(gamma, acceptance, model):
+def test_third_drafts_cost_what_their_rounds_take(gamma, acceptance, model):
     forwards = gamma if model else 0
     expected = costs.third(UNEVEN, gamma, acceptance, draft_forwards=forwards)
-    assert close(simulate_third(random.Random(0), UNEVEN, gamma, acceptance, forwards), expected)
+    found = seconds_per_token(third(UNEVEN, gamma, acceptance, forwards))
+    assert found == pytest.approx(expected, **EXACTLY)
 
 
-def test_a_simulation_with_another_scheme_is_told_apart():
+def test_another_scheme_is_told_apart():
     """The negative controls: without them the comparisons above might accept anything."""
-    bonus = simulate_one_sided(random.Random(0), UNEVEN, "policy", 2, 0.6, bonus=True)
-    assert not close(bonus, costs.one_sided(UNEVEN, "policy", 2, 0.6))
-    swapped = simulate_one_sided(random.Random(0), UNEVEN, "teacher", 2, 0.6)
-    assert not close(swapped, costs.one_sided(UNEVEN, "policy", 2, 0.6))
-    strict = simulate_alternating(random.Random(0), UNIT, 1, (0.9, 0.5), None)
-    assert not close(strict, costs.alternating(UNIT, 1, 0.9, 0.5))
-    wrong_parent = simulate_alternating(random.Random(0), UNEVEN, 1, (0.5, 0.9), None)
-    assert not close(wrong_parent, costs.alternating(UNEVEN, 1, 0.9, 0.5, best_proposes=False))
+    honest = costs.one_sided(UNEVEN, "policy", 2, 0.6)
+    bonus = seconds_per_token(one_sided(UNEVEN, "policy", 2, 0.6, bonus=True))
+    swapped = seconds_per_token(one_sided(UNEVEN, "teacher", 2, 0.6))
+    strict = seconds_per_token(alternating(UNIT, 1, (0.9, 0.5), None))
+    wrong_parent = seconds_per_token(alternating(UNEVEN, 1, (0.5, 0.9), None))
+    for found, expected in (
+        (bonus, honest),
+        (swapped, honest),
+        (strict, costs.alternating(UNIT, 1, 0.9, 0.5)),
+        (wrong_parent, costs.alternating(UNEVEN, 1, 0.9, 0.5, best_proposes=False)),
+    ):
+        assert abs(found - expected) > 0.01 * expected
 
 
 # --- Closed forms and published numbers ----------------------------------------------------------

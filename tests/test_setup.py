@@ -418,7 +418,7 @@ NEWEST = """
 case "$*" in
     "-c "*) echo {version} ;;
     "-m venv"*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
-    *"pip install"*) echo "{version} pip" >>log; {install} ;;
+    *"-m pip"*) echo "{version} $2 $3" >>log; {install} ;;
     *) echo "{version} $*" >>log ;;
 esac
 """
@@ -427,7 +427,7 @@ esac
 def newest(checkout, install="true", *others):
     """What .ci/newest prints and runs beside a .venv of Python 3.11, and its exit status."""
     shutil.copy(ROOT / ".ci" / "newest", checkout / ".ci" / "newest")
-    for name in ("mkdir", "cp", "rm", "cat", "grep"):
+    for name in ("mkdir", "mktemp", "cp", "rm", "cat", "grep"):
         (checkout / "bin" / name).unlink(missing_ok=True)
         (checkout / "bin" / name).symlink_to(shutil.which(name))
     tool(checkout, "../.venv/bin/python", NEWEST.format(version="3.11", install=install))
@@ -447,24 +447,36 @@ def newest(checkout, install="true", *others):
 def test_the_newest_versions_are_tried_on_the_newest_python(checkout, others, used):
     result, done = newest(checkout, "true", *others)
     assert result.returncode == 0, result.stderr
-    assert done == [
-        f"{used} pip",
-        f"{used} -P .ci/smoke.py",
-        f"{used} -P -m pytest -q",
-        "3.11 pip",
-        "3.11 -P .ci/smoke.py decode",
-    ]
+    assert done[0] == "3.11 pip wheel"
+    assert sorted(done[1:]) == sorted(
+        [  # the last two beside the others
+            f"{used} pip install",
+            f"{used} -P .ci/smoke.py",
+            f"{used} -P -m pytest -q",
+            "3.11 pip install",
+            "3.11 -P .ci/smoke.py decode",
+        ]
+    )
     assert ("no newer Python" in result.stdout) == (not others)
 
 
 def test_an_index_out_of_reach_is_said_and_any_other_failure_fails(checkout):
     broken = "echo 'WARNING: Retrying after connection broken by NewConnectionError' >&2; false"
     result, done = newest(checkout, broken)
-    assert (result.returncode, done) == (0, ["3.11 pip"])
+    assert (result.returncode, done) == (0, ["3.11 pip wheel"])
     assert "NOT TRIED" in result.stdout
     result, _ = newest(checkout, "echo 'ERROR: ResolutionImpossible' >&2; false")
     assert result.returncode == 1
     assert "ResolutionImpossible" in result.stderr
+
+
+@pytest.mark.parametrize("part", ["venv/bin", "--target"])
+def test_either_part_of_the_newest_versions_can_fail(checkout, part):
+    fails = f"[[ $* == *wheel* || $0$* != *{part}* ]] || {{ echo 'ERROR: broken' >&2; false; }}"
+    result, done = newest(checkout, fails)
+    assert result.returncode == 1
+    assert "ERROR: broken" in result.stdout + result.stderr
+    assert ("3.11 -P .ci/smoke.py" in done) == (part == "--target")
 
 
 def test_ci_runs_the_two_commands_of_the_readme(checkout):
