@@ -5,6 +5,7 @@ densities are Gaussians (`qstar.gaussian`), the distributions of `qstar.families
 distributions. Two of different kinds are solved by `qstar.families`, if it knows both.
 """
 
+import importlib
 import sys
 from types import ModuleType
 from typing import Any
@@ -143,9 +144,8 @@ def _home(policy: Any, teacher: Any) -> ModuleType:
             f"policy and teacher must be of one kind, two arrays, two tensors or two densities: "
             f"got {type(policy).__name__} and {type(teacher).__name__}."
         )
-    from . import families
-
-    return families
+    # By name, for not whoever asks this module imports the families (`qstar_book.closure`).
+    return importlib.import_module(f"{__package__}.families")
 
 
 def _kind(parent: Any) -> str:

@@ -436,6 +436,13 @@ def test_code_that_cannot_be_read_is_taken_to_import_everything(ran, root):
     assert {"package.unused", "package.deep"} < set(everything)
 
 
+def test_scipy_s_distributions_are_taken_to_be_handed_to_the_families():
+    solved = "import qstar\nfrom scipy.stats import norm\nqstar.kl(norm(), norm(1))"
+    assert "qstar.families.exponential" in imported_files(solved, reproduce.PACKAGES)
+    plain = "import qstar\nqstar.kl([0.0], [0.0])"
+    assert "qstar.families.exponential" not in imported_files(plain, reproduce.PACKAGES)
+
+
 def test_a_family_is_imported_by_the_chapters_on_families_alone():
     importing = set()
     for path in (reproduce.PACKAGES[0].parent / "notebooks").glob("*.ipynb"):

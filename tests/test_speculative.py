@@ -206,7 +206,8 @@ def test_the_envelope_is_exact_for_whole_sequences():
     alpha = torch.tensor(0.3, dtype=torch.float64)
     log_mixture = torch.logaddexp(alpha.log() + log_policy, (1 - alpha).log() + log_teacher)
     kept = (log_mixture + sp.log_envelope_acceptance(log_policy, log_teacher, alpha)).exp().numpy()
-    sequence = np.exp(log_geometric_mean(log_policy.ravel(), log_teacher.ravel(), 0.3))
+    joint = log_policy.numpy().ravel(), log_teacher.numpy().ravel()
+    sequence = np.exp(log_geometric_mean(*joint, 0.3))
     token = joint_law([log_geometric_mean(p, t, 0.3) for p, t in zip(policy, teacher, strict=True)])
     np.testing.assert_allclose(kept.ravel() / kept.sum(), sequence, rtol=0, atol=EXACT)
     assert distance(token.ravel(), sequence) > 1e-2
