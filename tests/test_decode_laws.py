@@ -26,10 +26,9 @@ from sampling import smallest_detectable_tv
 from scipy.stats import chisquare
 
 from qstar.decoding import kv_cache
-from qstar.decoding.costs import Costs
+from qstar.decoding.costs import PARENTS, Costs
 from qstar.decoding.generate import generate
 from qstar.decoding.rule import Rule
-from qstar.decoding.state import PARENTS
 from qstar.sampling import enumeration, rules
 
 EXACT = 1e-12

@@ -98,7 +98,7 @@ def one_sided(costs: Costs, drafter: str, gamma: int, acceptance: float) -> floa
         acceptance: The acceptance probability of the drafter, in [0, 1].
     """
     gamma = check_count("gamma", gamma)
-    verifier = _other(drafter)
+    verifier = other(drafter)
     round_s = gamma * costs.of(drafter, 1) + costs.of(verifier, gamma) + costs.overhead
     return round_s / _tokens(acceptance, gamma)
 
@@ -267,7 +267,7 @@ def expected_forwards(
             if scheme == "one-sided":
                 beyond = afresh[rest]
             else:
-                beyond = max(0, min(gamma, rest) - 1) + waiting[_other(parent)][rest]
+                beyond = max(0, min(gamma, rest) - 1) + waiting[other(parent)][rest]
             waiting[parent].append(1 + math.fsum(cut) + accept**drafts * beyond)
         afresh.append(drafts + waiting[best][left])
     return afresh[num_tokens]
@@ -280,7 +280,7 @@ def _alternating(
     gamma = check_count("gamma", gamma)
     tokens, seconds, leave = {}, {}, {}
     for proposer, accept in zip(PARENTS, accepts, strict=True):
-        verifier, all_kept = _other(proposer), accept**gamma
+        verifier, all_kept = other(proposer), accept**gamma
         next_draft_s = all_kept * (gamma - 1) * costs.of(verifier, 1)
         next_draft_s += (1 - all_kept) * gamma * costs.of(redrafter or proposer, 1)
         tokens[proposer] = _tokens(accept, gamma)
@@ -289,7 +289,7 @@ def _alternating(
     # The chain is in X as often as it comes there from the other parent: in proportion to how
     # surely it leaves the other. Where it leaves neither, it stays where it began: say, in each
     # half of the time.
-    weights = {parent: leave[_other(parent)] for parent in PARENTS}
+    weights = {parent: leave[other(parent)] for parent in PARENTS}
     if not any(weights.values()):
         weights = dict.fromkeys(PARENTS, 1.0)
     means = [sum(weights[parent] * of[parent] for parent in PARENTS) for of in (seconds, tokens)]
@@ -303,7 +303,8 @@ def _tokens(acceptance: float, most: int) -> float:
     return math.fsum(acceptance**kept for kept in range(most))
 
 
-def _other(parent: str) -> str:
+def other(parent: str) -> str:
+    """The policy's name for the teacher's, and the other way round; ValueError for any other."""
     if parent not in PARENTS:
         raise ValueError(f"a drafter must be policy or teacher: got {parent!r}.")
     return PARENTS[parent == "policy"]

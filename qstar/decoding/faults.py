@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
+from .costs import PARENTS
 from .parents import Parents
 from .rule import Rule
-from .state import PARENTS, Proposal, State
+from .state import Proposal, State
 
 SIGNS = ("nan_policy", "nan_teacher", "nan_draft", "nan_target", "disjoint")
 

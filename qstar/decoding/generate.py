@@ -22,7 +22,7 @@ from torch import Tensor
 from .. import _quiet  # noqa: F401 - before transformers
 from ..sampling.rules import NO_TOKEN, Chance
 from . import planner
-from .costs import Costs
+from .costs import PARENTS, Costs
 from .filters import Processor
 from .kv_cache import eval_mode
 from .latency import measured_costs
@@ -30,7 +30,7 @@ from .observations import Observations
 from .options import SCHEMES, Prompts, Setup, Stop, check
 from .parents import Parents
 from .round import Setting, decode_round
-from .state import PARENTS, PROPOSERS, Step
+from .state import PROPOSERS, Step
 from .trace import Generation, RoundTrace, Trace, assemble, parents_are_equal
 
 __all__ = [

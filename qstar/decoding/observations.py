@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from .costs import PARENTS
 from .planner import Evidence, Lookup, observe
-from .state import PARENTS, Step
+from .state import Step
 
 
 class Observations:

@@ -12,11 +12,11 @@ from torch import Tensor
 from ..arguments import check_count, check_fixed_alpha
 from ..sampling.rules import Chance, RowCoins
 from . import planner
-from .costs import Costs
+from .costs import PARENTS, Costs
 from .filters import FILTERED, MEMORYLESS, Shaping, shaping
 from .kv_cache import Reader, bare
 from .rule import Rule
-from .state import PARENTS, State
+from .state import State
 
 SCHEMES = (*planner.SCHEMES, "auto")
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from .costs import PARENTS
 from .kv_cache import Reader
-from .state import PARENTS, Forward, State
+from .state import Forward, State
 from .timing import Timer, timed
 
 

@@ -22,11 +22,12 @@ from torch import Tensor
 from ..result import STATUSES
 from ..sampling import rules
 from ..sampling.rules import Chance, RowCoins
+from .costs import PARENTS, other
 from .faults import check_emitted
 from .parents import Parents
 from .planner import Plan
 from .rule import Judged, Rule
-from .state import PARENTS, Begun, Draft, Proposal, State, Step, other
+from .state import Begun, Draft, Proposal, State, Step
 
 
 @dataclass(frozen=True, slots=True, eq=False)

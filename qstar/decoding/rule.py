@@ -11,8 +11,9 @@ from .. import rows_torch
 from ..result import STATUSES, Balance
 from ..sampling import rules
 from ..sampling.rules import Chance
+from .costs import PARENTS
 from .filters import Shaping
-from .state import PARENTS, Proposal, State
+from .state import Proposal, State
 
 NO_FILTERS = Shaping()
 

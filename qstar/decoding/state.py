@@ -9,13 +9,7 @@ from torch import Tensor
 
 from .planner import Plan
 
-PARENTS = ("policy", "teacher")
 PROPOSERS = ("none", "policy", "teacher", "draft", "lookup")
-
-
-def other(parent: str) -> str:
-    """The policy's name for the teacher's, and the other way round."""
-    return PARENTS[1 - PARENTS.index(parent)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
