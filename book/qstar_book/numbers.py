@@ -1,7 +1,7 @@
 """The numbers that the book publishes, and whether a fresh run still gives them.
 
     python -m qstar_book.numbers check                # the chapters against data/expected/
-    python -m qstar_book.numbers accept 03_gaussians  # make a chapter's values the expected ones
+    python -m qstar_book.numbers accept gaussians  # make a chapter's values the expected ones
 
 A chapter publishes a value by gluing it. `data/expected/<notebook>.json` holds, for each glued
 name, its `value`, an absolute `tolerance` and its `origin`: in one line, why this value is right

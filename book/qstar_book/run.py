@@ -1,8 +1,8 @@
 """Execute the notebooks into the book, each only when something that it is made from has changed.
 
-    python -m qstar_book.run                         # all of them, into book/chapters/
-    python -m qstar_book.run --list                  # their parameters, and what is up to date
-    python -m qstar_book.run --only 06 --set seed=1  # one, into build/runs/, not into the book
+    python -m qstar_book.run                        # all of them, into book/chapters/
+    python -m qstar_book.run --list                 # their parameters, and what is up to date
+    python -m qstar_book.run --only NAME --set seed=1  # one, into build/runs/, not into the book
 
 A chapter is up to date if it is the very file that the last run wrote, and that run had the same
 notebook, modules of `qstar` and `qstar_book` that it imports, directly or through others
@@ -957,7 +957,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         action="extend",
         metavar="NAME",
-        help="these notebooks: 03, 03_gaussians or notebooks/03_gaussians.ipynb",
+        help="these notebooks: gaussians or notebooks/gaussians.ipynb",
     )
     parser.add_argument(
         "--set",

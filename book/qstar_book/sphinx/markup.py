@@ -40,7 +40,7 @@ class PastedFigure(SphinxDirective):
 
     MyST-NB pastes an image across documents, but bare: `{glue:figure}` works only at home.
 
-        :::{pasted-figure} chapters/01_kl_symmetry.ipynb::ch1-kl-crossing
+        :::{pasted-figure} chapters/kl_symmetry.ipynb::ch1-kl-crossing
         :alt: What a reader who cannot see it must know.
         The caption.
         :::

@@ -30,7 +30,7 @@ from qstar_book import claims
 from qstar_book.sphinx import markup
 from qstar_book.sphinx import pages as page_extension
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"
 HTML = BOOK / "_build" / "html"
 TOC = yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf8"))
@@ -878,7 +878,7 @@ def test_the_filter_of_the_register_shows_the_claims_that_fit(
     assert shown.count() == len(register)
     page.get_by_label("Verdict").select_option("refuted")
     page.get_by_label("Chapter").select_option("05-exact-sampling")
-    fit = {c.key for c in register if (c.verdict, c.notebook) == ("refuted", "05_exact_sampling")}
+    fit = {c.key for c in register if (c.verdict, c.notebook) == ("refuted", "exact_sampling")}
     assert {row.get_attribute("id") for row in shown.all()} == fit
     assert page.get_by_role("status").inner_text() == f"{len(fit)} of {len(register)} claims"
     page.get_by_label("Kind").select_option("formula")
@@ -902,7 +902,7 @@ def test_without_scripts_the_register_is_the_whole_table(site: str, browser: Bro
 
 def test_no_cell_covers_what_it_decides(site: str, contexts: dict[str, BrowserContext]) -> None:
     page = contexts["phone"].new_page()
-    page.goto(f"{site}/chapters/08_high_dimension.html", wait_until="load")
+    page.goto(f"{site}/chapters/high_dimension.html", wait_until="load")
     for view in VIEWS:
         turn(page, view)
         gaps = page.evaluate(
@@ -927,6 +927,16 @@ def test_a_claim_and_its_deciding_cell_link_to_each_other(built: Path):
         assert f"chapters/{claim.notebook}.html#{cell}" in table.links, claim.id
         assert cell in chapters[claim.notebook].identifiers, claim.id
         assert f"../claims.html#{claim.key}" in chapters[claim.notebook].links, claim.id
+
+
+def test_an_address_with_a_chapter_s_old_number_leads_to_the_chapter(built: Path, browser: Browser):
+    moved = yaml.safe_load((BOOK / "_config.yml").read_text())["sphinx"]["config"]["redirects"]
+    assert {f"chapters/{new[: -len('.html')]}" for new in moved.values()} <= set(CHAPTERS)
+    page = browser.new_page()
+    for old, new in moved.items():
+        page.goto(f"{(built / old).as_uri()}.html#place")
+        page.wait_for_url(f"{(built / 'chapters' / new).as_uri()}#place")
+    page.close()
 
 
 def test_every_notebook_is_a_chapter():
@@ -1015,7 +1025,8 @@ def test_a_straight_quotation_mark_in_chinese_opens_as_well():
 def small_book(tmp_path: Path) -> Path:
     """A book of two pages with the real book's configuration; `[tool.qstar]` is to be written."""
     book = tmp_path / "book"
-    shutil.copytree(BOOK / "_static", book / "_static")
+    for folder in ("_static", "_templates"):
+        shutil.copytree(BOOK / folder, book / folder)
     for part in ("_config.yml", "references.bib"):
         shutil.copy(BOOK / part, book / part)
     (book / "_toc.yml").write_text(

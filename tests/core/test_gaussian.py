@@ -22,7 +22,7 @@ from qstar.gaussian import (
 )
 from qstar.result import Status
 
-DATA = json.loads((Path(__file__).parents[1] / "data" / "reference_cases.json").read_text())
+DATA = json.loads((Path(__file__).parents[2] / "data" / "reference_cases.json").read_text())
 FAMILIES = {"gaussian_1d", "gaussian_2d", "gaussian_nd"}
 CASES = {case["id"]: case for case in DATA["cases"] if case["family"] in FAMILIES}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from counterfactuals import Case, Changed, decide, lacking
 
-NOTEBOOK, FEWER = "01_kl_symmetry", {"trials": 40}
+NOTEBOOK, FEWER = "kl_symmetry", {"trials": 40}
 
 WHOLE = np.log([0.5, 0.3, 0.2]), np.log([0.2, 0.2, 0.6])
 LOG_HALF = np.log(0.5)

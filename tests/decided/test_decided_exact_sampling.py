@@ -8,7 +8,7 @@ import pytest
 import torch
 from counterfactuals import Case, Changed, decide, lacking
 
-NOTEBOOK, FEWER = "05_exact_sampling", {"trials": 200, "draws": 40_000}
+NOTEBOOK, FEWER = "exact_sampling", {"trials": 200, "draws": 40_000}
 
 
 def drawn_as_asked(drawn, ways, but=()):

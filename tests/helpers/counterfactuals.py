@@ -7,9 +7,9 @@ them and the verdict run again. Each claim needs data other than the book's unde
 published verdict holds, and data under which another one must follow; each verdict that a cell can
 utter must follow from some data.
 
-A chapter's cases stand in a test file of its own, `tests/test_counterfactuals_NN.py`:
+A chapter's cases stand in a test file of its own, `tests/decided/test_decided_NAME.py`:
 
-    NOTEBOOK, FEWER = "05_exact_sampling", {"trials": 200}  # parameters that make it quick
+    NOTEBOOK, FEWER = "exact_sampling", {"trials": 200}  # parameters that make it quick
     CASES = (
         Case("loop-step-draft", "confirmed", {"careless": torch.tensor([0, 0])}, "possible tokens"),
         Case("rule-is-exact", "refuted", {"gaps": Changed(lambda gaps: gaps + 0.1)}, "another law"),
@@ -52,7 +52,7 @@ from qstar_book.claims import VERDICTS, Claim, read_claims
 
 matplotlib.use("Agg")
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 _, CLAIMS = read_claims(ROOT / "data" / "claims.yaml")
 

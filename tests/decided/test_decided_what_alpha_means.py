@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from counterfactuals import Case, Changed, decide, lacking
 
-NOTEBOOK = "09_what_alpha_means"
+NOTEBOOK = "what_alpha_means"
 FEWER = {"trials": 200, "judged": 2000, "steps": 5, "rare_steps": 110}
 
 MANY, RECORD = "two system prompts", "temperatures 1 and 0.3"

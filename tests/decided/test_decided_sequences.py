@@ -9,7 +9,7 @@ from scipy.special import log_softmax
 
 from qstar.theory.sequences import SequenceLaw
 
-NOTEBOOK, FEWER = "10_sequences", {"trials": 3}
+NOTEBOOK, FEWER = "sequences", {"trials": 3}
 
 EVEN = np.log([0.5, 0.5])
 

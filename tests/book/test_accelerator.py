@@ -16,7 +16,7 @@ import torch
 from qstar_book.records import accelerator, solver
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "data" / "results" / "accelerator_h200.json"
 
 

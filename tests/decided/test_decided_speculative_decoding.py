@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from counterfactuals import Case, Changed, decide, lacking
 
-NOTEBOOK, FEWER = "07_speculative_decoding", {"tiny_runs": 2}
+NOTEBOOK, FEWER = "speculative_decoding", {"tiny_runs": 2}
 
 
 def turns(*medians):

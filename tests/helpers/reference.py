@@ -10,7 +10,7 @@ from scipy.special import log_softmax
 CASES = {
     case["id"]: case
     for case in json.loads(
-        (Path(__file__).parents[1] / "data" / "reference_cases.json").read_text()
+        (Path(__file__).parents[2] / "data" / "reference_cases.json").read_text()
     )["cases"]
 }
 

@@ -21,7 +21,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf8"))
@@ -156,7 +156,7 @@ def python_of(file):
     return "\n".join(line for line in lines if not line.startswith(("%", "!")))
 
 
-OURS = {"qstar", "qstar_book"} | {path.stem for path in (ROOT / "tests").glob("*.py")}
+OURS = {"qstar", "qstar_book"} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
 
 
 def imported(file):
@@ -172,7 +172,7 @@ def imported(file):
 
 providers_of_imports = functools.cache(importlib.metadata.packages_distributions)
 
-# tests/test_bregman.py skips where these are missing, and says how to install them.
+# tests/families/test_bregman.py skips where these are missing, and says how to install them.
 UNPINNED = {"autograd", "bregman", "triton"}  # triton comes with builds of torch for GPUs
 
 

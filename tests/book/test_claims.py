@@ -21,7 +21,7 @@ from qstar_book.claims import (
     read_held_decisions,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 REGISTER = ROOT / "data" / "claims.yaml"
 SOURCE, CLAIMS = read_claims(REGISTER)
 HELD = read_held_decisions(ROOT / "notebooks", ROOT / "data" / "expected")
@@ -83,7 +83,7 @@ GOOD = {
             "kind": "statement",
             "verdict": "refuted",
             "statement": "It is not so.",
-            "cell": f"01_first#{name}-verdict",
+            "cell": f"first#{name}-verdict",
         }
         for name, line in (("one", "2"), ("two", "3"))
     ],
@@ -116,7 +116,7 @@ def test_a_good_register_is_read(written):
     source, (one, two) = read_claims(written(GOOD))
     assert (source.num_lines, source.without_claims) == (3, {1})
     assert (one.key, one.lines, one.notebook, one.cell) == (
-        "claim-one", (2,), "01_first", "one-verdict",
+        "claim-one", (2,), "first", "one-verdict",
     )  # fmt: skip
     assert two.also == ()
 
@@ -136,7 +136,7 @@ def test_a_good_register_is_read(written):
         (broken(colour="red"), r"entry 1 \(one\): unknown key colour; the keys are id, lines"),
         (broken(lines=2), r"entry 1 \(one\), key lines: expected a text \(in quotes"),
         (broken(lines="two"), r"entry 1 \(one\), key lines: got 'two'. Where the source says it"),
-        (broken(cell="01_first"), r"entry 1 \(one\), key cell: got '01_first'. The deciding cell"),
+        (broken(cell="first"), r"entry 1 \(one\), key cell: got 'first'. The deciding cell"),
         (broken(id="No Id"), r"entry 1 \(No Id\), key id: got 'No Id'"),
         (broken(1, id="one"), r"entry 2 \(one\), key id: entry 1 has it already"),
         (broken(also=[]), r"entry 1 \(one\), key also: too short"),
@@ -189,20 +189,20 @@ def notebook(*cells):
 def test_verdicts_are_found_in_the_cells_that_glue_them(tmp_path):
     one = ("one-verdict", 'for i in (1, 2):\n    glue(f"claim-row{i}-alpha", "refuted")')
     two = ("two-verdict", 'glue("claim-two", verdict, display=False)\nglue(name, 1)')
-    (tmp_path / "01_first.ipynb").write_text(notebook(one, two), encoding="utf8")
+    (tmp_path / "first.ipynb").write_text(notebook(one, two), encoding="utf8")
     held = {"claim-row1-alpha": "refuted", "claim-two": "confirmed", "ch1-x": 0.5}
     entries = {
         name: {"value": value, "tolerance": 0, "origin": "made up"} for name, value in held.items()
     }
-    (tmp_path / "01_first.json").write_text(json.dumps(entries), encoding="utf8")
+    (tmp_path / "first.json").write_text(json.dumps(entries), encoding="utf8")
     assert read_held_decisions(tmp_path, tmp_path) == {
-        "row1-alpha": Decision("01_first", "one-verdict", "refuted"),
-        "two": Decision("01_first", "two-verdict", "confirmed"),
+        "row1-alpha": Decision("first", "one-verdict", "refuted"),
+        "two": Decision("first", "two-verdict", "confirmed"),
     }
-    (tmp_path / "01_first.ipynb").write_text(notebook(one), encoding="utf8")
+    (tmp_path / "first.ipynb").write_text(notebook(one), encoding="utf8")
     with pytest.raises(ValueError, match=r"expected one cell that glues claim-two, got no cell"):
         read_held_decisions(tmp_path, tmp_path)
-    (tmp_path / "01_first.ipynb").write_text(
+    (tmp_path / "first.ipynb").write_text(
         notebook(one, two, ("three", 'glue("claim-two", "refuted")')), encoding="utf8"
     )
     with pytest.raises(ValueError, match=r"claim-two, got two-verdict and three"):
@@ -230,6 +230,6 @@ def test_the_command_tells_agreement_from_drift(written, tmp_path, capsys):
     assert registry.main(["check", "--register", str(REGISTER), *where]) == 0
     assert f"{len(CLAIMS)} claims agree with the book" in capsys.readouterr().out
     assert registry.main(["check", "--register", str(written(GOOD)), *where]) == 1
-    assert f"no cell glues {PREFIX}one; 01_first#one-verdict should" in capsys.readouterr().out
+    assert f"no cell glues {PREFIX}one; first#one-verdict should" in capsys.readouterr().out
     assert registry.main(["check", "--register", str(written(broken(verdict="x"))), *where]) == 2
     assert "expected one of confirmed" in capsys.readouterr().err

@@ -126,7 +126,7 @@ def test_quadrature_finds_the_reference_digits_of_closed_families_too(name):
 
 
 def test_bhattacharyya_at_a_fixed_alpha_has_the_reference_digits():
-    path = Path(__file__).parents[1] / "data" / "reference_cases.json"
+    path = Path(__file__).parents[2] / "data" / "reference_cases.json"
     checks = json.loads(path.read_text())["meta"]["fixed_alpha_checks"]
     assert checks
     for case in checks:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from counterfactuals import Case, Changed, decide, lacking
 
-NOTEBOOK, FEWER = "04_beyond_gaussians", {"trials": 40}
+NOTEBOOK, FEWER = "beyond_gaussians", {"trials": 40}
 
 SEEN = {  # as in the book, whose random pairs are more than the forty here
     "tally": np.array([18, 10]),

@@ -442,7 +442,7 @@ def test_parents_that_are_to_read_different_texts_and_do_not_are_named():
 
 
 def test_the_readmes_snippet_runs_as_it_stands(capsys):
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf8")
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf8")
     snippet = re.findall(r"```python\n(.*?)```", readme, re.S)[1]
     policy, teacher = pair()
     ids = torch.tensor([65, 66, 67])

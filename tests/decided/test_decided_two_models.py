@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from counterfactuals import Case, Changed, decide, lacking
 
-NOTEBOOK, FEWER = "06_two_models", {"max_new_tokens": 2}
+NOTEBOOK, FEWER = "two_models", {"max_new_tokens": 2}
 KINDS = (
     "two system prompts", "two questions", "temperatures 1 and 0.6", "temperatures 1 and 0.3",
 )  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from counterfactuals import Case, Changed, decide, lacking
 
-NOTEBOOK, FEWER = "08_high_dimension", {"trials": 40}
+NOTEBOOK, FEWER = "high_dimension", {"trials": 40}
 
 HIGH = {"overlap": np.full(100, -1.0), "policy": np.zeros(100), "teacher": np.zeros(100)}
 """Acceptances that do not fall."""

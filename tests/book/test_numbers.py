@@ -12,7 +12,7 @@ import pytest
 from qstar_book import numbers
 from qstar_book.numbers import Expected
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 HELD = sorted((ROOT / "data" / "expected").glob("*.json"))
 PREFIX = "application/papermill.record/"
 

@@ -8,7 +8,7 @@ from counterfactuals import Case, Changed, decide, lacking
 
 from qstar.gaussian import Gaussian, solve_pair
 
-NOTEBOOK, FEWER = "03_gaussians", {"trials": 30}
+NOTEBOOK, FEWER = "gaussians", {"trials": 30}
 EYE = np.eye(2)
 
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 from counterfactuals import Case, Changed, decide, lacking
 
-NOTEBOOK, FEWER = "02_solving_alpha", {"rows": 40}
+NOTEBOOK, FEWER = "solving_alpha", {"rows": 40}
 
 
 def with_seconds(**seconds):

@@ -117,8 +117,8 @@ def test_the_names_of_a_cell_are_those_it_reads_from_others_and_those_it_binds(
 
 
 def test_every_chapter_with_claims_has_its_cases():
-    chapters = {claim.notebook[:2] for claim in CLAIMS}
-    assert {f.stem[-2:] for f in HERE.glob("test_counterfactuals_*.py")} == chapters
+    cases = {file.stem.removeprefix("test_decided_") for file in HERE.glob("test_decided_*.py")}
+    assert cases == {claim.notebook for claim in CLAIMS}
 
 
 def test_every_kind_of_verdict_is_asked_about():
