@@ -15,7 +15,11 @@ from dataclasses import dataclass
 from ..arguments import check_count
 
 PARENTS = ("policy", "teacher")
-SCHEMES = ("plain", "one-sided", "alternating", "lookup", "draft-model")
+SCHEMES = ("plain", "one-sided", "alternating", "coin", "lookup", "draft-model")
+PROPOSING = (*PARENTS, "coin")
+"""Whom a proposal may come from where parents propose: one of them, or either with even odds."""
+TURNS = ("alternating", "coin")
+"""The schemes in which the parents take turns: one proposes what the other goes on to judge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +155,54 @@ def best_proposer(costs: Costs, gamma: int, accept_policy: float, accept_teacher
     return min(PARENTS, key=lambda parent: _alternating(costs, gamma, accepts, parent))
 
 
+def coin(
+    costs: Costs,
+    gamma: int,
+    stay: tuple[float, float],
+    accept_policy: float,
+    accept_teacher: float,
+    accept_coin: float,
+) -> float:
+    """Seconds per token where a coin decides which parent proposes (`qstar.decoding.coin`).
+
+    A proposer X goes on with probability s_X, up to gamma tokens: its proposals have on average
+    (1 - s^gamma) / (1 - s) of them, each a forward of width 1 but the first, which its reading of
+    the other's proposals gave. Each token is judged against a mixture of the parents, whose
+    acceptance is concave in the weight: between the policy's, the even mixture's and the teacher's
+    the chords are taken, which promise too little rather than too much.
+
+    Args:
+        costs: What a forward takes.
+        gamma: The most tokens that may wait to be judged, at least 1.
+        stay: s of the policy and of the teacher, in [0, 1).
+        accept_policy: The acceptance probability of tokens that the policy proposes, in [0, 1].
+        accept_teacher: The same for the teacher.
+        accept_coin: The same where an even coin chooses the proposer.
+
+    Source: derived here; for equal costs, equal s, no limit and one acceptance a, the forwards per
+        token are 1 + (1 - a) / (1 - s).
+    """
+    gamma = check_count("gamma", gamma)
+    staying = dict(zip(PARENTS, stay, strict=True))
+    for name, s in staying.items():
+        if not 0 <= s < 1:
+            raise ValueError(f"the {name} stays with a probability in [0, 1): got {s!r}.")
+
+    def accept(name: str, weight: float) -> float:
+        policy = weight if name == PARENTS[0] else 1 - weight
+        end = accept_policy if policy > 0.5 else accept_teacher
+        return accept_coin + (end - accept_coin) * abs(2 * policy - 1)
+
+    lengths = {
+        name: {k: s ** (k - 1) * (1 - s if k < gamma else 1) for k in range(1, gamma + 1)}
+        for name, s in staying.items()
+    }
+    first = {name: accept(name, 1 - staying[other(name)]) for name in PARENTS}
+    further = {name: accept(name, s) for name, s in staying.items()}
+    afresh = (stay[0] + 1 - stay[1]) / 2
+    return _turns(costs, lengths, first, further, dict.fromkeys(PARENTS, afresh))
+
+
 def third(costs: Costs, gamma: int, acceptance: float, *, draft_forwards: int) -> float:
     """Seconds per token where something cheap drafts and both parents verify.
 
@@ -178,6 +230,7 @@ def forwards_per_token(
     acceptance: float | tuple[float, float] = 0.0,
     *,
     best_proposes: bool = True,
+    stay: float = 0.5,
 ) -> float:
     """Forwards of the parents per token: the cost where every forward costs the same, whatever
     its width. Those of a third draft model do not count.
@@ -186,8 +239,9 @@ def forwards_per_token(
         scheme: One of `SCHEMES`.
         gamma: Draft tokens per round; ignored by "plain".
         acceptance: The acceptance probability of the drafter; for "alternating" also a pair, of
-            the policy and of the teacher. Ignored by "plain".
+            the policy and of the teacher, and for "coin" that of the mixture. Ignored by "plain".
         best_proposes: As in `alternating`.
+        stay: As in `coin`, of either parent.
     """
     unit = Costs(policy={1: 1.0}, teacher={1: 1.0})
     if scheme == "plain":
@@ -199,6 +253,8 @@ def forwards_per_token(
         raise ValueError(f"{scheme!r} has one drafter, so one acceptance: got {acceptance!r}.")
     if scheme == "one-sided":
         return one_sided(unit, "policy", gamma, acceptance)
+    if scheme == "coin":
+        return coin(unit, gamma, (stay, stay), acceptance, acceptance, acceptance)
     if scheme in ("lookup", "draft-model"):
         return third(unit, gamma, acceptance, draft_forwards=0)
     raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}: got {scheme!r}.")
@@ -277,15 +333,46 @@ def _alternating(
     costs: Costs, gamma: int, accepts: tuple[float, float], redrafter: str | None
 ) -> float:
     """Seconds per token if `redrafter` (None: the rejected proposer) drafts after a rejection."""
-    gamma = check_count("gamma", gamma)
+    length = {check_count("gamma", gamma): 1.0}
+    accept = dict(zip(PARENTS, accepts, strict=True))
+    chance = {name: 1.0 if (redrafter or name) == PARENTS[0] else 0.0 for name in PARENTS}
+    return _turns(costs, dict.fromkeys(PARENTS, length), accept, accept, chance)
+
+
+def _turns(
+    costs: Costs,
+    lengths: Mapping[str, Mapping[int, float]],
+    first: Mapping[str, float],
+    further: Mapping[str, float],
+    policy_redrafts: Mapping[str, float],
+) -> float:
+    """Seconds per token where the parents judge each other's proposals.
+
+    Args:
+        costs: What a forward takes.
+        lengths: By proposer, how probable it is that a proposal has so many tokens.
+        first: By proposer, the acceptance probability of a proposal's first token.
+        further: The same of the others.
+        policy_redrafts: By proposer, how probable it is that after its rejection the policy drafts.
+    """
+    longest = {name: sum(k * p for k, p in lengths[name].items()) for name in PARENTS}
     tokens, seconds, leave = {}, {}, {}
-    for proposer, accept in zip(PARENTS, accepts, strict=True):
-        verifier, all_kept = other(proposer), accept**gamma
-        next_draft_s = all_kept * (gamma - 1) * costs.of(verifier, 1)
-        next_draft_s += (1 - all_kept) * gamma * costs.of(redrafter or proposer, 1)
-        tokens[proposer] = _tokens(accept, gamma)
-        seconds[proposer] = costs.of(verifier, gamma + 1) + next_draft_s + costs.overhead
-        leave[proposer] = 1.0 if redrafter == verifier else all_kept
+    for proposer in PARENTS:
+        verifier, policy = other(proposer), policy_redrafts[proposer]
+        kept = {0: 1.0}  # the probability that so many tokens are all kept
+        for k in range(1, max(lengths[proposer]) + 1):
+            kept[k] = kept[k - 1] * (first if k == 1 else further)[proposer]
+        all_kept = sum(p * kept[k] for k, p in lengths[proposer].items())
+        tokens[proposer] = sum(
+            p * math.fsum(kept[i] for i in range(k)) for k, p in lengths[proposer].items()
+        )
+        judge_s = sum(p * costs.of(verifier, k + 1) for k, p in lengths[proposer].items())
+        next_s = all_kept * (longest[verifier] - 1) * costs.of(verifier, 1)
+        for name, chance in zip(PARENTS, (policy, 1 - policy), strict=True):
+            next_s += (1 - all_kept) * chance * longest[name] * costs.of(name, 1)
+        seconds[proposer] = judge_s + next_s + costs.overhead
+        redraws = policy if verifier == PARENTS[0] else 1 - policy
+        leave[proposer] = all_kept + (1 - all_kept) * redraws
     # The chain is in X as often as it comes there from the other parent: in proportion to how
     # surely it leaves the other. Where it leaves neither, it stays where it began: say, in each
     # half of the time.

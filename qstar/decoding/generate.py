@@ -225,6 +225,7 @@ def decode(setup: Setup) -> tuple[Generation, list[Step]]:
             has_draft="draft" in setup.caches,
             batch=len(setup.state.rows),
             together=together,
+            blocks=setup.rule.blocks,
         )
         to = Setting(parents, setup.rule, setup.chance, observations.look_up, _ends(setup))
         state, steps = setup.state, []

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from .costs import PARENTS
+from .costs import PROPOSING
 from .planner import Evidence, Lookup, observe
 from .state import Step
 
@@ -36,7 +36,7 @@ class Observations:
             lookup.append(fresh)
             observe(self._observed, "lookup", lookup.right, lookup.tested)
             lookup.tested = lookup.right = 0
-        for name in PARENTS:
+        for name in PROPOSING:
             observe(self._observed, name, sum(step.accept[name]), len(step.accept[name]))
         if step.proposer == "draft":
             # Of a block that is judged as a whole, all drafts count as tested: not so here.

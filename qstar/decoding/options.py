@@ -110,7 +110,7 @@ def check(
     }
     _check_weights({"policy": policy, "teacher": teacher, "draft model": draft_model})
     max_new_tokens = check_count("max_new_tokens", max_new_tokens)
-    gamma = _check_scheme(scheme, gamma, drafter, draft_model, draft_ids, costs)
+    gamma = _check_scheme(scheme, gamma, drafter, draft_model, draft_ids, costs, block_verification)
     _check_choice("filtered", filtered, FILTERED)
     size = _check_vocab(caches, vocab)
     prompts, single, device = _check_prompts(
@@ -267,10 +267,16 @@ def _check_scheme(
     draft_model: Any,
     draft_ids: Any,
     costs: Costs | None,
+    blocks: bool,
 ) -> int | None:
     """The draft length as an int, once what was asked for fits together."""
     if scheme is not None:
         _check_choice("scheme", scheme, SCHEMES)
+    if scheme == "coin" and blocks:
+        raise ValueError(
+            "scheme='coin' judges token by token: with block_verification=True how long a block is "
+            "would depend on who proposes. Leave out one of the two."
+        )
     if gamma is not None:
         try:
             gamma = check_count("gamma", gamma)

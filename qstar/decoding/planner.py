@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from . import costs as cost
-from .costs import PARENTS, SCHEMES, Costs
+from .costs import PARENTS, SCHEMES, TURNS, Costs
 
 TOGETHER = ("plain", "lookup", "draft-model")
 """The schemes in which both parents read the same tokens at once: one call can serve both."""
@@ -24,9 +24,17 @@ DRAFT_GAMMA = 4
 MEMORY = 0.98
 """How much of an observation's weight is left after the next one: about 50 tokens count."""
 
-PRIOR = {"policy": 0.8, "teacher": 0.8, "draft": 0.9, "lookup": 0.5}
+PRIOR = {"policy": 0.8, "teacher": 0.8, "coin": 0.9, "draft": 0.9, "lookup": 0.5}
 """What a drafter's acceptance is taken for before it is observed, at the weight of two tokens. The
 draft model's is hopeful, for only a trial can tell; the others are observed whatever is decoded."""
+
+STAYS = ((0.5, 0.5), (0.25, 0.75), (0.75, 0.25))
+"""How the coins of "coin" may be weighted: each pair tosses for each token alike, whoever proposed
+last. A parent that costs less than the other had better propose more often."""
+
+COIN_GAMMA = 8
+"""How many proposals may wait under "coin" where no draft length is given: a fair coin wants more
+once in 128 times, and what a limit makes certain is no mixture."""
 
 HOPE = 0.9
 """The acceptance of either parent that one call for both must beat, before any is observed."""
@@ -44,13 +52,16 @@ class Plan:
 
     Attributes:
         scheme: One of `qstar.decoding.costs.SCHEMES`.
-        gamma: Draft tokens; 0 for "plain".
+        gamma: Draft tokens; 0 for "plain", and for "coin" the most that may wait to be judged.
         drafter: "policy" or "teacher": who drafts, and who proposes afresh after a rejection.
+        stay: For "coin": the probability that the policy, and that the teacher, goes on proposing
+            after a proposal of its own; else the other one reads, judges and proposes.
     """
 
     scheme: str
     gamma: int
     drafter: str
+    stay: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +141,8 @@ class Planner:
         has_draft: bool = False,
         batch: int = 1,
         together: bool = False,
+        stay: float | None = None,
+        blocks: bool = False,
     ) -> None:
         """Take the caller's wishes; None is free. `together`: one call serves both parents."""
         self.costs = costs
@@ -137,9 +150,14 @@ class Planner:
         if together and self._costs.both is not None:
             self._costs = self._costs.together()
         self._schemes = [scheme] if scheme != "auto" else list(TOGETHER if together else SCHEMES)
-        if not has_draft and "draft-model" in self._schemes:
-            self._schemes.remove("draft-model")
+        unwanted = {"draft-model"} if not has_draft else set()
+        if scheme == "auto" and (blocks or batch > 1):
+            # The drafts of a coin are no block; and a batch would wait for its most stubborn coin.
+            unwanted.add("coin")
+        self._schemes = [name for name in self._schemes if name not in unwanted]
         self._gammas = GAMMAS if gamma is None else (gamma,)
+        self._most_waiting = COIN_GAMMA if gamma is None else gamma
+        self._stays = STAYS if stay is None else ((stay, stay),)
         self._drafters = PARENTS if drafter is None else (drafter,)
         self._alone = batch == 1
 
@@ -147,8 +165,8 @@ class Planner:
         """The plan with the fewest predicted seconds per token."""
         predicted = {plan: self.predict(plan, evidence) for plan in self._plans(evidence)}
         best = min(predicted, key=lambda plan: predicted[plan])
-        if evidence.outstanding and best.scheme != "alternating":
-            ongoing = [plan for plan in predicted if plan.scheme == "alternating"]
+        if evidence.outstanding and best.scheme not in TURNS:
+            ongoing = [plan for plan in predicted if plan.scheme in TURNS]
             if ongoing:
                 stay = min(ongoing, key=lambda plan: predicted[plan])
                 if predicted[stay] <= (1 + STAY) * predicted[best]:
@@ -165,6 +183,9 @@ class Planner:
         if plan.scheme == "alternating":
             pair = accept["policy"], accept["teacher"]
             return cost.alternating(self._costs, plan.gamma, *pair, best_proposes=self._alone)
+        if plan.stay is not None:
+            accepts = accept["policy"], accept["teacher"], accept["coin"]
+            return cost.coin(self._costs, plan.gamma, plan.stay, *accepts)
         if plan.scheme == "lookup":
             # Rows without a match get one token, for the same forward.
             found = cost.third(self._costs, plan.gamma, accept["lookup"], draft_forwards=0)
@@ -178,6 +199,10 @@ class Planner:
         for scheme in self._schemes:
             if scheme == "plain":
                 plans.append(Plan("plain", 0, "policy"))
+                continue
+            if scheme == "coin":
+                best = max(PARENTS, key=evidence.acceptance)
+                plans += [Plan(scheme, self._most_waiting, best, stay) for stay in self._stays]
                 continue
             # A token of the target's own follows a third's drafts: that many fewer can be used.
             most = evidence.remaining - (scheme in ("lookup", "draft-model"))

@@ -22,7 +22,8 @@ from torch import Tensor
 from ..result import STATUSES
 from ..sampling import rules
 from ..sampling.rules import Chance, RowCoins
-from .costs import PARENTS, other
+from .coin import Tosses, toss, toss_for_first, weighed
+from .costs import PARENTS, PROPOSING, TURNS, other
 from .faults import check_emitted
 from .parents import Parents
 from .planner import Plan
@@ -58,8 +59,8 @@ def decode_round(to: Setting, state: State, plan: Plan) -> tuple[State, Step]:
         plan: Who proposes how much.
     """
     # 1. Who proposes, and what. A proposal that is begun may be dropped: nothing rests on it.
-    begun = state.pending if plan.scheme == "alternating" else None
-    proposal = propose(to, state, plan) if begun is None else go_on(to, state, begun)
+    begun = state.pending if plan.scheme in TURNS else None
+    proposal = propose(to, state, plan) if begun is None else go_on(to, state, begun, plan)
 
     # 2. What the parents make of it. Who proposed knows; who did not reads, in one forward pass.
     reading = [name for name in PARENTS if name != proposal.by]
@@ -71,7 +72,7 @@ def decode_round(to: Setting, state: State, plan: Plan) -> tuple[State, Step]:
 
     # 3. Where one parent alone looked a position further, its own distribution proposes there.
     beyond = None
-    if plan.scheme == "alternating":
+    if plan.scheme in TURNS:
         beyond = look_beyond(to, state, proposal, log_p[other(proposal.by)])
         log_p = {name: known[:, : proposal.width] for name, known in log_p.items()}
 
@@ -96,9 +97,23 @@ def propose(to: Setting, state: State, plan: Plan) -> Proposal:
         return nobody(to, state)
     if plan.scheme == "lookup":
         return looked_up(to, state, limits)
-    name = "draft" if plan.scheme == "draft-model" else plan.drafter
-    first = to.parents.read([name], state)[name]
-    return draft_on(to, state, name, first, None, [True] * len(state.rows), limits)
+    name, weight = "draft" if plan.scheme == "draft-model" else plan.drafter, 1.0
+    if plan.stay is not None and len(state.new) == 1:  # in a batch one coin would tie the rows
+        name, weight = toss_for_first(to.chance, plan.stay)
+    tosses = toss_in(to, state, plan, name, plan.gamma)
+    limits = [min(1 + more, limit) for more, limit in zip(tosses.more, limits, strict=True)]
+    first, has = to.parents.read([name], state)[name], [True] * len(limits)
+    drafts = draft_on(to, state, name, first, None, has, limits)
+    return weighed(drafts, has, [weight] * len(has), tosses)
+
+
+def toss_in(to: Setting, state: State, plan: Plan, name: str, gamma: int) -> Tosses:
+    """How many tokens each row's proposal is to have: gamma, or as a coin of its own says."""
+    if plan.stay is None:
+        return Tosses.none(len(state.rows), gamma)
+    most = [min(plan.gamma, left) - 1 for left in state.left()]
+    chance = of_rows(to.chance, state, coins=most)
+    return toss(chance, most, plan.stay[PARENTS.index(name)])
 
 
 def nobody(to: Setting, state: State) -> Proposal:
@@ -177,13 +192,15 @@ def draft_on(
     )
 
 
-def go_on(to: Setting, state: State, begun: Begun) -> Proposal:
+def go_on(to: Setting, state: State, begun: Begun, plan: Plan) -> Proposal:
     """The rest of a proposal that is begun; rows whose drafts were rejected have one fewer."""
+    tosses = toss_in(to, state, plan, begun.by, begun.gamma)
     limits = [
-        min(begun.gamma - (not own), left)
-        for own, left in zip(begun.has, state.left(), strict=True)
+        min(more + own, left)
+        for more, own, left in zip(tosses.more, begun.has, state.left(), strict=True)
     ]
-    return draft_on(to, state, begun.by, None, begun.first, begun.has, limits)
+    drafts = draft_on(to, state, begun.by, None, begun.first, begun.has, limits)
+    return weighed(drafts, begun.has, begun.weights, tosses)
 
 
 # --- Reading and keeping -------------------------------------------------------------------------
@@ -197,7 +214,7 @@ def reach(state: State, proposal: Proposal, plan: Plan) -> list[int]:
     """
     if plan.scheme == "one-sided":
         return [max(0, count - 1) for count in proposal.counts]
-    if plan.scheme == "alternating":
+    if plan.scheme in TURNS:
         pairs = zip(proposal.counts, state.left(), strict=True)
         return [min(count, left - 1) for count, left in pairs]
     return list(proposal.counts)
@@ -263,8 +280,9 @@ def keep(
                 for row, fresh in zip(seen[f"accept_{name}"].tolist(), emitted, strict=True)
                 for value in row[: len(fresh)]
             ]
-            for name in PARENTS
+            for name in PROPOSING
         },
+        weights=proposal.weights,
         forwards=to.parents.forwards(),
         at=at,
     )
@@ -275,7 +293,9 @@ def keep(
         index = torch.tensor(alive, device=to.parents.device)
         drawn = (judged.verdict.next_token, *beyond)
         first = Draft(*(part.index_select(0, index) for part in drawn))
-        pending = Begun(other(proposal.by), first, tuple(full), plan.gamma)
+        gamma = plan.gamma if plan.stay is None else 1  # if another plan goes on with it
+        after = [proposal.after[place] if proposal.after else 1.0 for place in alive]
+        pending = Begun(other(proposal.by), first, tuple(full), gamma, tuple(after))
     return replace(state, new=tuple(new), rows=rows, pending=pending), step
 
 
@@ -291,8 +311,7 @@ def fetch(proposal: Proposal, judged: Judged, log_p: Mapping[str, Tensor]) -> di
         "nan_teacher": log_p["teacher"].amax(-1).isnan(),
         "nan_target": judged.target.amax(-1).isnan(),
         "disjoint": judged.known["balance.status"] == STATUSES.index("disjoint"),
-        "accept_policy": judged.known["accept_policy"],
-        "accept_teacher": judged.known["accept_teacher"],
+        **{f"accept_{name}": judged.known[f"accept_{name}"] for name in PROPOSING},
     }
     flat = torch.cat([part.to(torch.float64) for part in wide.values()], -1).cpu()
     parts = dict(zip(wide, flat.split([p.shape[-1] for p in wide.values()], -1), strict=True))

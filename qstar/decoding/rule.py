@@ -11,7 +11,8 @@ from .. import rows_torch
 from ..result import STATUSES, Balance
 from ..sampling import rules
 from ..sampling.rules import Chance
-from .costs import PARENTS
+from .coin import log_even_mixture, log_mixture
+from .costs import PARENTS, other
 from .filters import Shaping
 from .state import Proposal, State
 
@@ -151,6 +152,13 @@ class Rule:
         """
         log_q, known = self.mix(log_policy, log_teacher)
         texts = self.texts(state, "policy", log_q.device)
+        shaped = {
+            name: self.of_target(log_parent, texts, proposal.tokens)
+            for name, log_parent in zip(PARENTS, (log_policy, log_teacher), strict=True)
+        }
+        log_draft = proposal.log_draft
+        if proposal.weights is not None:
+            log_draft = log_mixture(proposal, shaped[other(proposal.by)][:, : proposal.width])
         target = self.of_target(log_q, texts, proposal.tokens)
         drafted = torch.tensor(proposal.counts, device=log_q.device)
         exact = target.shape[1] > proposal.width
@@ -163,13 +171,13 @@ class Rule:
         verify = rules.verify_block if self.blocks else rules.verify
         verdict = verify(
             proposal.tokens,
-            proposal.log_draft,
+            log_draft,
             log_target,
             drafted=drafted,
             generator=chance,
             check=False,
         )
-        for name, log_parent in zip(PARENTS, (log_policy, log_teacher), strict=True):
-            shaped = self.of_target(log_parent, texts, proposal.tokens)
-            known[f"accept_{name}"] = torch.minimum(shaped, target).exp().sum(-1).clamp(max=1)
+        shaped["coin"] = log_even_mixture(shaped["policy"], shaped["teacher"])
+        for name, log_parent in shaped.items():
+            known[f"accept_{name}"] = torch.minimum(log_parent, target).exp().sum(-1).clamp(max=1)
         return Judged(verdict, exact, target, known)

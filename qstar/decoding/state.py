@@ -23,6 +23,9 @@ class Proposal:
         log_parent: The distribution that goes into q*, if a parent proposed. Shape (rows, width,
             vocab).
         counts: How many tokens of each row are real; the rest is anything.
+        weights: For each row, the probability with which a coin had its proposer propose each of
+            its tokens, given all before it; else the other parent would have. None is 1 throughout.
+        after: For each row, the same of the reading parent and the token beyond. None is 1.
     """
 
     by: str
@@ -30,6 +33,8 @@ class Proposal:
     log_draft: Tensor
     log_parent: Tensor | None
     counts: tuple[int, ...]
+    weights: tuple[tuple[float, ...], ...] | None = None
+    after: tuple[float, ...] | None = None
 
     @property
     def width(self) -> int:
@@ -60,13 +65,15 @@ class Begun:
         by: The parent, which has read all that stands before that token.
         first: The token of each running row.
         has: Whether it is a proposal; in the other rows it is the last emitted token.
-        gamma: How many drafts it is to have.
+        gamma: How many drafts it is to have; with a coin, at most.
+        weights: For each row, the probability with which this parent was to propose that token.
     """
 
     by: str
     first: Draft
     has: tuple[bool, ...]
     gamma: int
+    weights: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,7 +150,9 @@ class Step:
         emitted: The new tokens.
         known: By name, what the trace keeps of each position; on the device. Shape (rows,
             positions).
-        accept: By parent, the acceptance probability at each emitted position of every row.
+        accept: By parent, and for an even coin, the acceptance probability at each emitted position
+            of every row.
+        weights: The probabilities with which a coin had the proposer propose, as in `Proposal`.
         forwards: The forward passes since the round before.
         at: When the host knew, in seconds on the clock of time.perf_counter.
     """
@@ -158,5 +167,6 @@ class Step:
     emitted: list[list[int]]
     known: dict[str, Any]
     accept: dict[str, list[float]]
+    weights: tuple[tuple[float, ...], ...] | None
     forwards: tuple[Forward, ...]
     at: float

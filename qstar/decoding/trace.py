@@ -71,6 +71,9 @@ class Trace:
         accept_policy: The acceptance probability of a token drafted by the policy, after the
             filters. Shape (*positions).
         accept_teacher: The same for a token drafted by the teacher. Shape (*positions).
+        accept_coin: The same where an even coin chooses which parent drafts. Shape (*positions).
+        weight: The probability with which the parent that proposed was to: 1 without a coin, nan
+            where nobody proposed. Shape (*positions).
         proposer: Who proposed a token there, as an index into `PROPOSERS`. Shape (*positions).
         accepted: Whether the proposal was kept. False where nobody proposed. Shape (*positions).
         rounds: The rounds in order.
@@ -84,6 +87,8 @@ class Trace:
     minus_log_partition: Tensor
     accept_policy: Tensor
     accept_teacher: Tensor
+    accept_coin: Tensor
+    weight: Tensor
     proposer: Tensor
     accepted: Tensor
     rounds: tuple[RoundTrace, ...]
@@ -155,7 +160,7 @@ def assemble(
         costs: What the trace says that forward passes took.
         shaped: Gives a (batch, limit) tensor the shape and the place that the caller asked for.
     """
-    source, place, proposer, accepted = [], [], [], []
+    source, place, proposer, weight, accepted = [], [], [], [], []
     offset = 0
     for step in steps:
         batch, positions = step.known["alpha"].shape
@@ -165,6 +170,8 @@ def assemble(
                 place.append(row * limit + step.starts[i] + j)
                 drafted = j < step.counts[i]
                 proposer.append(PROPOSERS.index(step.proposer) if drafted else 0)
+                coin = step.weights[i][j] if drafted and step.weights else 1.0
+                weight.append(coin if drafted and step.proposer != "none" else torch.nan)
                 accepted.append(j < step.accepted[i])
         offset += batch * positions
     index, positions_of = torch.tensor(place), torch.tensor(source)
@@ -184,6 +191,8 @@ def assemble(
         minus_log_partition=known("minus_log_partition"),
         accept_policy=known("accept_policy"),
         accept_teacher=known("accept_teacher"),
+        accept_coin=known("accept_coin"),
+        weight=filled(torch.tensor(weight, dtype=torch.float64)),
         proposer=filled(torch.tensor(proposer, dtype=torch.int8)),
         accepted=filled(torch.tensor(accepted, dtype=torch.bool)),
         rounds=tuple(map(RoundTrace.of, steps, [begun, *(step.at for step in steps)])),

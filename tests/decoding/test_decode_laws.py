@@ -57,6 +57,7 @@ SHORT = {  # every scheme, with drafts as short as show it
     "the policy drafts": {"scheme": "one-sided", "gamma": 1, "drafter": "policy"},
     "the teacher drafts": {"scheme": "one-sided", "gamma": 1, "drafter": "teacher"},
     "alternating": {"scheme": "alternating", "gamma": 1},
+    "coin": {"scheme": "coin", "gamma": 2},
     "lookup": {"scheme": "lookup", "gamma": 1},
     "a third model drafts": {"scheme": "draft-model", "gamma": 1},
     "auto": {"scheme": "auto", "costs": COSTS},

@@ -9,7 +9,16 @@ from qstar.decoding import costs as cost
 from qstar.decoding import planner as schemes
 from qstar.decoding.costs import Costs
 from qstar.decoding.generate import generate
-from qstar.decoding.planner import GAMMAS, PRIOR, Evidence, Lookup, Plan, Planner, observe
+from qstar.decoding.planner import (
+    COIN_GAMMA,
+    GAMMAS,
+    PRIOR,
+    Evidence,
+    Lookup,
+    Plan,
+    Planner,
+    observe,
+)
 
 FLAT = {1: 1.0, 9: 1.0}  # a forward takes the same at every width
 STEEP = {1: 1.0, 2: 3.0, 9: 17.0}
@@ -33,9 +42,21 @@ def test_plain_is_chosen_where_wide_forwards_are_dear():
     assert planned(Costs(STEEP, STEEP), seen).scheme == "plain"
 
 
-def test_alternating_is_chosen_where_wide_forwards_are_cheap():
-    plan = planned(Costs(FLAT, FLAT), evidence(policy=0.8, teacher=0.8))
-    assert (plan.scheme, plan.gamma) == ("alternating", 1)
+def test_the_coin_is_chosen_where_wide_forwards_are_cheap_and_the_mixture_is_kept():
+    plan = planned(Costs(FLAT, FLAT), evidence(policy=0.8, teacher=0.8, coin=0.92))
+    assert (plan.scheme, plan.gamma, plan.stay) == ("coin", COIN_GAMMA, (0.5, 0.5))
+    plan = planned(Costs(FLAT, FLAT), evidence(policy=0.8, teacher=0.8, coin=0.85))
+    assert (plan.scheme, plan.gamma, plan.stay) == ("alternating", 1, None)
+    seen = evidence(policy=0.8, teacher=0.8, coin=0.92)
+    assert planned(Costs(FLAT, FLAT), seen, blocks=True).scheme == "alternating"
+
+
+def test_the_cheaper_parent_proposes_more_often():
+    cheap, seen = {1: 0.4, 9: 0.4}, evidence(policy=0.8, teacher=0.8, coin=0.92)
+    wish = {"scheme": "coin"}
+    assert planned(Costs(cheap, FLAT), seen, **wish).stay == (0.75, 0.25)
+    assert planned(Costs(FLAT, cheap), seen, **wish).stay == (0.25, 0.75)
+    assert planned(Costs(FLAT, FLAT), seen, stay=0.3, **wish).stay == (0.3, 0.3)
 
 
 def test_a_cheap_parent_drafts_for_a_dear_one():
@@ -52,9 +73,9 @@ def test_lookup_is_chosen_where_its_matches_are_right():
     plan = planned(Costs(FLAT, FLAT), seen)
     assert (plan.scheme, plan.gamma) == ("lookup", max(GAMMAS))
     without = evidence(policy=0.8, teacher=0.8, lookup=0.9, matched=0.0)
-    assert planned(Costs(FLAT, FLAT), without).scheme == "alternating"
+    assert planned(Costs(FLAT, FLAT), without).scheme == "coin"
     wrong = evidence(policy=0.8, teacher=0.8, lookup=0.1, matched=1.0)
-    assert planned(Costs(FLAT, FLAT), wrong).scheme == "alternating"
+    assert planned(Costs(FLAT, FLAT), wrong).scheme == "coin"
 
 
 def test_a_draft_model_is_chosen_where_it_is_good_and_cheap():
@@ -80,6 +101,11 @@ def formulas(costs, seen, *, has_draft, batch):
             found[key] = cost.one_sided(costs, drafter, used, accept[drafter])
         pair = accept["policy"], accept["teacher"]
         found["alternating", used] = cost.alternating(costs, used, *pair, best_proposes=batch == 1)
+        if batch == 1:
+            triple = *pair, accept["coin"]
+            found["coin", COIN_GAMMA] = min(
+                cost.coin(costs, COIN_GAMMA, stay, *triple) for stay in schemes.STAYS
+            )
         if seen.matched:
             rates = [
                 1 / cost.third(costs, third, a, draft_forwards=0) for a in (accept["lookup"], 0.0)
@@ -174,10 +200,8 @@ def test_outstanding_proposals_are_given_up_for_a_gain_above_a_threshold():
     planner = Planner(scheme="auto", costs=Costs(FLAT, FLAT))
 
     def at(accept):
-        return [
-            evidence(policy=0.8, teacher=0.8, lookup=accept, matched=1.0, outstanding=waiting)
-            for waiting in (False, True)
-        ]
+        seen = {"policy": 0.8, "teacher": 0.8, "coin": 0.85, "lookup": accept}  # no use for a coin
+        return [evidence(**seen, matched=1.0, outstanding=waiting) for waiting in (False, True)]
 
     turns = planner.predict(Plan("alternating", 1, "policy"), at(0.5)[0])
     for accept in np.linspace(0.3, 0.9, 601):
@@ -221,7 +245,7 @@ def test_nothing_observed_changes_nothing():
 
 @pytest.mark.parametrize(
     ("costs", "allowed"),
-    [(Costs(STEEP, STEEP), {"plain"}), (Costs(FLAT, FLAT), {"alternating", "lookup"})],
+    [(Costs(STEEP, STEEP), {"plain"}), (Costs(FLAT, FLAT), {"coin", "alternating", "lookup"})],
 )
 def test_auto_decodes_by_what_it_was_told(costs, allowed):
     pair = tiny.llama(1, sharpness=0.3, vocab=40), tiny.llama(2, sharpness=0.3, vocab=40)
