@@ -10,6 +10,7 @@ import yaml
 from test_notebooks import typed_numbers
 
 from qstar_book import claims as registry
+from qstar_book.__main__ import main
 from qstar_book.claims import (
     PREFIX,
     VERDICTS,
@@ -227,9 +228,9 @@ def test_a_quotation_that_the_source_does_not_have_is_reported(written, tmp_path
 
 def test_the_command_tells_agreement_from_drift(written, tmp_path, capsys):
     where = ["--notebooks", str(ROOT / "notebooks"), "--expected", str(ROOT / "data" / "expected")]
-    assert registry.main(["check", "--register", str(REGISTER), *where]) == 0
+    assert main(["claims", "--register", str(REGISTER), *where]) == 0
     assert f"{len(CLAIMS)} claims agree with the book" in capsys.readouterr().out
-    assert registry.main(["check", "--register", str(written(GOOD)), *where]) == 1
+    assert main(["claims", "--register", str(written(GOOD)), *where]) == 1
     assert f"no cell glues {PREFIX}one; 01_first#one-verdict should" in capsys.readouterr().out
-    assert registry.main(["check", "--register", str(written(broken(verdict="x"))), *where]) == 2
+    assert main(["claims", "--register", str(written(broken(verdict="x"))), *where]) == 2
     assert "expected one of confirmed" in capsys.readouterr().err

@@ -22,6 +22,7 @@ import nbformat
 import pytest
 
 from qstar_book import run as reproduce
+from qstar_book.__main__ import main
 from qstar_book.closure import imported_files
 
 TAGS = {"parameters": {"tags": ["parameters"]}}
@@ -66,7 +67,7 @@ def old_chapter(root, name="01_first"):
 
 
 def command(root, *arguments):
-    return [sys.executable, "-m", "qstar_book.run", "--root", str(root), *arguments]
+    return [sys.executable, "-m", "qstar_book", "run", "--root", str(root), *arguments]
 
 
 def run(root, *arguments, **environment):
@@ -140,7 +141,7 @@ def test_a_setting_that_is_none_is_refused(text):
 
 def test_an_unknown_parameter_is_refused_with_the_known_ones(root, capsys):
     write_notebook(root, "02_other", parameters="rows = 1")
-    assert reproduce.main(["--root", str(root), "--set", "sede=1"]) == 2
+    assert main(["run", "--root", str(root), "--set", "sede=1"]) == 2
     said = capsys.readouterr().err
     assert "01_first has no parameter sede; it has seed, name" in said
     assert "02_other has no parameter sede; it has rows" in said
@@ -150,14 +151,14 @@ def test_an_unknown_parameter_is_refused_with_the_known_ones(root, capsys):
 
 def test_a_parameter_must_be_known_to_every_selected_notebook(root, capsys):
     write_notebook(root, "02_other", parameters="rows = 1")
-    assert reproduce.main(["--root", str(root), "--set", "seed=1"]) == 2
+    assert main(["run", "--root", str(root), "--set", "seed=1"]) == 2
     assert "02_other has no parameter seed; it has rows" in capsys.readouterr().err
-    assert reproduce.main(["--root", str(root), "--only", "01", "--set", "seed=1", "--list"]) == 0
+    assert main(["run", "--root", str(root), "--only", "01", "--set", "seed=1", "--list"]) == 0
 
 
 @pytest.mark.parametrize("setting", ["seed=abc", "seed=1.5", "seed=True", "name=1"])
 def test_a_value_of_another_type_is_refused(root, capsys, setting):
-    assert reproduce.main(["--root", str(root), "--set", setting]) == 2
+    assert main(["run", "--root", str(root), "--set", setting]) == 2
     assert "of type" in capsys.readouterr().err
 
 
@@ -253,9 +254,9 @@ def test_a_value_out_of_range_is_refused_before_anything_runs(
 ):
     write_notebook(root, "02_ranges", parameters=RANGES)
     arguments = ["--root", str(root), "--only", "02"]
-    assert reproduce.main([*arguments, "--set", accepted, "--list"]) == 0
+    assert main(["run", *arguments, "--set", accepted, "--list"]) == 0
     capsys.readouterr()
-    assert reproduce.main([*arguments, "--set", refused]) == 2
+    assert main(["run", *arguments, "--set", refused]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (root / "build").exists()
 
@@ -296,7 +297,7 @@ def test_a_name_that_fits_no_notebook_is_refused_with_those_there_are(root, name
 
 
 def test_listing_shows_parameters_and_state_and_runs_nothing(root, capsys):
-    assert reproduce.main(["--root", str(root), "--list"]) == 0
+    assert main(["run", "--root", str(root), "--list"]) == 0
     said = capsys.readouterr().out
     assert "01_first: not run yet\n    seed = 0\n    name = 'a'\n" in said
     assert not (root / "book").exists()
@@ -304,7 +305,7 @@ def test_listing_shows_parameters_and_state_and_runs_nothing(root, capsys):
 
 @pytest.mark.parametrize("arguments", [["--jobs", "0"], ["--limit", "0"], ["--limit", "nan"]])
 def test_a_senseless_limit_is_refused(root, arguments):
-    assert reproduce.main(["--root", str(root), *arguments]) == 2
+    assert main(["run", "--root", str(root), *arguments]) == 2
 
 
 # --- What is up to date: no kernel is started -----------------------------------------------------
@@ -481,7 +482,7 @@ def test_a_notebook_that_ended_its_kernel_is_not_finished():
 def test_a_chapter_without_a_notebook_is_removed(root, capsys):
     pretend_it_ran(root, *reproduce.PACKAGES)
     gone = old_chapter(root, "09_gone")
-    assert reproduce.main(["--root", str(root)]) == 0
+    assert main(["run", "--root", str(root)]) == 0
     captured = capsys.readouterr()
     assert "1 up to date" in captured.out
     assert "09_gone: removed" in captured.err
@@ -492,7 +493,7 @@ def test_a_second_run_waits_or_gives_up(root, capsys):
     _, out = pretend_it_ran(root, *reproduce.PACKAGES)
     handle = os.open(out, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
-    assert reproduce.main(["--root", str(root), "--no-wait"]) == 2
+    assert main(["run", "--root", str(root), "--no-wait"]) == 2
     assert "another run is writing to" in capsys.readouterr().err
     with subprocess.Popen(command(root), stderr=subprocess.PIPE, text=True) as waiting:
         assert "waiting for its end" in waiting.stderr.readline()
@@ -748,7 +749,7 @@ def test_a_notebook_over_its_limit_is_stopped(root, monkeypatch, capsys):
     chapter = old_chapter(root)
     write_notebook(root, "01_first", SLEEP)
     monkeypatch.setattr(reproduce.Run, "seconds", lambda _: 601.0 if asleep(root) else 599.0)
-    assert reproduce.main(["--root", str(root), "--limit", "600"]) == 1
+    assert main(["run", "--root", str(root), "--limit", "600"]) == 1
     assert "stopped after 600 s, its limit (--limit)" in capsys.readouterr().err
     assert chapter.read_text() == "the earlier good copy"
     family = asleep(root)

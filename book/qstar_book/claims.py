@@ -1,7 +1,7 @@
 """The claims register: what the source claims, and whether the book's cells agree with it.
 
-    python -m qstar_book.claims check                # the register against what the chapters hold
-    python -m qstar_book.claims check --source FILE  # and its quotations against the source
+    qstar-book claims                # the register against what the chapters hold
+    qstar-book claims --source FILE  # and its quotations against the source
 
 `data/claims.yaml` has one entry per claim, as `data/claims.schema.json` describes. A claim is
 decided by one cell of one notebook, which glues its verdict under `claim-<id>`; the register only
@@ -9,12 +9,10 @@ repeats that verdict. Whatever disagrees, a verdict, a cell that is gone, a clai
 a cell that decides an unknown claim, is reported by entry.
 """
 
-import argparse
 import ast
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
+from .files import RefusedError
 from .numbers import read_cells, read_expected, read_glued
 
 VERDICTS = ("confirmed", "corrected", "refuted", "qualified", "not measured")
@@ -351,24 +350,15 @@ def misquotations(source: Source, claims: Sequence[Claim], file: Path) -> list[s
 # --- The command ---------------------------------------------------------------------------------
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status: 1 where something disagrees."""
-    parser = argparse.ArgumentParser(prog="python -m qstar_book.claims", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("command", choices=["check"])
-    parser.add_argument("--register", type=Path, default=Path("data/claims.yaml"))
-    parser.add_argument("--notebooks", type=Path, default=Path("notebooks"))
-    parser.add_argument("--expected", type=Path, default=Path("data/expected"))
-    parser.add_argument("--source", type=Path, help="the source analysis, to compare quotations")
-    options = parser.parse_args(arguments)
+def command(*, register: Path, notebooks: Path, expected: Path, source: Path | None) -> int:
+    """`qstar-book claims`; 1 where something disagrees."""
     try:
-        source, claims = read_claims(options.register)
-        found = disagreements(claims, read_held_decisions(options.notebooks, options.expected))
-        if options.source:
-            found += misquotations(source, claims, options.source)
+        about, claims = read_claims(register)
+        found = disagreements(claims, read_held_decisions(notebooks, expected))
+        if source:
+            found += misquotations(about, claims, source)
     except (ValueError, OSError) as error:
-        print(f"qstar_book.claims: {error}", file=sys.stderr)
-        return 2
+        raise RefusedError(str(error)) from error
     print("\n".join(found) if found else _counts(claims))
     return 1 if found else 0
 
@@ -376,7 +366,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _counts(claims: Sequence[Claim]) -> str:
     counts = [f"{sum(c.verdict == verdict for c in claims)} {verdict}" for verdict in VERDICTS]
     return f"{len(claims)} claims agree with the book: {', '.join(counts)}."
-
-
-if __name__ == "__main__":
-    sys.exit(main())

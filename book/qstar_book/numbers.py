@@ -1,7 +1,7 @@
 """The numbers that the book publishes, and whether a fresh run still gives them.
 
-    python -m qstar_book.numbers check                # the chapters against data/expected/
-    python -m qstar_book.numbers accept 03_gaussians  # make a chapter's values the expected ones
+    qstar-book check                # the chapters against data/expected/
+    qstar-book accept 03_gaussians  # make a chapter's values the expected ones
 
 A chapter publishes a value by gluing it. `data/expected/<notebook>.json` holds, for each glued
 name, its `value`, an absolute `tolerance` and its `origin`: in one line, why this value is right
@@ -9,18 +9,16 @@ name, its `value`, an absolute `tolerance` and its `origin`: in one line, why th
 tolerance; strings, booleans and types agree exactly. Glued figures are not numbers, and ignored.
 """
 
-import argparse
 import ast
 import json
 import math
-import os
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .files import RefusedError, write_json
 from .run import made_from, out_of_date
 
 Value = float | int | str | bool
@@ -168,17 +166,7 @@ def write_expected(file: Path, entries: Mapping[str, Expected]) -> None:
         name: {"value": _jsonable(e.value), "tolerance": e.tolerance, "origin": e.origin}
         for name, e in sorted(entries.items())
     }
-    text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf8") as stream:
-            os.fchmod(handle, 0o644)
-            stream.write(text)
-        os.replace(temporary, file)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_json(file, plain, indent=2)
 
 
 def _jsonable(value: Value) -> Value | dict[str, str]:
@@ -240,7 +228,7 @@ def check(
     for stem in sorted(both if names is None else names):
         chapter, held = chapters / f"{stem}.ipynb", expected / f"{stem}.json"
         if not chapter.exists():
-            drifts[stem] = [Drift("", "not executed: run python -m qstar_book.run")]
+            drifts[stem] = [Drift("", "not executed: run qstar-book run")]
             continue
         drifts[stem] = compare(chapter, held)
         for name in read_glued(chapter).keys() | read_figure_names(chapter):
@@ -316,44 +304,14 @@ def _said(value: Value | None) -> str:
     return "" if value is None else repr(value)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status: 1 if a published number drifted."""
-    parser = argparse.ArgumentParser(prog="python -m qstar_book.numbers", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    commands = parser.add_subparsers(dest="command", required=True)
-    checking = commands.add_parser("check", help="compare the chapters with what is expected")
-    accepting = commands.add_parser("accept", help="make the chapters' values the expected ones")
-    for command in (checking, accepting):
-        command.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="default: all")
-        command.add_argument("--chapters", type=Path, default=Path("book/chapters"))
-        command.add_argument("--expected", type=Path, default=Path("data/expected"))
-    accepting.add_argument("--tolerance", type=float, help="for names that are new, if numbers")
-    accepting.add_argument("--origin", help="for names that are new")
-    options = parser.parse_args(arguments)
-    names = [Path(name).name.removesuffix(".ipynb") for name in options.notebooks] or None
-    _say_what_is_stale(options.chapters.resolve(), names)
+def check_command(*, notebooks: Sequence[str], chapters: Path, expected: Path) -> int:
+    """`qstar-book check`; 1 if a published number drifted."""
+    names = _stems(notebooks)
+    _say_what_is_stale(chapters.resolve(), names)
     try:
-        if options.command == "check":
-            return _check(options.chapters, options.expected, names)
-        return _accept(options, names)
+        drifts = check(chapters, expected, names)
     except ValueError as error:
-        print(f"qstar_book.numbers: {error}", file=sys.stderr)
-        return 2
-
-
-def _say_what_is_stale(chapters: Path, names: Sequence[str] | None) -> None:
-    """A note on standard error for every chapter that a run would make anew."""
-    root = chapters.parent.parent
-    for notebook in sorted((root / "notebooks").glob("*.ipynb")):
-        if (chapters / notebook.name).exists() and (names is None or notebook.stem in names):
-            reasons = ", ".join(out_of_date(notebook, chapters, made_from(notebook, {}, root)))
-            if reasons:
-                note = f"note: {notebook.stem} is out of date ({reasons})"
-                print(f"{note}: run python -m qstar_book.run", file=sys.stderr)
-
-
-def _check(chapters: Path, expected: Path, names: Sequence[str] | None) -> int:
-    drifts = check(chapters, expected, names)
+        raise RefusedError(str(error)) from error
     if drifts:
         count = sum(map(len, drifts.values()))
         print(f"{table(drifts)}\n{count} problem{'s' * (count != 1)}.")
@@ -363,22 +321,39 @@ def _check(chapters: Path, expected: Path, names: Sequence[str] | None) -> int:
     return 0
 
 
-def _accept(options: argparse.Namespace, names: Iterable[str] | None) -> int:
-    if names is None:
-        names = sorted(chapter.stem for chapter in options.chapters.glob("*.ipynb"))
-    for name in names:
-        chapter = options.chapters / f"{name}.ipynb"
+def accept_command(
+    *,
+    notebooks: Sequence[str],
+    chapters: Path,
+    expected: Path,
+    tolerance: float | None,
+    origin: str | None,
+) -> None:
+    """`qstar-book accept`."""
+    names = _stems(notebooks)
+    _say_what_is_stale(chapters.resolve(), names)
+    for name in names or sorted(chapter.stem for chapter in chapters.glob("*.ipynb")):
+        chapter, held = chapters / f"{name}.ipynb", expected / f"{name}.json"
         if not chapter.exists():
-            raise ValueError(f"no executed {chapter}: run python -m qstar_book.run")
-        changes = accept(
-            chapter,
-            options.expected / f"{name}.json",
-            tolerance=options.tolerance,
-            origin=options.origin,
-        )
+            raise RefusedError(f"no executed {chapter}: run qstar-book run")
+        try:
+            changes = accept(chapter, held, tolerance=tolerance, origin=origin)
+        except ValueError as error:
+            raise RefusedError(str(error)) from error
         print("\n".join([f"{name}: {len(changes)} changes", *(f"  {line}" for line in changes)]))
-    return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _stems(notebooks: Sequence[str]) -> list[str] | None:
+    """Which chapters are meant, by stem; None for all."""
+    return [Path(name).name.removesuffix(".ipynb") for name in notebooks] or None
+
+
+def _say_what_is_stale(chapters: Path, names: Sequence[str] | None) -> None:
+    """A note on standard error for every chapter that a run would make anew."""
+    root = chapters.parent.parent
+    for notebook in sorted((root / "notebooks").glob("*.ipynb")):
+        if (chapters / notebook.name).exists() and (names is None or notebook.stem in names):
+            reasons = ", ".join(out_of_date(notebook, chapters, made_from(notebook, {}, root)))
+            if reasons:
+                note = f"note: {notebook.stem} is out of date ({reasons}): run qstar-book run"
+                print(note, file=sys.stderr)

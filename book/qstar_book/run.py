@@ -1,8 +1,8 @@
 """Execute the notebooks into the book, each only when something that it is made from has changed.
 
-    python -m qstar_book.run                         # all of them, into book/chapters/
-    python -m qstar_book.run --list                  # their parameters, and what is up to date
-    python -m qstar_book.run --only 06 --set seed=1  # one, into build/runs/, not into the book
+    qstar-book run                         # all of them, into book/chapters/
+    qstar-book run --list                  # their parameters, and what is up to date
+    qstar-book run --only 06 --set seed=1  # one, into build/runs/, not into the book
 
 A chapter is up to date if it is the very file that the last run wrote, and that run had the same
 notebook, modules of `qstar` and `qstar_book` that it imports, directly or through others
@@ -50,6 +50,7 @@ from typing import Any, Protocol
 import qstar
 
 from .closure import imported_files
+from .files import RefusedError, find_checkout
 
 PACKAGES = (Path(qstar.__file__).resolve().parent, Path(__file__).resolve().parent)
 """The folders of the packages that the chapters import: `qstar` and the book's own."""
@@ -66,10 +67,6 @@ NAMED = ("numpy", "scipy", "matplotlib", "torch", "transformers")
 HEARTBEAT_S = 60.0
 GRACE_S = 5.0
 SHOWN_LINES = 25
-
-
-class RefusedError(ValueError):
-    """What was asked for cannot be done; the message says what can."""
 
 
 # --- Notebooks and their parameters --------------------------------------------------------------
@@ -927,76 +924,15 @@ def _work() -> None:
 # --- The command ---------------------------------------------------------------------------------
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status: 1 if a notebook failed, 2 if refused."""
-    options = _parser().parse_args(arguments)
-    try:
-        return _main(options)
-    except RefusedError as error:
-        print(f"qstar-reproduce: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "qstar-reproduce: interrupted. Finished notebooks are in place, the others as they "
-            "were; the same command goes on from there.",
-            file=sys.stderr,
-        )
-        return 130
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="qstar-reproduce",
-        description="Execute the notebooks that are out of date, with papermill, into the book.",
-        epilog="A run with --set goes to build/runs/ unless --out says otherwise, so that the book "
-        "keeps its defaults. Exit status: 0 all good, 1 a notebook failed, 2 nothing was run "
-        "because the request makes no sense, 130 interrupted.",
-    )
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        action="extend",
-        metavar="NAME",
-        help="these notebooks: 03, 03_gaussians or notebooks/03_gaussians.ipynb",
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="replace a parameter of every selected notebook; VALUE is a Python literal or a text",
-    )
-    parser.add_argument("--force", action="store_true", help="execute what is up to date, too")
-    parser.add_argument("--list", action="store_true", help="show parameters and state only")
-    parser.add_argument("--jobs", type=int, default=2, help="how many at a time (default 2)")
-    parser.add_argument(
-        "--limit",
-        type=float,
-        default=900.0,
-        metavar="SECONDS",
-        help="stop a notebook that takes longer (default 900)",
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="where to (default book/chapters)"
-    )
-    parser.add_argument(
-        "--no-wait",
-        action="store_true",
-        help="if another run is writing to the same folder give up instead of waiting for its end",
-    )
-    parser.add_argument(
-        "--root",
-        type=Path,
-        metavar="FOLDER",
-        help="the checkout (default: the one this package is in, else the current folder)",
-    )
-    return parser
+def command(**options: Any) -> int:
+    """`qstar-book run`; 1 if a notebook failed."""
+    return _main(argparse.Namespace(**options))
 
 
 def _main(options: argparse.Namespace) -> int:
     if options.jobs < 1 or not options.limit > 0:
         raise RefusedError("--jobs and --limit must be positive")
-    root = _root(options.root)
+    root = find_checkout(options.root)
     book = root / "book" / "chapters"
     parameters = dict(map(read_setting, options.set))
     notebooks = select(root / "notebooks", options.only)
@@ -1041,16 +977,6 @@ def _main(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _root(given: Path | None) -> Path:
-    for root in [given] if given else [PACKAGES[0].parent, Path.cwd()]:
-        if (root / "notebooks").is_dir():
-            return root.resolve()
-    raise RefusedError(
-        f"no folder notebooks/ in {given or Path.cwd()}: run this in a checkout, or name one with "
-        "--root"
-    )
-
-
 def _run_name(parameters: Mapping[str, object]) -> str:
     """A folder name that tells runs apart, and a reader which one this is."""
     said = ",".join(f"{name}={value}" for name, value in sorted(parameters.items()))
@@ -1092,7 +1018,7 @@ def _locked(folder: Path, *, wait: bool) -> Iterator[None]:
             message = f"another run is writing to {_short(folder)}"
             if not wait:
                 raise RefusedError(f"{message}; start again when it has ended") from None
-            print(f"qstar-reproduce: {message}; waiting for its end", file=sys.stderr, flush=True)
+            print(f"qstar-book: {message}; waiting for its end", file=sys.stderr, flush=True)
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
@@ -1116,7 +1042,3 @@ def _termination_is_an_interrupt() -> Iterator[None]:
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """What decoding from q* took: every scheme and its peers on real text, recorded with its timings.
 
-    python -m qstar_book.records.decoding --out data/results/decoding_cpu.json
+    qstar-book record decoding --out data/results/decoding_cpu.json
 
 makes the record that the chapter on speculative decoding reads. A cell of the record is one pair of
 models with their linear layers as loaded or packed (`qstar.decoding.packed`); in it every way of
@@ -25,20 +25,14 @@ whose threads sleep while they wait: on a machine with other work to do, threads
 time from each other.
 """
 
-import argparse
 import contextlib
 import copy
-import json
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +47,9 @@ from qstar.decoding.kv_cache import Reader
 from qstar.decoding.packed import packed
 
 from .. import shipped_model
+from ..files import cpu_name, in_own_process, provenance, write_json
 from ..product_model import ProductModel, drafting
-from . import corpus, solver
+from . import corpus
 
 OURS: Mapping[str, Mapping[str, Any]] = {
     "plain": {"scheme": "plain", "one_call": False},
@@ -455,63 +450,38 @@ def _expected_tokens(r: Mapping[str, Any], rates: Mapping[str, float]) -> float:
 # --- The command ---------------------------------------------------------------------------------
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command `python -m qstar_book.records.decoding`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m qstar_book.records.decoding",
-        description="Decode from q* of a language model under two prompts in every way; record.",
-    )
-    parser.add_argument("--out", type=Path, required=True, help="write the record here, as JSON")
-    parser.add_argument(
-        "--model", default=shipped_model.DEFAULT, help="what shipped_model.load is given"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
-    parser.add_argument("--threads", type=int, default=2, help="of each process")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cell", type=int, help=argparse.SUPPRESS)  # one cell, in its own process
-    chosen = parser.parse_args(arguments)
-    if chosen.cell is not None:
-        cell = CELLS[chosen.cell]
-        if chosen.device != "cpu":  # packing is for CPUs
-            cell = replace(cell, layers="as loaded")
-        print(json.dumps(_run_cell(cell, chosen)))
-        return
-    given = list(arguments if arguments is not None else sys.argv[1:])
-    waiting = {"OMP_NUM_THREADS": str(chosen.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+def command(*, out: Path, model: str | None, device: str, threads: int, seed: int) -> None:
+    """`qstar-book record decoding`."""
+    name = model or shipped_model.DEFAULT
+    waiting = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     cells = []
     for index, cell in enumerate(CELLS):
         print(f"{cell.pair}, layers {cell.layers}", file=sys.stderr)
-        done = subprocess.run(
-            [sys.executable, "-m", "qstar_book.records.decoding", *given, "--cell", str(index)],
-            env=os.environ | waiting,
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        cells.append(json.loads(done.stdout))
-    packages = ("numpy", "torch", "transformers")
-    record = {
-        "command": f"python -m qstar_book.records.decoding {' '.join(given)}",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seed": chosen.seed,
-        "model": chosen.model,
-        "machine": {
-            "device": chosen.device,
-            "cpu": solver.cpu_name(),
-            "cores": os.cpu_count(),
-            "threads": chosen.threads,
-            "waiting": "passive (OMP_WAIT_POLICY)",
-        },
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-        "cells": cells,
-    }
-    solver.write(record, chosen.out)
-    print(chosen.out)
+        given = {"index": index, "model": name, "device": device, "threads": threads, "seed": seed}
+        cells.append(in_own_process(measure_cell_of_model, given, environment=waiting))
+    made_by = provenance(
+        "numpy",
+        "torch",
+        "transformers",
+        device=device,
+        cpu=cpu_name(),
+        cores=os.cpu_count(),
+        threads=threads,
+        waiting="passive (OMP_WAIT_POLICY)",
+    )
+    write_json(out, {**made_by, "seed": seed, "model": name, "cells": cells})
+    print(out)
 
 
-def _run_cell(cell: Cell, chosen: argparse.Namespace) -> dict[str, Any]:
-    torch.set_num_threads(chosen.threads)
-    policy, tokenizer = shipped_model.load(chosen.model, device=chosen.device)
+def measure_cell_of_model(
+    *, index: int, model: str, device: str, threads: int, seed: int
+) -> dict[str, Any]:
+    """One of `CELLS`, with a model by its name and the prompts of `data/`."""
+    cell = CELLS[index]
+    if device != "cpu":  # packing is for CPUs
+        cell = replace(cell, layers="as loaded")
+    torch.set_num_threads(threads)
+    policy, tokenizer = shipped_model.load(model, device=device)
     prompts = corpus.read_prompts(corpus.data_file("prompts.json"))
     systems = [(p.user, p.policy_system, p.teacher_system) for p in prompts]
     teacher = policy
@@ -520,14 +490,7 @@ def _run_cell(cell: Cell, chosen: argparse.Namespace) -> dict[str, Any]:
         systems = list(dict.fromkeys(systems))
         teacher = noised(policy, NOISE[cell.pair])
     ids = [
-        (
-            checkpoints.chat_ids(tokenizer, user, system=ours),
-            checkpoints.chat_ids(tokenizer, user, system=its),
-        )
+        [checkpoints.chat_ids(tokenizer, user, system=system) for system in (ours, its)]
         for user, ours, its in systems
     ]
-    return measure_cell(cell, policy, teacher, ids, seed=chosen.seed)
-
-
-if __name__ == "__main__":
-    main()
+    return measure_cell(cell, policy, teacher, ids, seed=seed)
