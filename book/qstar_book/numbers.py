@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import RefusedError, write_json
-from .run import made_from, out_of_date
+from .fresh import made_from, out_of_date
 
 Value = float | int | str | bool
 
