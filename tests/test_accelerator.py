@@ -94,6 +94,20 @@ def test_a_stage_that_fails_says_so_and_the_next_one_runs(tmp_path, monkeypatch,
     assert "no stage none; the stages are real, slow, machine" in capsys.readouterr().err
 
 
+def test_the_command_needs_no_tool_of_the_book():
+    """A machine that is lent for its GPU has torch, transformers and SciPy, and no more."""
+    absent = "papermill nbformat nbclient jupyter_client jsonschema matplotlib gguf IPython"
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({absent.split()!r}))  # importing one of them raises
+from qstar_book.__main__ import main
+sys.exit(main(["record", "accelerator", "--device", "cpu", "--out", "none", "--stages", "none"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.startswith("qstar-book: no stage none; the stages are machine, solver")
+    assert done.returncode == 2
+
+
 def test_the_fused_candidate_finds_the_reference_s_q_star():
     pytest.importorskip("triton")
     code = """

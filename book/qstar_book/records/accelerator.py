@@ -54,37 +54,24 @@ from qstar.decoding.kv_cache import Reader
 
 from .. import shipped_model
 from ..files import RefusedError, cpu_name, in_own_process, provenance, write_json
-from . import corpus, decoding, stress
+from . import corpus, decoding, median_with_interval, stress
 from . import solver as benchmark
 
 Way = Callable[[], Any]
 
 LLAMA: Mapping[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
 SHAPES: Mapping[str, Mapping[str, Any]] = {
-    "7B": {
-        "vocab_size": 32_000,
-        "hidden_size": 4096,
-        "intermediate_size": 11_008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-    },
-    "1B": {
-        "vocab_size": 32_000,
-        "hidden_size": 2048,
-        "intermediate_size": 5632,
-        "num_hidden_layers": 22,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 4,
-    },
-    "tiny": {
-        "vocab_size": 64,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    },
+    "7B": dict(zip(SIZES, (32_000, 4096, 11_008, 32, 32, 32), strict=True)),
+    "1B": dict(zip(SIZES, (32_000, 2048, 5632, 22, 32, 4), strict=True)),
+    "tiny": dict(zip(SIZES, (64, 32, 48, 2, 4, 2), strict=True)),
 }
 """Llama-2-7B's, TinyLlama-1.1B's, and one for rehearsals."""
 
@@ -106,18 +93,14 @@ def take_turns(ways: Mapping[str, Way], device: torch.device, *, rounds: int) ->
         for name in [*names[shift:], *names[:shift]]:
             spent[name].append(_milliseconds(ways[name], device))
     first = np.array(spent[names[0]])
-    rng = np.random.default_rng(0)
-    blocks = rng.integers(rounds, size=(2_000, rounds))
-    found = {}
-    for name, values in ((name, np.array(values)) for name, values in spent.items()):
-        ratio = values / first
-        low, high = np.quantile(np.median(ratio[blocks], axis=1), [0.025, 0.975])
-        found[name] = {
+    return {
+        name: {
             "ms": float(np.median(values)),
-            "ms_middle_80": [float(x) for x in np.quantile(values, [0.1, 0.9])],
-            "ratio": {"median": float(np.median(ratio)), "low": float(low), "high": float(high)},
+            "ms_middle_80": np.quantile(values, [0.1, 0.9]).tolist(),
+            "ratio": median_with_interval(np.array(values) / first),
         }
-    return found
+        for name, values in spent.items()
+    }
 
 
 def _milliseconds(way: Way, device: torch.device) -> float:

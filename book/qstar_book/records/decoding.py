@@ -49,7 +49,7 @@ from qstar.decoding.packed import packed
 from .. import shipped_model
 from ..files import cpu_name, in_own_process, provenance, write_json
 from ..product_model import ProductModel, drafting
-from . import corpus
+from . import corpus, median_with_interval
 
 OURS: Mapping[str, Mapping[str, Any]] = {
     "plain": {"scheme": "plain", "one_call": False},
@@ -352,10 +352,7 @@ def speed_ratio(
     slow, fast = (
         np.array([run[clock] / run["tokens"] for run in runs_of(cell, name)]) for name in (to, way)
     )
-    ratio = slow / fast
-    blocks = np.random.default_rng(0).integers(len(ratio), size=(10_000, len(ratio)))
-    low, high = np.quantile(np.median(ratio[blocks], axis=1), [0.025, 0.975])
-    return Ratio(float(np.median(ratio)), float(low), float(high))
+    return Ratio(**median_with_interval(slow / fast, draws=10_000))
 
 
 def measured_costs(cell: Mapping[str, Any], clock: str = "wall_s") -> costs.Costs:

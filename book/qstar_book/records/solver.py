@@ -54,6 +54,7 @@ from qstar.rows import log_geometric_mean
 from qstar.solve import solve_kl_symmetry
 
 from ..files import cpu_name, in_own_process, provenance, write_json
+from . import median_with_interval
 
 TOLERANCE = 1e-6  # of q* in total variation, for every solver that can be told one
 EPS = float(np.finfo(float).eps)
@@ -205,7 +206,7 @@ def _take_turns(
 def _ratios(seconds: dict[str, ndarray], *, seed: int) -> dict[str, dict[str, float]]:
     fast = seconds["torch_float32"]
     return {
-        name: _median_with_interval(values / fast, seed=seed)
+        name: median_with_interval(values / fast, seed=seed)
         for name, values in seconds.items()
         if name != "torch_float32"
     }
@@ -227,14 +228,6 @@ def _spread(values: ndarray) -> dict[str, float]:
         "median": float(np.median(values)),
         "max": float(values.max()),
     }
-
-
-def _median_with_interval(values: ndarray, *, seed: int) -> dict[str, float]:
-    """The median of all values, shape (rounds, groups), and its 95% bootstrap over the rounds."""
-    rng = np.random.default_rng(seed)
-    rounds = rng.integers(len(values), size=(2_000, len(values)))
-    low, high = np.quantile(np.median(values[rounds], axis=(1, 2)), [0.025, 0.975])
-    return {"median": float(np.median(values)), "low": float(low), "high": float(high)}
 
 
 def judge(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
