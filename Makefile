@@ -45,4 +45,4 @@ address: environment
 
 clean:
 	rm -rf .venv build book/_build book/chapters .pytest_cache .mypy_cache .ruff_cache *.egg-info
-	find qstar tests .ci -name __pycache__ -type d -prune -exec rm -rf {} +
+	find qstar book tests .ci -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -106,17 +106,18 @@ def _add_run(commands: Commands) -> None:
         nargs="+",
         action="extend",
         metavar="NAME",
-        help="these notebooks: 03, 03_gaussians or notebooks/03_gaussians.ipynb",
+        help="these notebooks: gaussians or notebooks/gaussians.ipynb",
     )
     option(
         "--set",
+        dest="settings",
         action="append",
         default=[],
         metavar="NAME=VALUE",
         help="replace a parameter of every selected notebook; VALUE is a Python literal or a text",
     )
     option("--force", action="store_true", help="execute what is up to date, too")
-    option("--list", action="store_true", help="show parameters and state only")
+    option("--list", dest="only_list", action="store_true", help="show parameters and state only")
     option("--jobs", type=int, default=2, help="how many at a time (default 2)")
     option(
         "--limit",

@@ -1,7 +1,7 @@
 """The numbers that the book publishes, and whether a fresh run still gives them.
 
-    qstar-book check                # the chapters against data/expected/
-    qstar-book accept 03_gaussians  # make a chapter's values the expected ones
+    qstar-book check             # the chapters against data/expected/
+    qstar-book accept gaussians  # make a chapter's values the expected ones
 
 A chapter publishes a value by gluing it. `data/expected/<notebook>.json` holds, for each glued
 name, its `value`, an absolute `tolerance` and its `origin`: in one line, why this value is right
@@ -72,7 +72,7 @@ def read_glued(notebook: Path) -> dict[str, Value]:
     """
     glued: dict[str, Value] = {}
     seen = set()
-    for name, shown in _glued_outputs(notebook):
+    for _, name, shown in _glued_outputs(notebook):
         if name in seen:
             raise ValueError(f"{notebook.name} glues {name!r} twice; the book would show only one")
         seen.add(name)
@@ -92,29 +92,22 @@ def read_glued(notebook: Path) -> dict[str, Value]:
 def read_figure_names(notebook: Path) -> set[str]:
     """The names that an executed notebook glued to figures."""
     outputs = _glued_outputs(notebook)
-    return {name for name, shown in outputs if any(kind.startswith("image/") for kind in shown)}
+    return {name for _, name, shown in outputs if any(kind.startswith("image/") for kind in shown)}
 
 
 def read_cells(notebook: Path) -> dict[str, str]:
     """The id of the cell that glued each name, in an executed notebook."""
-    return {
-        glue["name"]: cell["id"]
-        for cell in json.loads(notebook.read_bytes())["cells"]
-        for output in cell.get("outputs", [])
-        if (glue := output.get("metadata", {}).get("scrapbook"))
-    }
+    return {name: cell for cell, name, _ in _glued_outputs(notebook)}
 
 
-def _glued_outputs(notebook: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, what is shown by MIME type) for each glued output, in order."""
+def _glued_outputs(notebook: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(id of the cell, name, what is shown by MIME type) for each glued output, in order."""
     for cell in json.loads(notebook.read_bytes())["cells"]:
         for output in cell.get("outputs", []):
             if glue := output.get("metadata", {}).get("scrapbook"):
-                prefix = glue.get("mime_prefix", "")
-                yield (
-                    glue["name"],
-                    {kind.removeprefix(prefix): shown for kind, shown in output["data"].items()},
-                )
+                prefix, data = glue.get("mime_prefix", ""), output["data"]
+                shown = {kind.removeprefix(prefix): said for kind, said in data.items()}
+                yield cell.get("id", ""), glue["name"], shown
 
 
 def _read_repr(text: str) -> Value | None:
@@ -292,16 +285,12 @@ def table(drifts: Mapping[str, Sequence[Drift]]) -> str:
     rows = [["", "name", "problem", "expected", "got", "tolerance"]]
     for stem, found in drifts.items():
         for drift in found:
-            values = map(_said, (drift.expected, drift.got))
+            values = ["" if x is None else repr(x) for x in (drift.expected, drift.got)]
             tolerance = "" if drift.tolerance is None else f"{drift.tolerance:g}"
             rows.append([stem, drift.name, drift.problem, *values, tolerance])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
     return "\n".join(lines)
-
-
-def _said(value: Value | None) -> str:
-    return "" if value is None else repr(value)
 
 
 def check_command(*, notebooks: Sequence[str], chapters: Path, expected: Path) -> int:

@@ -1,8 +1,8 @@
 """Execute the notebooks into the book, each only when something that it is made from has changed.
 
-    qstar-book run                         # all of them, into book/chapters/
-    qstar-book run --list                  # their parameters, and what is up to date
-    qstar-book run --only 06 --set seed=1  # one, into build/runs/, not into the book
+    qstar-book run                           # all of them, into book/chapters/
+    qstar-book run --list                    # their parameters, and what is up to date
+    qstar-book run --only NAME --set seed=1  # one, into build/runs/, not into the book
 
 What a chapter hangs on: `qstar_book.fresh`. Each notebook is executed by papermill in a process of
 its own and a fresh kernel of this very Python, whatever other kernels, IPython profile or
@@ -269,9 +269,9 @@ def select(folder: Path, only: Collection[str] | None) -> list[Path]:
 def command(
     *,
     only: Collection[str] | None,
-    set: Sequence[str],
+    settings: Sequence[str],
     force: bool,
-    list: bool,
+    only_list: bool,
     jobs: int,
     limit: float,
     out: Path | None,
@@ -283,12 +283,12 @@ def command(
         raise RefusedError("--jobs and --limit must be positive")
     root = find_checkout(root)
     book = root / "book" / "chapters"
-    parameters = dict(map(read_setting, set))
+    parameters = dict(map(read_setting, settings))
     notebooks = select(root / "notebooks", only)
     check_parameters(notebooks, parameters)
     runs = root / "build" / "runs"
     out = out.resolve() if out else runs / _run_name(parameters) if parameters else book
-    if list:
+    if only_list:
         print("\n".join(_listing(notebooks, out, parameters, root)))
         return 0
     out.mkdir(parents=True, exist_ok=True)
