@@ -144,7 +144,7 @@ def _problems(
 ) -> Iterator[str]:
     if unknown := sorted(given.keys() - known.keys()):
         yield f" has no parameter {', '.join(unknown)}; it has {', '.join(known) or 'none'}"
-    laws: dict[str, Any] = {}
+    distributions: dict[str, Any] = {}
     for name, parameter in known.items():
         try:
             default = ast.literal_eval(parameter.default)
@@ -159,10 +159,11 @@ def _problems(
         elif name in given and (limits := _broken(parameter.declared, value, folder)):
             yield f": {name} must be {limits}; got {value!r}"
         elif parameter.declared.startswith("distribution"):
-            laws[name] = list(value)  # type: ignore[call-overload]
-    rows = list(laws.values())
-    if given.keys() & laws.keys() and any(row in rows[:i] for i, row in enumerate(rows)):
-        yield f": {' and '.join(laws)} must differ; got {rows[0]!r} for both"
+            distributions[name] = list(value)  # type: ignore[call-overload]
+    rows = list(distributions.values())
+    repeated = any(row in rows[:i] for i, row in enumerate(rows))
+    if repeated and given.keys() & distributions.keys():
+        yield f": {' and '.join(distributions)} must differ; got {rows[0]!r} for both"
 
 
 def _alike(default: object, value: object) -> bool:

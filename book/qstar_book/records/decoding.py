@@ -33,6 +33,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,11 +147,11 @@ def measure_cell(
         }
         ways = {way: _runner(way, policy, teacher) for way in cell.ways}
         for run in ways.values():  # warms up, and lets "auto" measure
-            run(*prompts[0], 12, seed)
+            run(prompts[0], 12, seed)
         for turn, (prompt, block_seed) in enumerate(blocks):
             start = turn % len(ways)
             for way in [*ways, *ways][start : start + len(ways)]:
-                found = ways[way](*prompts[prompt], cell.new_tokens, block_seed)
+                found = ways[way](prompts[prompt], cell.new_tokens, block_seed)
                 runs.append({"way": way, "prompt": prompt, "seed": block_seed, **found})
     return {
         "pair": cell.pair,
@@ -195,36 +196,29 @@ Run = Callable[..., dict[str, Any]]
 def _runner(way: str, policy: Any, teacher: Any) -> Run:
     """What decodes and reports: called with both prompts, the number of tokens and a seed."""
     if way in OURS:
-        return lambda *given: _timed(_ours, OURS[way], policy, teacher, *given)
-    product = ProductModel(policy, teacher)
-    return lambda *given: _timed(_peer, PEERS[way], policy, product, *given)
+        decode_one = partial(_ours, OURS[way], policy, teacher)
+    else:
+        decode_one = partial(_peer, PEERS[way], policy, ProductModel(policy, teacher))
 
+    def timed(*given: Any) -> dict[str, Any]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        found = decode_one(*given)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        return {"wall_s": round(wall, 4), "cpu_s": round(cpu, 4), **found}
 
-def _timed(decode_one: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
-    begun = time.perf_counter(), time.process_time()
-    found = decode_one(*given)
-    now = time.perf_counter(), time.process_time()
-    return {"wall_s": round(now[0] - begun[0], 4), "cpu_s": round(now[1] - begun[1], 4), **found}
+    return timed
 
 
 def _ours(
     options: Mapping[str, Any],
     policy: Any,
     teacher: Any,
-    policy_ids: Tensor,
-    teacher_ids: Tensor,
+    prompts: Sequence[Tensor],
     new_tokens: int,
     seed: int,
 ) -> dict[str, Any]:
-    result = decode.generate(
-        policy,
-        teacher,
-        policy_ids,
-        teacher_ids,
-        max_new_tokens=new_tokens,
-        generator=seed,
-        **options,
-    )
+    chosen: dict[str, Any] = {"max_new_tokens": new_tokens, "generator": seed, **options}
+    result = decode.generate(policy, teacher, *prompts, **chosen)
     trace = result.trace
     who = trace.proposer.tolist()
     rounds, at = [], 0
@@ -256,11 +250,11 @@ def _peer(
     options: Mapping[str, Any],
     policy: Any,
     product: Any,
-    policy_ids: Tensor,
-    teacher_ids: Tensor,
+    prompts: Sequence[Tensor],
     new_tokens: int,
     seed: int,
 ) -> dict[str, Any]:
+    policy_ids, teacher_ids = prompts
     assert torch.equal(policy_ids, teacher_ids), "a product reads one prompt"
     chosen = dict(options)
     gamma = chosen.pop("assistant", None)
