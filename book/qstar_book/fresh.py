@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 PACKAGES = (Path(qstar.__file__).resolve().parent, HERE)
 """The folders of the packages that the chapters import: `qstar` and the book's own."""
 
-RUNNER = (HERE / "run.py", HERE / "_worker.py")
+RUNNER = {name: HERE / name for name in ("run.py", "_worker.py")}
 RECORDS = ".runner"
 """The folder, inside the output folder, that says what each chapter was made from."""
 
@@ -55,8 +55,8 @@ def made_from(
     modules = imported_files(code, packages)
     return {
         "notebook": digest(notebook.read_bytes()),
-        "modules that it imports": _digest_of_files(modules, RUNNER),
-        "data": _digest_of_files(_data(root / "data")),
+        "modules that it imports": digest_of_files(modules | RUNNER),
+        "data": digest_of_files(_data(root / "data")),
         "pins": digest("\n".join(_pins(root / "constraints.txt")).encode()),
         "parameters": repr(sorted(parameters.items())),
         "machine": f"{sys.platform} {platform.machine()}, accelerators: {accelerators()}",
@@ -89,9 +89,9 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _digest_of_files(files: Mapping[str, Path], more: Sequence[Path] = ()) -> str:
-    named = [*files.items(), *((file.name, file) for file in more)]
-    lines = [f"{name} {digest(file.read_bytes())}\n" for name, file in named]
+def digest_of_files(files: Mapping[str, Path]) -> str:
+    """Of the names and the contents of some files."""
+    lines = [f"{name} {digest(file.read_bytes())}\n" for name, file in files.items()]
     return digest("".join(lines).encode())
 
 

