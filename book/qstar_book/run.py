@@ -26,6 +26,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .files import RefusedError, find_checkout, short, write_json
 from .fresh import PACKAGES, digest, made_from, out_of_date, record_of
@@ -79,6 +80,8 @@ def execute(notebook: Path, job: Job) -> tuple[bool, str]:
         late = False
         while worker.poll() is None and not late and not job.stop.wait(0.1):
             late = _seconds_since(started) > job.limit_s
+    if job.stop.is_set():
+        return False, "interrupted"
     problem = f"stopped after {job.limit_s:g} s, its limit (--limit)" if late else ""
     if worker.returncode and not late:
         said = (copy.parent / "log").read_text(errors="replace").splitlines()
@@ -200,30 +203,28 @@ def execute_all(notebooks: Sequence[Path], jobs: int, job: Job) -> list[str]:
     """
     from tqdm import tqdm
 
-    cells = sum(len(read_cells(notebook)) + bool(job.parameters) for notebook in notebooks)
-    shape = "{desc} {bar} {n_fmt}/{total_fmt} cells, {elapsed}"
-    failures = []
-    with (
-        ThreadPoolExecutor(jobs) as pool,
-        tqdm(total=cells, bar_format=shape, ncols=100, leave=False, disable=None) as bar,
-    ):
+    sizes = {path: len(read_cells(path)) + bool(job.parameters) for path in notebooks}
+    options: dict[str, Any] = {"leave": False, "dynamic_ncols": True, "disable": None}
+    options["bar_format"] = "{desc} {bar} {n_fmt}/{total_fmt} cells, {elapsed}"
+    failures, over = [], 0
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=sum(sizes.values()), **options) as bar:
         futures = {pool.submit(execute, notebook, job): notebook for notebook in notebooks}
         try:
             while futures:
                 pause = HEARTBEAT_S if bar.disable else 0.5
                 ended, _ = wait(futures, pause, return_when=FIRST_COMPLETED)
                 for future in ended:
-                    name, (good, said) = futures.pop(future).stem, future.result()
-                    bar.write(f"{name}: {said}", file=sys.stderr)
-                    failures += [] if good else [name]
+                    notebook, (good, said) = futures.pop(future), future.result()
+                    bar.write(f"{notebook.stem}: {said}", file=sys.stderr)
+                    failures += [] if good else [notebook.stem]
+                    over += sizes[notebook]
                 running = [notebook for future, notebook in futures.items() if future.running()]
+                done = [progress(job.copy(notebook)) for notebook in running]
                 if bar.disable and not ended:
-                    for notebook in running:
-                        done, cells = progress(job.copy(notebook))
-                        said = f"{notebook.stem}: {done} of {cells} cells done"
+                    for notebook, cells in zip(running, done, strict=True):
+                        said = f"{notebook.stem}: {cells} of {sizes[notebook]} cells done"
                         print(said, file=sys.stderr, flush=True)
-                done = sum(progress(job.copy(notebook))[0] for notebook in notebooks)
-                bar.update(max(0, done - bar.n))
+                bar.update(max(0, over + sum(done) - bar.n))
                 bar.set_description_str(", ".join(notebook.stem for notebook in running))
         finally:
             job.stop.set()
@@ -231,13 +232,12 @@ def execute_all(notebooks: Sequence[Path], jobs: int, job: Job) -> list[str]:
     return sorted(failures)
 
 
-def progress(copy: Path) -> tuple[int, int]:
-    """(cells that are done, all cells) of a notebook, by the copy that papermill saved last."""
-    try:
-        states = [c["metadata"].get("papermill", {}).get("status") for c in read_cells(copy)]
-    except (OSError, ValueError):  # not begun, or being written
-        return 0, 0
-    return states.count("completed"), len(states)
+def progress(copy: Path) -> int:
+    """How many cells of a notebook are done, by the copy that papermill saved last."""
+    with suppress(OSError, ValueError):  # not begun, or being written
+        states = [cell["metadata"].get("papermill", {}).get("status") for cell in read_cells(copy)]
+        return states.count("completed")
+    return 0
 
 
 def select(folder: Path, only: Collection[str] | None) -> list[Path]:
