@@ -3,7 +3,7 @@
 
 PY := .venv/bin/python
 
-.PHONY: help book test newest environment bench address clean
+.PHONY: help book test newest environment bench gpu address clean
 .DEFAULT_GOAL := help
 
 help:
@@ -11,13 +11,14 @@ help:
 	@echo 'make test     make .venv, then lint, format check, type check and all tests'
 	@echo 'make newest   without the pins: import, core tests, one decode with newest versions'
 	@echo 'make bench    measure the solvers'
+	@echo 'make gpu      measure solver and decoder on a GPU, with the Python of that machine'
 	@echo 'make address  write the public address of pyproject.toml into README and CITATION'
 	@echo 'make clean    remove what these made here: .venv, the built book, the caches'
 
 book: environment
-	$(PY) -m qstar_book.shipped_model fetch
-	$(PY) -m qstar_book.run
-	$(PY) .ci/pages.py
+	$(PY) -m qstar_book fetch
+	$(PY) -m qstar_book run
+	$(PY) -m qstar_book pages
 
 test: environment
 	$(PY) -m ruff check
@@ -32,11 +33,16 @@ environment:
 	@.ci/environment
 
 bench: environment
-	$(PY) -m qstar_book.records.solver
+	$(PY) -m qstar_book record solver
+
+# On a machine with a GPU, torch, transformers and SciPy; no environment is made.
+gpu:
+	PYTHONPATH=.:book $(or $(PYTHON),python3) -m qstar_book record accelerator \
+		--out $(or $(OUT),build/accelerator.json)
 
 address: environment
 	$(PY) .ci/address.py
 
 clean:
 	rm -rf .venv build book/_build book/chapters .pytest_cache .mypy_cache .ruff_cache *.egg-info
-	find qstar tests .ci -name __pycache__ -type d -prune -exec rm -rf {} +
+	find qstar book tests .ci -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,7 +14,7 @@ def chapters():
     """The book's chapters, brought up to date: a second after `make book`, minutes before it."""
     from filelock import FileLock  # here, for `make newest` runs other tests without it
 
-    command = [sys.executable, "-m", "qstar_book.run"]
+    command = [sys.executable, "-m", "qstar_book", "run"]
     (ROOT / "build").mkdir(exist_ok=True)
     with FileLock(ROOT / "build" / ".chapters.lock"):  # one of the processes that run the tests
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

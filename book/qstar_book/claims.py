@@ -1,7 +1,7 @@
 """The claims register: what the source claims, and whether the book's cells agree with it.
 
-    python -m qstar_book.claims check                # the register against what the chapters hold
-    python -m qstar_book.claims check --source FILE  # and its quotations against the source
+    qstar-book claims                # the register against what the chapters hold
+    qstar-book claims --source FILE  # and its quotations against the source
 
 `data/claims.yaml` has one entry per claim, as `data/claims.schema.json` describes. A claim is
 decided by one cell of one notebook, which glues its verdict under `claim-<id>`; the register only
@@ -9,12 +9,10 @@ repeats that verdict. Whatever disagrees, a verdict, a cell that is gone, a clai
 a cell that decides an unknown claim, is reported by entry.
 """
 
-import argparse
 import ast
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
+from .files import RefusedError
 from .numbers import read_cells, read_expected, read_glued
 
 VERDICTS = ("confirmed", "corrected", "refuted", "qualified", "not measured")
@@ -136,46 +135,17 @@ def _numbers(ranges: str) -> Iterator[int]:
 
 
 def _in_words(error: Any, register: Any) -> str:
-    """What is wrong, for whom the schema's own words are not written."""
+    """A problem as jsonschema says it, after the entry and the key, with the schema's own hint."""
     path = list(error.absolute_path)
     where = "the register"
-    if path[:1] == ["source"]:
-        where = "source"
-    elif path[:1] == ["claims"] and len(path) > 1:
+    if path[:1] == ["claims"] and len(path) > 1:
         entry = register["claims"][path[1]]
         name = entry.get("id") if isinstance(entry, dict) else None
         where = f"entry {path[1] + 1}" + (f" ({name})" if name else "")
-        path = path[1:]
-    keys = [str(key) for key in path[1:]]
-    where += f", key {'.'.join(keys)}" if keys else ""
-    given = repr(error.instance)
-    given = given if len(given) <= 80 else given[:77] + "..."
-    match error.validator:
-        case "required":
-            missing = [key for key in error.validator_value if key not in error.instance]
-            return f"{where}: lacks {', '.join(missing)}"
-        case "additionalProperties":
-            unknown = sorted(set(error.instance) - set(error.schema["properties"]))
-            known = ", ".join(error.schema["properties"])
-            return f"{where}: unknown key {', '.join(map(str, unknown))}; the keys are {known}"
-        case "enum":
-            return f"{where}: expected one of {', '.join(error.validator_value)}; got {given}"
-        case "type":
-            return f"{where}: expected {_NAMES[error.validator_value]}, got {given}"
-        case "pattern":
-            hint = error.schema.get("description", f"a text like {error.validator_value}")
-            return f"{where}: got {given}. {hint}"
-        case "minLength" | "minItems":
-            return f"{where}: too short, got {given}"
-    return f"{where}: {error.message}"
-
-
-_NAMES = {
-    "string": "a text (in quotes, if it is a number)",
-    "array": "a list",
-    "object": "keys with values",
-    "integer": "a whole number",
-}
+        path = path[2:]
+    keys = f", key {'.'.join(map(str, path))}" if path else ""
+    hint = error.schema.get("description", "") if error.validator == "pattern" else ""
+    return f"{where}{keys}: {error.message} {hint}".rstrip()
 
 
 def _repeated(register: Mapping[str, Any]) -> Iterator[str]:
@@ -351,24 +321,15 @@ def misquotations(source: Source, claims: Sequence[Claim], file: Path) -> list[s
 # --- The command ---------------------------------------------------------------------------------
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status: 1 where something disagrees."""
-    parser = argparse.ArgumentParser(prog="python -m qstar_book.claims", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("command", choices=["check"])
-    parser.add_argument("--register", type=Path, default=Path("data/claims.yaml"))
-    parser.add_argument("--notebooks", type=Path, default=Path("notebooks"))
-    parser.add_argument("--expected", type=Path, default=Path("data/expected"))
-    parser.add_argument("--source", type=Path, help="the source analysis, to compare quotations")
-    options = parser.parse_args(arguments)
+def command(*, register: Path, notebooks: Path, expected: Path, source: Path | None) -> int:
+    """`qstar-book claims`; 1 where something disagrees."""
     try:
-        source, claims = read_claims(options.register)
-        found = disagreements(claims, read_held_decisions(options.notebooks, options.expected))
-        if options.source:
-            found += misquotations(source, claims, options.source)
+        about, claims = read_claims(register)
+        found = disagreements(claims, read_held_decisions(notebooks, expected))
+        if source:
+            found += misquotations(about, claims, source)
     except (ValueError, OSError) as error:
-        print(f"qstar_book.claims: {error}", file=sys.stderr)
-        return 2
+        raise RefusedError(str(error)) from error
     print("\n".join(found) if found else _counts(claims))
     return 1 if found else 0
 
@@ -376,7 +337,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _counts(claims: Sequence[Claim]) -> str:
     counts = [f"{sum(c.verdict == verdict for c in claims)} {verdict}" for verdict in VERDICTS]
     return f"{len(claims)} claims agree with the book: {', '.join(counts)}."
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """The numbers that the book publishes, and whether a fresh run still gives them.
 
-    python -m qstar_book.numbers check                # the chapters against data/expected/
-    python -m qstar_book.numbers accept gaussians  # make a chapter's values the expected ones
+    qstar-book check             # the chapters against data/expected/
+    qstar-book accept gaussians  # make a chapter's values the expected ones
 
 A chapter publishes a value by gluing it. `data/expected/<notebook>.json` holds, for each glued
 name, its `value`, an absolute `tolerance` and its `origin`: in one line, why this value is right
@@ -9,19 +9,17 @@ name, its `value`, an absolute `tolerance` and its `origin`: in one line, why th
 tolerance; strings, booleans and types agree exactly. Glued figures are not numbers, and ignored.
 """
 
-import argparse
 import ast
 import json
 import math
-import os
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .run import made_from, out_of_date
+from .files import RefusedError, write_json
+from .fresh import made_from, out_of_date
 
 Value = float | int | str | bool
 
@@ -74,7 +72,7 @@ def read_glued(notebook: Path) -> dict[str, Value]:
     """
     glued: dict[str, Value] = {}
     seen = set()
-    for name, shown in _glued_outputs(notebook):
+    for _, name, shown in _glued_outputs(notebook):
         if name in seen:
             raise ValueError(f"{notebook.name} glues {name!r} twice; the book would show only one")
         seen.add(name)
@@ -94,29 +92,22 @@ def read_glued(notebook: Path) -> dict[str, Value]:
 def read_figure_names(notebook: Path) -> set[str]:
     """The names that an executed notebook glued to figures."""
     outputs = _glued_outputs(notebook)
-    return {name for name, shown in outputs if any(kind.startswith("image/") for kind in shown)}
+    return {name for _, name, shown in outputs if any(kind.startswith("image/") for kind in shown)}
 
 
 def read_cells(notebook: Path) -> dict[str, str]:
     """The id of the cell that glued each name, in an executed notebook."""
-    return {
-        glue["name"]: cell["id"]
-        for cell in json.loads(notebook.read_bytes())["cells"]
-        for output in cell.get("outputs", [])
-        if (glue := output.get("metadata", {}).get("scrapbook"))
-    }
+    return {name: cell for cell, name, _ in _glued_outputs(notebook)}
 
 
-def _glued_outputs(notebook: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, what is shown by MIME type) for each glued output, in order."""
+def _glued_outputs(notebook: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(id of the cell, name, what is shown by MIME type) for each glued output, in order."""
     for cell in json.loads(notebook.read_bytes())["cells"]:
         for output in cell.get("outputs", []):
             if glue := output.get("metadata", {}).get("scrapbook"):
-                prefix = glue.get("mime_prefix", "")
-                yield (
-                    glue["name"],
-                    {kind.removeprefix(prefix): shown for kind, shown in output["data"].items()},
-                )
+                prefix, data = glue.get("mime_prefix", ""), output["data"]
+                shown = {kind.removeprefix(prefix): said for kind, said in data.items()}
+                yield cell.get("id", ""), glue["name"], shown
 
 
 def _read_repr(text: str) -> Value | None:
@@ -168,17 +159,7 @@ def write_expected(file: Path, entries: Mapping[str, Expected]) -> None:
         name: {"value": _jsonable(e.value), "tolerance": e.tolerance, "origin": e.origin}
         for name, e in sorted(entries.items())
     }
-    text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf8") as stream:
-            os.fchmod(handle, 0o644)
-            stream.write(text)
-        os.replace(temporary, file)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_json(file, plain, indent=2)
 
 
 def _jsonable(value: Value) -> Value | dict[str, str]:
@@ -240,7 +221,7 @@ def check(
     for stem in sorted(both if names is None else names):
         chapter, held = chapters / f"{stem}.ipynb", expected / f"{stem}.json"
         if not chapter.exists():
-            drifts[stem] = [Drift("", "not executed: run python -m qstar_book.run")]
+            drifts[stem] = [Drift("", "not executed: run qstar-book run")]
             continue
         drifts[stem] = compare(chapter, held)
         for name in read_glued(chapter).keys() | read_figure_names(chapter):
@@ -304,7 +285,7 @@ def table(drifts: Mapping[str, Sequence[Drift]]) -> str:
     rows = [["", "name", "problem", "expected", "got", "tolerance"]]
     for stem, found in drifts.items():
         for drift in found:
-            values = map(_said, (drift.expected, drift.got))
+            values = ["" if x is None else repr(x) for x in (drift.expected, drift.got)]
             tolerance = "" if drift.tolerance is None else f"{drift.tolerance:g}"
             rows.append([stem, drift.name, drift.problem, *values, tolerance])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -312,48 +293,14 @@ def table(drifts: Mapping[str, Sequence[Drift]]) -> str:
     return "\n".join(lines)
 
 
-def _said(value: Value | None) -> str:
-    return "" if value is None else repr(value)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status: 1 if a published number drifted."""
-    parser = argparse.ArgumentParser(prog="python -m qstar_book.numbers", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    commands = parser.add_subparsers(dest="command", required=True)
-    checking = commands.add_parser("check", help="compare the chapters with what is expected")
-    accepting = commands.add_parser("accept", help="make the chapters' values the expected ones")
-    for command in (checking, accepting):
-        command.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="default: all")
-        command.add_argument("--chapters", type=Path, default=Path("book/chapters"))
-        command.add_argument("--expected", type=Path, default=Path("data/expected"))
-    accepting.add_argument("--tolerance", type=float, help="for names that are new, if numbers")
-    accepting.add_argument("--origin", help="for names that are new")
-    options = parser.parse_args(arguments)
-    names = [Path(name).name.removesuffix(".ipynb") for name in options.notebooks] or None
-    _say_what_is_stale(options.chapters.resolve(), names)
+def check_command(*, notebooks: Sequence[str], chapters: Path, expected: Path) -> int:
+    """`qstar-book check`; 1 if a published number drifted."""
+    names = _stems(notebooks)
+    _say_what_is_stale(chapters.resolve(), names)
     try:
-        if options.command == "check":
-            return _check(options.chapters, options.expected, names)
-        return _accept(options, names)
+        drifts = check(chapters, expected, names)
     except ValueError as error:
-        print(f"qstar_book.numbers: {error}", file=sys.stderr)
-        return 2
-
-
-def _say_what_is_stale(chapters: Path, names: Sequence[str] | None) -> None:
-    """A note on standard error for every chapter that a run would make anew."""
-    root = chapters.parent.parent
-    for notebook in sorted((root / "notebooks").glob("*.ipynb")):
-        if (chapters / notebook.name).exists() and (names is None or notebook.stem in names):
-            reasons = ", ".join(out_of_date(notebook, chapters, made_from(notebook, {}, root)))
-            if reasons:
-                note = f"note: {notebook.stem} is out of date ({reasons})"
-                print(f"{note}: run python -m qstar_book.run", file=sys.stderr)
-
-
-def _check(chapters: Path, expected: Path, names: Sequence[str] | None) -> int:
-    drifts = check(chapters, expected, names)
+        raise RefusedError(str(error)) from error
     if drifts:
         count = sum(map(len, drifts.values()))
         print(f"{table(drifts)}\n{count} problem{'s' * (count != 1)}.")
@@ -363,22 +310,39 @@ def _check(chapters: Path, expected: Path, names: Sequence[str] | None) -> int:
     return 0
 
 
-def _accept(options: argparse.Namespace, names: Iterable[str] | None) -> int:
-    if names is None:
-        names = sorted(chapter.stem for chapter in options.chapters.glob("*.ipynb"))
-    for name in names:
-        chapter = options.chapters / f"{name}.ipynb"
+def accept_command(
+    *,
+    notebooks: Sequence[str],
+    chapters: Path,
+    expected: Path,
+    tolerance: float | None,
+    origin: str | None,
+) -> None:
+    """`qstar-book accept`."""
+    names = _stems(notebooks)
+    _say_what_is_stale(chapters.resolve(), names)
+    for name in names or sorted(chapter.stem for chapter in chapters.glob("*.ipynb")):
+        chapter, held = chapters / f"{name}.ipynb", expected / f"{name}.json"
         if not chapter.exists():
-            raise ValueError(f"no executed {chapter}: run python -m qstar_book.run")
-        changes = accept(
-            chapter,
-            options.expected / f"{name}.json",
-            tolerance=options.tolerance,
-            origin=options.origin,
-        )
+            raise RefusedError(f"no executed {chapter}: run qstar-book run")
+        try:
+            changes = accept(chapter, held, tolerance=tolerance, origin=origin)
+        except ValueError as error:
+            raise RefusedError(str(error)) from error
         print("\n".join([f"{name}: {len(changes)} changes", *(f"  {line}" for line in changes)]))
-    return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _stems(notebooks: Sequence[str]) -> list[str] | None:
+    """Which chapters are meant, by stem; None for all."""
+    return [Path(name).name.removesuffix(".ipynb") for name in notebooks] or None
+
+
+def _say_what_is_stale(chapters: Path, names: Sequence[str] | None) -> None:
+    """A note on standard error for every chapter that a run would make anew."""
+    root = chapters.parent.parent
+    for notebook in sorted((root / "notebooks").glob("*.ipynb")):
+        if (chapters / notebook.name).exists() and (names is None or notebook.stem in names):
+            reasons = ", ".join(out_of_date(notebook, chapters, made_from(notebook, {}, root)))
+            if reasons:
+                note = f"note: {notebook.stem} is out of date ({reasons}): run qstar-book run"
+                print(note, file=sys.stderr)

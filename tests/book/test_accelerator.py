@@ -1,7 +1,5 @@
 """The recorder of the accelerator, rehearsed on the CPU, and what its record says."""
 
-import contextlib
-import io
 import json
 import os
 import subprocess
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from qstar_book.__main__ import main
 from qstar_book.records import accelerator, solver
 
 CPU = torch.device("cpu")
@@ -67,33 +66,46 @@ def test_a_forward_through_the_static_cache_is_one_over_the_whole_text():
             assert (read() - whole).abs().max() < 1e-5
 
 
-def in_this_process(command, *, timeout, **_):
-    """What `subprocess.run` would give, without two imports of torch: the stage runs here."""
-    assert command[:3] == [sys.executable, "-m", accelerator.__name__]
-    if timeout < 1:
-        raise subprocess.TimeoutExpired(command, timeout)
-    said = io.StringIO()
+def in_this_process(function, given, *, limit_s):
+    """What `in_own_process` would give, without an import of torch: the stage runs here."""
+    if limit_s < 1:
+        raise RuntimeError(f"took longer than {limit_s} s")
     try:
-        with contextlib.redirect_stdout(said):
-            accelerator.main(command[3:])
-    except Exception:
-        return subprocess.CompletedProcess(command, 1, said.getvalue(), traceback.format_exc())
-    return subprocess.CompletedProcess(command, 0, said.getvalue(), "")
+        return json.loads(json.dumps(function(**given)))
+    except OSError:
+        raise RuntimeError(traceback.format_exc()) from None
 
 
-def test_a_stage_that_fails_says_so_and_the_next_one_runs(tmp_path, monkeypatch):
+def test_a_stage_that_fails_says_so_and_the_next_one_runs(tmp_path, monkeypatch, capsys):
     def fails(device, *, quick):
         raise OSError("no model is there")
 
     stages = {"real": (fails, 60), "slow": (fails, 0.5), "machine": (accelerator.machine, 60)}
     monkeypatch.setattr(accelerator, "STAGES", stages)
-    monkeypatch.setattr(accelerator.subprocess, "run", in_this_process)
+    monkeypatch.setattr(accelerator, "in_own_process", in_this_process)
     out = tmp_path / "record.json"
-    accelerator.main(["--device", "cpu", "--quick", "--out", str(out)])
+    given = ["--device", "cpu", "--quick", "--out", str(out)]
+    assert main(["record", "accelerator", *given]) == 0
     stages = json.loads(out.read_text())["stages"]
     assert stages["real"]["failed"].endswith("OSError: no model is there\n")
     assert stages["slow"]["failed"] == "took longer than 0.5 s"
     assert stages["machine"]["copy_gb_per_s"] > 0
+    assert main(["record", "accelerator", *given, "--stages", "none"]) == 2
+    assert "no stage none; the stages are real, slow, machine" in capsys.readouterr().err
+
+
+def test_the_command_needs_no_tool_of_the_book():
+    """A machine that is lent for its GPU has torch, transformers and SciPy, and no more."""
+    absent = "papermill nbformat nbclient jupyter_client jsonschema matplotlib gguf IPython"
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({absent.split()!r}))  # importing one of them raises
+from qstar_book.__main__ import main
+sys.exit(main(["record", "accelerator", "--device", "cpu", "--out", "none", "--stages", "none"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.startswith("qstar-book: no stage none; the stages are machine, solver")
+    assert done.returncode == 2
 
 
 def test_the_fused_candidate_finds_the_reference_s_q_star():

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from qstar.adapters.checkpoints import log_laws
 from qstar.families.montecarlo import solve_sample
 from qstar.theory.sequences import SequenceLaw, sample_token_level, sequence_level, smc, token_level
+from qstar_book.__main__ import main
 from qstar_book.records import answers
 from qstar_book.records.answers import ModelPair, parents_sample
 from qstar_book.records.corpus import data_file
@@ -219,6 +220,6 @@ def test_the_published_record_is_of_the_published_model_and_adds_up():
 
 
 def test_the_command_refuses_draws_that_do_not_fill_batches(capsys):
-    with pytest.raises(SystemExit):
-        answers.main(["--out", "x.json", "--draws", "10", "--particles", "16"])
+    draws = ["--draws", "10", "--particles", "16"]
+    assert main(["record", "answers", "--out", "x.json", *draws]) == 2
     assert "--draws must be a positive multiple of --particles" in capsys.readouterr().err

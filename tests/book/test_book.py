@@ -261,8 +261,8 @@ def built() -> Path:
     """The folder of the pages, brought up to date once, whoever asks first."""
     (BOOK / "_build").mkdir(exist_ok=True)
     with FileLock(BOOK / "_build" / ".tests.lock"):
-        for command in ("-m qstar_book.shipped_model fetch", "-m qstar_book.run", ".ci/pages.py"):
-            done = run(sys.executable, *command.split())
+        for command in ("fetch", "run", "pages"):
+            done = run(sys.executable, "-m", "qstar_book", command)
             if done.returncode:
                 pytest.fail(f"{command} failed:\n{done.stdout}\n{done.stderr}")
     return HTML

@@ -10,6 +10,7 @@ import yaml
 from test_notebooks import typed_numbers
 
 from qstar_book import claims as registry
+from qstar_book.__main__ import main
 from qstar_book.claims import (
     PREFIX,
     VERDICTS,
@@ -126,25 +127,31 @@ def test_a_good_register_is_read(written):
     [
         (
             broken(verdict="true"),
-            r"entry 1 \(one\), key verdict: expected one of .*'true'",
+            r"entry 1 \(one\), key verdict: 'true' is not one of \['confirmed', 'corrected'",
         ),
-        (broken(verdict=None), r"entry 1 \(one\): lacks verdict"),
+        (broken(verdict=None), r"entry 1 \(one\): 'verdict' is a required property"),
         (
             broken(1, kind="opinion"),
-            r"entry 2 \(two\), key kind: expected one of statement",
+            r"entry 2 \(two\), key kind: 'opinion' is not one of \['statement'",
         ),
-        (broken(colour="red"), r"entry 1 \(one\): unknown key colour; the keys are id, lines"),
-        (broken(lines=2), r"entry 1 \(one\), key lines: expected a text \(in quotes"),
-        (broken(lines="two"), r"entry 1 \(one\), key lines: got 'two'. Where the source says it"),
-        (broken(cell="first"), r"entry 1 \(one\), key cell: got 'first'. The deciding cell"),
-        (broken(id="No Id"), r"entry 1 \(No Id\), key id: got 'No Id'"),
+        (broken(colour="red"), r"entry 1 \(one\): Additional .* \('colour' was unexpected\)"),
+        (broken(lines=2), r"entry 1 \(one\), key lines: 2 is not of type 'string'"),
+        (
+            broken(lines="two"),
+            r"entry 1 \(one\), key lines: 'two' does not .* Where the source says",
+        ),
+        (
+            broken(cell="first"),
+            r"entry 1 \(one\), key cell: 'first' does not .* The deciding cell",
+        ),
+        (broken(id="No Id"), r"entry 1 \(No Id\), key id: 'No Id' does not match"),
         (broken(1, id="one"), r"entry 2 \(one\), key id: entry 1 has it already"),
-        (broken(also=[]), r"entry 1 \(one\), key also: too short"),
-        (broken(statement="No."), r"entry 1 \(one\), key statement: too short, got 'No.'"),
+        (broken(also=[]), r"entry 1 \(one\), key also: \[\] should be non-empty"),
+        (broken(statement="No."), r"entry 1 \(one\), key statement: 'No.' is too short"),
         (broken(lines="1"), r"entry 1 \(one\), key lines: expected lines from 1 to 3"),
         (broken(1, lines="2"), r"source: no entry covers line 3: add the claim"),
-        ({**GOOD, "claims": []}, r"the register: too short|claims"),
-        ({"claims": GOOD["claims"]}, r"the register: lacks source"),
+        ({**GOOD, "claims": []}, r"the register, key claims: \[\] should be non-empty|claims"),
+        ({"claims": GOOD["claims"]}, r"the register: 'source' is a required property"),
         ("claims: [", r"claims.yaml is not YAML"),
     ],
 )
@@ -227,9 +234,9 @@ def test_a_quotation_that_the_source_does_not_have_is_reported(written, tmp_path
 
 def test_the_command_tells_agreement_from_drift(written, tmp_path, capsys):
     where = ["--notebooks", str(ROOT / "notebooks"), "--expected", str(ROOT / "data" / "expected")]
-    assert registry.main(["check", "--register", str(REGISTER), *where]) == 0
+    assert main(["claims", "--register", str(REGISTER), *where]) == 0
     assert f"{len(CLAIMS)} claims agree with the book" in capsys.readouterr().out
-    assert registry.main(["check", "--register", str(written(GOOD)), *where]) == 1
+    assert main(["claims", "--register", str(written(GOOD)), *where]) == 1
     assert f"no cell glues {PREFIX}one; first#one-verdict should" in capsys.readouterr().out
-    assert registry.main(["check", "--register", str(written(broken(verdict="x"))), *where]) == 2
-    assert "expected one of confirmed" in capsys.readouterr().err
+    assert main(["claims", "--register", str(written(broken(verdict="x"))), *where]) == 2
+    assert "is not one of ['confirmed'" in capsys.readouterr().err

@@ -92,9 +92,7 @@ def test_the_recorded_answers_are_of_the_shipped_model():
     assert [answer.prompt for answer in recorded.continuations] == prompts
     assert all(0 < len(a.tokens) <= recorded.max_new_tokens for a in recorded.continuations)
     if not (shipped_model.cache_folder() / shipped_model.DEFAULT).is_dir():
-        pytest.skip(
-            "the shipped model is not in the cache: `python -m qstar_book.shipped_model fetch`"
-        )
+        pytest.skip("the shipped model is not in the cache: `qstar-book fetch`")
     _, tokenizer = shipped_model.load(shipped_model.DEFAULT)
     for answer in recorded.continuations:
         assert tokenizer.decode(answer.tokens) == answer.text

@@ -16,7 +16,7 @@ from qstar_book.records import decoding
 from qstar_book.records.corpus import data_file
 from qstar_book.records.decoding import Cell, count_forwards, find_cell, measure_cell, speed_ratio
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 PROMPTS = [
     (torch.tensor([0, 1, 2, 0, 1]), torch.tensor([2, 1])),
     (torch.tensor([1, 2, 2, 1, 2]), torch.tensor([1])),

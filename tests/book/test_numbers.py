@@ -10,6 +10,7 @@ import nbformat
 import pytest
 
 from qstar_book import numbers
+from qstar_book.__main__ import main
 from qstar_book.numbers import Expected
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -198,7 +199,7 @@ def test_a_name_glued_by_two_chapters_is_told(folders):
 
 def command(folders, *arguments):
     chapters, expected = map(str, folders)
-    return numbers.main([*arguments, "--chapters", chapters, "--expected", expected])
+    return main([*arguments, "--chapters", chapters, "--expected", expected])
 
 
 def test_accepting_fills_in_what_checking_then_holds(folders, capsys):
@@ -254,7 +255,7 @@ def test_accepting_keeps_tolerances_origins_and_what_did_not_drift(folders, caps
 
 def test_accepting_a_chapter_that_is_not_there_is_an_error(folders, capsys):
     assert command(folders, "accept", "notebooks/09_none.ipynb") == 2
-    assert "09_none.ipynb: run python -m qstar_book.run" in capsys.readouterr().err
+    assert "09_none.ipynb: run qstar-book run" in capsys.readouterr().err
 
 
 def test_a_stale_chapter_is_named(tmp_path, capsys):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import qstar
+from qstar_book.__main__ import main
 from qstar_book.records import solver
 
 
@@ -16,7 +17,7 @@ def quick(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         printed = []
         patch.setattr("builtins.print", lambda *words: printed.append(" ".join(map(str, words))))
-        solver.main(["--quick", "--out", str(out)])
+        main(["record", "solver", "--quick", "--out", str(out)])
     assert [path.name for path in out.parent.iterdir()] == ["record.json"]  # no partial file
     return "\n".join(printed), json.loads(out.read_text())
 

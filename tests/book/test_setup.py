@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -20,6 +21,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from qstar_book import pages as book_pages
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))
@@ -511,14 +514,14 @@ def test_a_file_that_others_read_follows_its_schema(file, schema, needs, tmp_pat
 def test_the_workflow_uploads_the_pages_that_its_run_builds():
     steps = yaml.safe_load(WORKFLOW.read_text(encoding="utf8"))["jobs"]["book"]["steps"]
     (place,) = [i for i, step in enumerate(steps) if "path" in step.get("with", {})]
-    assert ROOT / steps[place]["with"]["path"] == load("pages").HTML
+    assert Path(steps[place]["with"]["path"]) == book_pages.HTML
     assert ".ci/run" in [step.get("run") for step in steps[:place]]
 
 
 @pytest.fixture
 def pages(tmp_path, monkeypatch):
-    """.ci/pages.py on a book of one page, outside CI."""
-    for folder in ("book", "data", "qstar"):
+    """`qstar-book pages` on a book of one page, outside CI."""
+    for folder in ("book", "data", "notebooks", "qstar"):
         (tmp_path / folder).mkdir()
     for name in ("pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path / name)
@@ -527,19 +530,18 @@ def pages(tmp_path, monkeypatch):
     (tmp_path / "book" / "_toc.yml").write_text("format: jb-book\nroot: index\n")
     (tmp_path / "book" / "index.md").write_text("# The first text\n")
     monkeypatch.delenv("CI", raising=False)
-    script = load("pages")
-    monkeypatch.setattr(script, "ROOT", tmp_path)
-    monkeypatch.setattr(script, "BUILD", tmp_path / "book" / "_build")
-    monkeypatch.setattr(script, "HTML", tmp_path / "book" / "_build" / "html")
-    monkeypatch.setattr(script, "MADE_FROM", script.HTML / ".made-from")
-    return script
+    return SimpleNamespace(
+        ROOT=tmp_path,
+        HTML=tmp_path / book_pages.HTML,
+        main=lambda force=False: book_pages.command(force=force, root=tmp_path),
+    )
 
 
 def test_the_last_good_pages_outlive_a_build_with_a_warning(pages, capfd):
-    assert pages.main([]) == 0
+    assert pages.main() == 0
     index = pages.ROOT / "book" / "index.md"
     index.write_text("# The second text\n\n[](#nowhere)\n")
-    assert pages.main([]) == 1
+    assert pages.main() == 1
     assert "'nowhere'" in capfd.readouterr().err
     assert "The first text" in (pages.HTML / "index.html").read_text()
 
@@ -554,8 +556,8 @@ def test_a_build_begins_with_nothing_of_the_one_that_failed(pages, monkeypatch):
         place.mkdir(parents=True, exist_ok=True)
         return subprocess.CompletedProcess(command, 1)
 
-    monkeypatch.setattr(pages.subprocess, "run", fails)
-    assert (pages.main([]), pages.main([])) == (1, 1)
+    monkeypatch.setattr(book_pages.subprocess, "run", fails)
+    assert (pages.main(), pages.main()) == (1, 1)
     assert there == [False, False]
 
 
@@ -570,13 +572,13 @@ def build_nothing(pages, monkeypatch):
         builds.append(command)
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(pages.subprocess, "run", tool)
+    monkeypatch.setattr(book_pages.subprocess, "run", tool)
     return builds
 
 
 def test_pages_are_built_once_and_their_place_is_said(pages, monkeypatch, capsys):
     builds = build_nothing(pages, monkeypatch)
-    assert (pages.main([]), pages.main([])) == (0, 0)
+    assert (pages.main(), pages.main()) == (0, 0)
     assert len(builds) == 1
     place = f"The book: {pages.HTML / 'index.html'}"
     assert capsys.readouterr().out.splitlines() == [place, "The pages are up to date.", place]
@@ -584,16 +586,16 @@ def test_pages_are_built_once_and_their_place_is_said(pages, monkeypatch, capsys
 
 def test_pages_are_built_afresh_on_demand_and_in_ci(pages, monkeypatch):
     builds = build_nothing(pages, monkeypatch)
-    pages.main([])
-    pages.main(["--force"])
+    pages.main()
+    pages.main(force=True)
     monkeypatch.setenv("CI", "true")
-    pages.main([])
+    pages.main()
     assert len(builds) == 3
 
 
 def test_pages_are_built_anew_when_anything_they_need_changes(pages, monkeypatch):
     builds = build_nothing(pages, monkeypatch)
-    pages.main([])
+    pages.main()
     new = pages.ROOT / "book" / "new.md"
     for count, change in enumerate(
         (
@@ -606,8 +608,8 @@ def test_pages_are_built_anew_when_anything_they_need_changes(pages, monkeypatch
         start=2,
     ):
         change()
-        pages.main([])
-        pages.main([])
+        pages.main()
+        pages.main()
         assert len(builds) == count
 
 

@@ -127,7 +127,7 @@ def solver_cost(record: Mapping[str, Any], *, threads: int, ax: Axes) -> Axes:
     """Time per row of several ways to solve for alpha*, as ratios to the torch float32 solver.
 
     Args:
-        record: What `python -m qstar_book.records.solver` writes.
+        record: What `qstar-book record solver` writes.
         threads: Which of its thread counts to draw.
         ax: Where to draw; the horizontal axis is logarithmic.
     """

@@ -1,1 +1,12 @@
-"""What is measured once, written down with its provenance, and read by the chapters."""
+"""The records of what cannot be measured anew in every build: how each is made, and read."""
+
+import numpy as np
+from numpy import ndarray
+
+
+def median_with_interval(values: ndarray, *, seed: int = 0, draws: int = 2_000) -> dict[str, float]:
+    """The median of all values and the 95% bootstrap interval of it, over the first axis."""
+    rounds = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
+    medians = np.median(values[rounds].reshape(draws, -1), axis=1)
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return {"median": float(np.median(values)), "low": float(low), "high": float(high)}

@@ -1,7 +1,7 @@
 """What q* costs on an accelerator: one record, made in stages that each stand alone.
 
-    python -m qstar_book.records.accelerator --out data/results/accelerator.json
-    python -m qstar_book.records.accelerator --out FILE --stages solver decode
+    qstar-book record accelerator --out data/results/accelerator.json
+    qstar-book record accelerator --out FILE --stages solver "decode real"
 
 Each stage runs in a process of its own under a time limit, and its result enters the record as
 soon as it is there; a stage that fails or takes too long leaves what it said in its place. Stages
@@ -31,18 +31,13 @@ The shapes are those of public models; their weights are random, and the pair of
 written down. Speed depends on shape and acceptance; nothing else about them means anything.
 """
 
-import argparse
 import copy
 import json
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -58,37 +53,25 @@ from qstar.decoding import generate as decode
 from qstar.decoding.kv_cache import Reader
 
 from .. import shipped_model
-from . import corpus, decoding, stress
+from ..files import RefusedError, cpu_name, in_own_process, provenance, write_json
+from . import corpus, decoding, median_with_interval, stress
 from . import solver as benchmark
 
 Way = Callable[[], Any]
 
 LLAMA: Mapping[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
 SHAPES: Mapping[str, Mapping[str, Any]] = {
-    "7B": {
-        "vocab_size": 32_000,
-        "hidden_size": 4096,
-        "intermediate_size": 11_008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-    },
-    "1B": {
-        "vocab_size": 32_000,
-        "hidden_size": 2048,
-        "intermediate_size": 5632,
-        "num_hidden_layers": 22,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 4,
-    },
-    "tiny": {
-        "vocab_size": 64,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    },
+    "7B": dict(zip(SIZES, (32_000, 4096, 11_008, 32, 32, 32), strict=True)),
+    "1B": dict(zip(SIZES, (32_000, 2048, 5632, 22, 32, 4), strict=True)),
+    "tiny": dict(zip(SIZES, (64, 32, 48, 2, 4, 2), strict=True)),
 }
 """Llama-2-7B's, TinyLlama-1.1B's, and one for rehearsals."""
 
@@ -110,18 +93,14 @@ def take_turns(ways: Mapping[str, Way], device: torch.device, *, rounds: int) ->
         for name in [*names[shift:], *names[:shift]]:
             spent[name].append(_milliseconds(ways[name], device))
     first = np.array(spent[names[0]])
-    rng = np.random.default_rng(0)
-    blocks = rng.integers(rounds, size=(2_000, rounds))
-    found = {}
-    for name, values in ((name, np.array(values)) for name, values in spent.items()):
-        ratio = values / first
-        low, high = np.quantile(np.median(ratio[blocks], axis=1), [0.025, 0.975])
-        found[name] = {
+    return {
+        name: {
             "ms": float(np.median(values)),
-            "ms_middle_80": [float(x) for x in np.quantile(values, [0.1, 0.9])],
-            "ratio": {"median": float(np.median(ratio)), "low": float(low), "high": float(high)},
+            "ms_middle_80": np.quantile(values, [0.1, 0.9]).tolist(),
+            "ratio": median_with_interval(np.array(values) / first),
         }
-    return found
+        for name, values in spent.items()
+    }
 
 
 def _milliseconds(way: Way, device: torch.device) -> float:
@@ -164,12 +143,8 @@ def captured(way: Way, device: torch.device) -> Way:
 
 def machine(device: torch.device, *, quick: bool) -> dict[str, Any]:
     """What ran this."""
-    packages = ("numpy", "scipy", "torch", "transformers")
-    found: dict[str, Any] = {
-        "host": benchmark.cpu_name(),
-        "host_cores": os.cpu_count(),
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-    }
+    versions = provenance("numpy", "scipy", "torch", "transformers")["versions"]
+    found = {"host": cpu_name(), "host_cores": os.cpu_count(), "versions": versions}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         found |= {
@@ -566,58 +541,38 @@ STAGES: Mapping[str, tuple[Callable[..., dict[str, Any]], int]] = {
 # --- The command ---------------------------------------------------------------------------------
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command `python -m qstar_book.records.accelerator`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m qstar_book.records.accelerator",
-        description="Measure the solver and the decoder on an accelerator; record, by stages.",
-    )
-    parser.add_argument("--out", type=Path, help="the record; stages that it holds are kept")
-    parser.add_argument("--device", default="cuda", help="cuda, or cpu to rehearse")
-    parser.add_argument("--quick", action="store_true", help="small and few: a rehearsal")
-    parser.add_argument("--stages", nargs="+", choices=list(STAGES), help="only these, made anew")
-    parser.add_argument("--stage", choices=list(STAGES), help=argparse.SUPPRESS)  # in a process
-    chosen = parser.parse_args(arguments)
-    if chosen.stage:
-        run, _ = STAGES[chosen.stage]
-        print(json.dumps(run(torch.device(chosen.device), quick=chosen.quick)))
-        return
-    if chosen.out is None:
-        parser.error("--out is needed: the record that the stages are written to")
-    if chosen.device == "cuda" and not torch.cuda.is_available():
-        parser.error("no CUDA device was found: pass --device cpu --quick to rehearse")
+def command(*, out: Path, device: str, quick: bool, stages: Sequence[str] | None) -> None:
+    """`qstar-book record accelerator`."""
+    if unknown := sorted(set(stages or []) - set(STAGES)):
+        raise RefusedError(f"no stage {', '.join(unknown)}; the stages are {', '.join(STAGES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RefusedError("no CUDA device was found: pass --device cpu --quick to rehearse")
     record: dict[str, Any] = {"stages": {}}
-    if chosen.out.exists():
-        record = json.loads(chosen.out.read_text(encoding="utf8"))
-    record["device"] = chosen.device
-    for name in chosen.stages or [stage for stage in STAGES if stage not in record["stages"]]:
+    if out.exists():
+        record = json.loads(out.read_text(encoding="utf8"))
+    record["device"] = device
+    for name in stages or [stage for stage in STAGES if stage not in record["stages"]]:
         _, limit = STAGES[name]
         print(f"{name}, at most {limit} s", file=sys.stderr, flush=True)
-        command = [
-            sys.executable,
-            "-m",
-            "qstar_book.records.accelerator",
-            "--device",
-            chosen.device,
-        ]
-        command += ["--stage", name] + ["--quick"] * chosen.quick
         begun = time.perf_counter()
+        given = {"name": name, "device": device, "quick": quick}
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
-            failed = done.stderr[-600:] if done.returncode else None
-            found = {"failed": failed} if failed else json.loads(done.stdout.splitlines()[-1])
-        except subprocess.TimeoutExpired:
-            found = {"failed": f"took longer than {limit} s"}
+            found = in_own_process(run_stage, given, limit_s=limit)
+        except RuntimeError as error:
+            found = {"failed": str(error)}
+        took = round(time.perf_counter() - begun, 1)
+        made_by = provenance()
         record["stages"][name] = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": "python -m qstar_book.records.accelerator "
-            f"--device {chosen.device} --stages '{name}'",
-            "took_s": round(time.perf_counter() - begun, 1),
+            "date": made_by["date"],
+            "command": f"qstar-book record accelerator --device {device} --stages '{name}'",
+            "took_s": took,
         } | found
-        benchmark.write(record, chosen.out)
+        write_json(out, record)
         said = f"failed: {found['failed']}" if "failed" in found else "done"
-        print(f"{name}: {said} after {record['stages'][name]['took_s']} s", file=sys.stderr)
+        print(f"{name}: {said} after {took} s", file=sys.stderr)
 
 
-if __name__ == "__main__":
-    main()
+def run_stage(*, name: str, device: str, quick: bool) -> dict[str, Any]:
+    """One of `STAGES`."""
+    run, _ = STAGES[name]
+    return run(torch.device(device), quick=quick)

@@ -1,18 +1,14 @@
 """Whole answers of one language model under two prompts: drawn, weighted, and recorded.
 
-    python -m qstar_book.records.answers --out data/results/answers_cpu.json
+    qstar-book record answers --out data/results/answers_cpu.json
 
 makes the record that the chapter on sequences reads. Laws of whole answers cannot be enumerated;
 here they are sampled by `qstar.theory.sequences` and measured by `qstar.families.montecarlo`.
 """
 
-import argparse
 import platform
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +23,7 @@ from qstar.families import montecarlo
 from qstar.theory.sequences import Particles, sample_token_level, smc
 
 from .. import shipped_model
+from ..files import RefusedError, provenance, write_json
 
 
 class ModelPair:
@@ -210,58 +207,39 @@ def _as_plain(drawn: Particles, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command `python -m qstar_book.records.answers`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m qstar_book.records.answers",
-        description="Draw whole answers of a language model under two prompts, and record them.",
-    )
-    parser.add_argument("--out", type=Path, required=True, help="write the record here, as JSON")
-    parser.add_argument("--model", default=None, help="what shipped_model.load is given")
-    parser.add_argument("--prompt", type=int, default=1, help="which of data/prompts.json")
-    parser.add_argument("--length", type=int, default=24, help="tokens of an answer")
-    parser.add_argument("--particles", type=int, default=16, help="answers in one batch")
-    parser.add_argument("--draws", type=int, default=128, help="answers in each sample")
-    parser.add_argument("--runs", type=int, default=16, help="runs of SMC, and of importance")
-    parser.add_argument("--resample-below", type=float, default=0.75, help="share of effective")
-    parser.add_argument("--seed", type=int, default=0)
-    chosen = parser.parse_args(arguments)
-    from . import corpus, solver  # only the command needs them
+def command(
+    *,
+    out: Path,
+    model: str | None,
+    prompt: int,
+    length: int,
+    particles: int,
+    draws: int,
+    runs: int,
+    resample_below: float,
+    seed: int,
+) -> None:
+    """`qstar-book record answers`."""
+    from . import corpus  # only the command needs it
 
-    if chosen.draws % chosen.particles or min(chosen.draws, chosen.runs) < 1:
-        parser.error("--draws must be a positive multiple of --particles, and --runs positive")
-
-    name = chosen.model or shipped_model.DEFAULT
-    prompt = corpus.read_prompts(corpus.data_file("prompts.json"))[chosen.prompt]
-    model, tokenizer = shipped_model.load(name, device="cpu")
+    if draws % particles or min(draws, runs) < 1:
+        raise RefusedError(
+            "--draws must be a positive multiple of --particles, and --runs positive"
+        )
+    name = model or shipped_model.DEFAULT
     made = record(
         name,
-        model,
-        tokenizer,
-        asdict(prompt),
-        length=chosen.length,
-        num_particles=chosen.particles,
-        num_draws=chosen.draws,
-        num_runs=chosen.runs,
-        resample_below=chosen.resample_below,
-        seed=chosen.seed,
+        *shipped_model.load(name, device="cpu"),
+        asdict(corpus.read_prompts(corpus.data_file("prompts.json"))[prompt]),
+        length=length,
+        num_particles=particles,
+        num_draws=draws,
+        num_runs=runs,
+        resample_below=resample_below,
+        seed=seed,
         progress=True,
     )
-    command = " ".join(arguments if arguments is not None else sys.argv[1:])
-    solver.write(
-        {
-            "command": f"python -m qstar_book.records.answers {command}",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": {"device": "cpu", "architecture": platform.machine()},
-            "versions": {
-                package: version(package) for package in ("numpy", "scipy", "torch", "transformers")
-            },
-            **made,
-        },
-        chosen.out,
-    )
-    print(chosen.out)
-
-
-if __name__ == "__main__":
-    main()
+    packages = ("numpy", "scipy", "torch", "transformers")
+    made_by = provenance(*packages, device="cpu", architecture=platform.machine())
+    write_json(out, made_by | made)
+    print(out)

@@ -1,16 +1,13 @@
 """Does solving for alpha* matter? q* against its rivals on recorded answers of a language model.
 
-    python -m qstar_book.records.baselines --out data/results/rivals.json
+    qstar-book record baselines --out data/results/rivals.json
 
 reads the answers of data/continuations.json, as `qstar_book.records.corpus.score` does, and writes
 for each kind of pair and each position C, alpha*, and what every rival of q* costs beyond C.
 """
 
-import argparse
 import json
-import os
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -27,6 +24,7 @@ from qstar.solve import solve_kl_symmetry
 from qstar.theory import mixtures
 
 from .. import shipped_model
+from ..files import command_line, write_json
 from . import corpus as experiments
 
 LIKED = 10.0
@@ -155,7 +153,7 @@ def read(path: Path) -> tuple[dict[str, Rivals], dict[str, str]]:
 
 
 def write(kinds: Mapping[str, Rivals], made_by: Mapping[str, str], path: Path) -> None:
-    """Write a record as JSON, one column a line, whole or not at all."""
+    """Write a record as JSON, one column a line, complete or not at all."""
     entries = {
         kind: {
             name: [float(f"{value:.{DIGITS}g}") for value in values]
@@ -163,22 +161,11 @@ def write(kinds: Mapping[str, Rivals], made_by: Mapping[str, str], path: Path) -
         }
         for kind, rivals in kinds.items()
     }
-    text = json.dumps({"made_by": dict(made_by), "kinds": entries}).replace("], ", "],\n") + "\n"
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}-", delete=False, encoding="utf-8"
-    ) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    write_json(path, {"made_by": dict(made_by), "kinds": entries})
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command `python -m qstar_book.records.baselines`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m qstar_book.records.baselines", description=__doc__
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    chosen = parser.parse_args(arguments)
+def command(*, out: Path) -> None:
+    """`qstar-book record baselines`."""
     corpus = experiments.read_corpus(experiments.data_file("continuations.json"))
     model, tokenizer = shipped_model.load(corpus.model)
     parts: dict[str, list[Rivals]] = {}
@@ -186,7 +173,7 @@ def main(arguments: list[str] | None = None) -> None:
         for kind, rivals in measure(model, tokenizer, corpus, index).items():
             parts.setdefault(kind, []).append(rivals)
     made_by = {
-        "command": "python -m qstar_book.records.baselines",
+        "command": command_line(),
         "model": corpus.model,
         "answers": "data/continuations.json",
         "torch": torch.__version__,
@@ -194,9 +181,5 @@ def main(arguments: list[str] | None = None) -> None:
         "numpy": np.__version__,
         "device": f"{model.device.type}, {platform.machine()}, {model.dtype}",
     }
-    write({kind: join(found) for kind, found in parts.items()}, made_by, chosen.out)
-    print(chosen.out)
-
-
-if __name__ == "__main__":
-    main()
+    write({kind: join(found) for kind, found in parts.items()}, made_by, out)
+    print(out)

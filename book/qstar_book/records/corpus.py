@@ -1,19 +1,16 @@
 """The experiments with language models: one function each, from a configuration to a record.
 
-    python -m qstar_book.records.corpus draw --out data/continuations.json
+    qstar-book record corpus --out data/continuations.json
 
 draws the recorded continuations anew. A sampled text can part ways between two machines, whose
 logits differ by rounding; a recorded text cannot. So what the book publishes about decoding is
 measured on recorded tokens, by one forward of each parent over the whole text.
 """
 
-import argparse
 import json
-import os
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from qstar.decoding.diagnostics import Comparison, concatenate, measure, to_cpu
 from qstar.decoding.generate import generate
 
 from .. import shipped_model
+from ..files import command_line, write_json
 
 TEMPERATURES = (0.6, 0.3)
 """Of the sharper copies of the policy that `score` pairs it with."""
@@ -107,7 +105,7 @@ def draw(
             tokens = result.tokens[: int(result.lengths)].tolist()
             answers.append(Continuation(prompt, tuple(tokens), tokenizer.decode(tokens)))
     made_by = {
-        "command": "python -m qstar_book.records.corpus draw",
+        "command": command_line(),
         "torch": torch.__version__,
         "transformers": version("transformers"),
         "device": f"{model.device.type}, {platform.machine()}, {model.dtype}",
@@ -206,42 +204,15 @@ def read_corpus(path: Path) -> Corpus:
 
 
 def write_corpus(corpus: Corpus, path: Path) -> None:
-    """Write a corpus as JSON, whole or not at all."""
-    record = {field.name: getattr(corpus, field.name) for field in fields(corpus)}
-    answers = [json.dumps(asdict(a), ensure_ascii=False) for a in record.pop("continuations")]
-    head = json.dumps(record, indent=1).removesuffix("\n}")
-    text = f'{head},\n "continuations": [\n  ' + ",\n  ".join(answers) + "\n ]\n}\n"
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}-", delete=False, encoding="utf-8"
-    ) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    """Write a corpus as JSON, complete or not at all."""
+    write_json(path, asdict(corpus))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command `python -m qstar_book.records.corpus`."""
-    parser = argparse.ArgumentParser(prog="python -m qstar_book.records.corpus")
-    commands = parser.add_subparsers(dest="command", required=True)
-    drawing = commands.add_parser("draw", help="draw the recorded continuations anew")
-    drawing.add_argument("--out", type=Path, required=True)
-    drawing.add_argument("--model", default=shipped_model.DEFAULT)
-    drawing.add_argument("--seed", type=int, default=0)
-    drawing.add_argument("--max-new-tokens", type=int, default=48)
-    chosen = parser.parse_args(arguments)
-    model, tokenizer = shipped_model.load(chosen.model)
-    corpus = draw(
-        chosen.model,
-        model,
-        tokenizer,
-        read_prompts(data_file("prompts.json")),
-        max_new_tokens=chosen.max_new_tokens,
-        seed=chosen.seed,
-        progress=True,
-    )
-    write_corpus(corpus, chosen.out)
-    print(chosen.out)
-
-
-if __name__ == "__main__":
-    main()
+def command(*, out: Path, model: str | None, seed: int, max_new_tokens: int) -> None:
+    """`qstar-book record corpus`."""
+    name = model or shipped_model.DEFAULT
+    prompts = read_prompts(data_file("prompts.json"))
+    pair = shipped_model.load(name)
+    drawn = draw(name, *pair, prompts, max_new_tokens=max_new_tokens, seed=seed, progress=True)
+    write_corpus(drawn, out)
+    print(out)

@@ -1,6 +1,6 @@
 """What decoding from q* took: every scheme and its peers on real text, recorded with its timings.
 
-    python -m qstar_book.records.decoding --out data/results/decoding_cpu.json
+    qstar-book record decoding --out data/results/decoding_cpu.json
 
 makes the record that the chapter on speculative decoding reads. A cell of the record is one pair of
 models with their linear layers as loaded or packed (`qstar.decoding.packed`); in it every way of
@@ -25,20 +25,15 @@ whose threads sleep while they wait: on a machine with other work to do, threads
 time from each other.
 """
 
-import argparse
 import contextlib
 import copy
-import json
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +48,9 @@ from qstar.decoding.kv_cache import Reader
 from qstar.decoding.packed import packed
 
 from .. import shipped_model
+from ..files import cpu_name, in_own_process, provenance, write_json
 from ..product_model import ProductModel, drafting
-from . import corpus, solver
+from . import corpus, median_with_interval
 
 OURS: Mapping[str, Mapping[str, Any]] = {
     "plain": {"scheme": "plain", "one_call": False},
@@ -151,11 +147,11 @@ def measure_cell(
         }
         ways = {way: _runner(way, policy, teacher) for way in cell.ways}
         for run in ways.values():  # warms up, and lets "auto" measure
-            run(*prompts[0], 12, seed)
+            run(prompts[0], 12, seed)
         for turn, (prompt, block_seed) in enumerate(blocks):
             start = turn % len(ways)
             for way in [*ways, *ways][start : start + len(ways)]:
-                found = ways[way](*prompts[prompt], cell.new_tokens, block_seed)
+                found = ways[way](prompts[prompt], cell.new_tokens, block_seed)
                 runs.append({"way": way, "prompt": prompt, "seed": block_seed, **found})
     return {
         "pair": cell.pair,
@@ -200,36 +196,29 @@ Run = Callable[..., dict[str, Any]]
 def _runner(way: str, policy: Any, teacher: Any) -> Run:
     """What decodes and reports: called with both prompts, the number of tokens and a seed."""
     if way in OURS:
-        return lambda *given: _timed(_ours, OURS[way], policy, teacher, *given)
-    product = ProductModel(policy, teacher)
-    return lambda *given: _timed(_peer, PEERS[way], policy, product, *given)
+        decode_one = partial(_ours, OURS[way], policy, teacher)
+    else:
+        decode_one = partial(_peer, PEERS[way], policy, ProductModel(policy, teacher))
 
+    def timed(*given: Any) -> dict[str, Any]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        found = decode_one(*given)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        return {"wall_s": round(wall, 4), "cpu_s": round(cpu, 4), **found}
 
-def _timed(decode_one: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
-    begun = time.perf_counter(), time.process_time()
-    found = decode_one(*given)
-    now = time.perf_counter(), time.process_time()
-    return {"wall_s": round(now[0] - begun[0], 4), "cpu_s": round(now[1] - begun[1], 4), **found}
+    return timed
 
 
 def _ours(
     options: Mapping[str, Any],
     policy: Any,
     teacher: Any,
-    policy_ids: Tensor,
-    teacher_ids: Tensor,
+    prompts: Sequence[Tensor],
     new_tokens: int,
     seed: int,
 ) -> dict[str, Any]:
-    result = decode.generate(
-        policy,
-        teacher,
-        policy_ids,
-        teacher_ids,
-        max_new_tokens=new_tokens,
-        generator=seed,
-        **options,
-    )
+    chosen: dict[str, Any] = {"max_new_tokens": new_tokens, "generator": seed, **options}
+    result = decode.generate(policy, teacher, *prompts, **chosen)
     trace = result.trace
     who = trace.proposer.tolist()
     rounds, at = [], 0
@@ -261,11 +250,11 @@ def _peer(
     options: Mapping[str, Any],
     policy: Any,
     product: Any,
-    policy_ids: Tensor,
-    teacher_ids: Tensor,
+    prompts: Sequence[Tensor],
     new_tokens: int,
     seed: int,
 ) -> dict[str, Any]:
+    policy_ids, teacher_ids = prompts
     assert torch.equal(policy_ids, teacher_ids), "a product reads one prompt"
     chosen = dict(options)
     gamma = chosen.pop("assistant", None)
@@ -357,10 +346,7 @@ def speed_ratio(
     slow, fast = (
         np.array([run[clock] / run["tokens"] for run in runs_of(cell, name)]) for name in (to, way)
     )
-    ratio = slow / fast
-    blocks = np.random.default_rng(0).integers(len(ratio), size=(10_000, len(ratio)))
-    low, high = np.quantile(np.median(ratio[blocks], axis=1), [0.025, 0.975])
-    return Ratio(float(np.median(ratio)), float(low), float(high))
+    return Ratio(**median_with_interval(slow / fast, draws=10_000))
 
 
 def measured_costs(cell: Mapping[str, Any], clock: str = "wall_s") -> costs.Costs:
@@ -455,63 +441,38 @@ def _expected_tokens(r: Mapping[str, Any], rates: Mapping[str, float]) -> float:
 # --- The command ---------------------------------------------------------------------------------
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command `python -m qstar_book.records.decoding`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m qstar_book.records.decoding",
-        description="Decode from q* of a language model under two prompts in every way; record.",
-    )
-    parser.add_argument("--out", type=Path, required=True, help="write the record here, as JSON")
-    parser.add_argument(
-        "--model", default=shipped_model.DEFAULT, help="what shipped_model.load is given"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
-    parser.add_argument("--threads", type=int, default=2, help="of each process")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cell", type=int, help=argparse.SUPPRESS)  # one cell, in its own process
-    chosen = parser.parse_args(arguments)
-    if chosen.cell is not None:
-        cell = CELLS[chosen.cell]
-        if chosen.device != "cpu":  # packing is for CPUs
-            cell = replace(cell, layers="as loaded")
-        print(json.dumps(_run_cell(cell, chosen)))
-        return
-    given = list(arguments if arguments is not None else sys.argv[1:])
-    waiting = {"OMP_NUM_THREADS": str(chosen.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+def command(*, out: Path, model: str | None, device: str, threads: int, seed: int) -> None:
+    """`qstar-book record decoding`."""
+    name = model or shipped_model.DEFAULT
+    waiting = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     cells = []
     for index, cell in enumerate(CELLS):
         print(f"{cell.pair}, layers {cell.layers}", file=sys.stderr)
-        done = subprocess.run(
-            [sys.executable, "-m", "qstar_book.records.decoding", *given, "--cell", str(index)],
-            env=os.environ | waiting,
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        cells.append(json.loads(done.stdout))
-    packages = ("numpy", "torch", "transformers")
-    record = {
-        "command": f"python -m qstar_book.records.decoding {' '.join(given)}",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seed": chosen.seed,
-        "model": chosen.model,
-        "machine": {
-            "device": chosen.device,
-            "cpu": solver.cpu_name(),
-            "cores": os.cpu_count(),
-            "threads": chosen.threads,
-            "waiting": "passive (OMP_WAIT_POLICY)",
-        },
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-        "cells": cells,
-    }
-    solver.write(record, chosen.out)
-    print(chosen.out)
+        given = {"index": index, "model": name, "device": device, "threads": threads, "seed": seed}
+        cells.append(in_own_process(measure_cell_of_model, given, environment=waiting))
+    made_by = provenance(
+        "numpy",
+        "torch",
+        "transformers",
+        device=device,
+        cpu=cpu_name(),
+        cores=os.cpu_count(),
+        threads=threads,
+        waiting="passive (OMP_WAIT_POLICY)",
+    )
+    write_json(out, {**made_by, "seed": seed, "model": name, "cells": cells})
+    print(out)
 
 
-def _run_cell(cell: Cell, chosen: argparse.Namespace) -> dict[str, Any]:
-    torch.set_num_threads(chosen.threads)
-    policy, tokenizer = shipped_model.load(chosen.model, device=chosen.device)
+def measure_cell_of_model(
+    *, index: int, model: str, device: str, threads: int, seed: int
+) -> dict[str, Any]:
+    """One of `CELLS`, with a model by its name and the prompts of `data/`."""
+    cell = CELLS[index]
+    if device != "cpu":  # packing is for CPUs
+        cell = replace(cell, layers="as loaded")
+    torch.set_num_threads(threads)
+    policy, tokenizer = shipped_model.load(model, device=device)
     prompts = corpus.read_prompts(corpus.data_file("prompts.json"))
     systems = [(p.user, p.policy_system, p.teacher_system) for p in prompts]
     teacher = policy
@@ -520,14 +481,7 @@ def _run_cell(cell: Cell, chosen: argparse.Namespace) -> dict[str, Any]:
         systems = list(dict.fromkeys(systems))
         teacher = noised(policy, NOISE[cell.pair])
     ids = [
-        (
-            checkpoints.chat_ids(tokenizer, user, system=ours),
-            checkpoints.chat_ids(tokenizer, user, system=its),
-        )
+        [checkpoints.chat_ids(tokenizer, user, system=system) for system in (ours, its)]
         for user, ours, its in systems
     ]
-    return measure_cell(cell, policy, teacher, ids, seed=chosen.seed)
-
-
-if __name__ == "__main__":
-    main()
+    return measure_cell(cell, policy, teacher, ids, seed=seed)

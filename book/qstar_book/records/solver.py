@@ -1,4 +1,4 @@
-"""What solving alpha* costs: `python -m qstar_book.records.solver [--out FILE]`.
+"""What solving alpha* costs: `qstar-book record solver [--out FILE]`.
 
 Six ways to do it are timed on the same rows, in the same process, in turn, round after round, so
 that whatever else the machine does falls on all of them; what is reported are ratios to the torch
@@ -12,9 +12,8 @@ of its logarithm. That gives Chernoff informations from about 0.001 to 1; the re
 
 The record (JSON) holds
 
-    command, date, seed, rounds, tolerance_tv, device, rows (how they were made, in words),
-    machine      {cpu, cores}
-    versions     {python, numpy, scipy, torch}
+    command, date, machine {cpu, cores}, versions {python, numpy, scipy, torch}
+    seed, rounds, tolerance_tv, device, rows (how they were made, in words)
     solvers      {name: what it is, in words}
     cells        one for each (threads, vocab, batch):
         threads, vocab, batch
@@ -38,22 +37,13 @@ which on a quiet machine are those of the clock on the wall and on a busy one le
 more threads can only be timed on the wall.
 """
 
-import argparse
-import json
 import os
-import platform
-import re
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy
 import torch
 from numpy import ndarray
 from scipy.optimize import brentq
@@ -62,6 +52,9 @@ from scipy.special import log_softmax, logsumexp
 from qstar import rows_torch
 from qstar.rows import log_geometric_mean
 from qstar.solve import solve_kl_symmetry
+
+from ..files import cpu_name, in_own_process, provenance, write_json
+from . import median_with_interval
 
 TOLERANCE = 1e-6  # of q* in total variation, for every solver that can be told one
 EPS = float(np.finfo(float).eps)
@@ -213,7 +206,7 @@ def _take_turns(
 def _ratios(seconds: dict[str, ndarray], *, seed: int) -> dict[str, dict[str, float]]:
     fast = seconds["torch_float32"]
     return {
-        name: _median_with_interval(values / fast, seed=seed)
+        name: median_with_interval(values / fast, seed=seed)
         for name, values in seconds.items()
         if name != "torch_float32"
     }
@@ -235,14 +228,6 @@ def _spread(values: ndarray) -> dict[str, float]:
         "median": float(np.median(values)),
         "max": float(values.max()),
     }
-
-
-def _median_with_interval(values: ndarray, *, seed: int) -> dict[str, float]:
-    """The median of all values, shape (rounds, groups), and its 95% bootstrap over the rounds."""
-    rng = np.random.default_rng(seed)
-    rounds = rng.integers(len(values), size=(2_000, len(values)))
-    low, high = np.quantile(np.median(values[rounds], axis=(1, 2)), [0.025, 0.975])
-    return {"median": float(np.median(values)), "low": float(low), "high": float(high)}
 
 
 def judge(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -273,53 +258,28 @@ def measure(
     """The whole record. Each number of threads gets a process of its own, for BLAS's sake."""
     cells = []
     for count in threads:
-        environment = dict(os.environ)
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            environment[name] = str(count)
+        blas = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        environment = dict.fromkeys(blas, str(count))
         for vocab in vocabs:
             for batch in batches:
-                task = {
+                given = {
                     "vocab": vocab,
                     "batch": batch,
                     "rounds": max(3, rounds // 4) if batch > 1 else rounds,
                     "seed": seed,
                 }
-                run = subprocess.run(
-                    [sys.executable, "-m", "qstar_book.records.solver", "--cell", json.dumps(task)],
-                    env=environment,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    check=True,
-                )
-                cells.append(json.loads(run.stdout))
+                cells.append(in_own_process(measure_cell, given, environment=environment))
     return {
-        "command": "python -m qstar_book.records.solver " + " ".join(sys.argv[1:]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **provenance("numpy", "scipy", "torch", cpu=cpu_name(), cores=os.cpu_count()),
         "seed": seed,
         "rounds": rounds,
         "tolerance_tv": TOLERANCE,
         "device": "cpu",
         "rows": "synthetic, language-model-like: see the docstring of qstar_book.records.solver",
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
-        "versions": {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "scipy": scipy.__version__,
-            "torch": torch.__version__,
-        },
         "solvers": SOLVERS,
         "cells": cells,
         "targets": judge(cells),
     }
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def table(record: dict[str, Any]) -> str:
@@ -358,46 +318,16 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write(record: dict[str, Any], path: Path) -> None:
-    """The record as JSON, complete or not at all."""
-    text = json.dumps(record, indent=1, allow_nan=False)  # before a file is made
-    # A list of plain values takes one line, not one for each value.
-    text = re.sub(r"\[\n[^\[\]{}]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), text)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as part:
-        part.write(text + "\n")
-    os.chmod(part.name, 0o644)
-    os.replace(part.name, path)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m qstar_book.records.solver",
-        description="Time the solvers of alpha* on synthetic language-model-like rows.",
-    )
-    parser.add_argument("--out", type=Path, help="write the record here, as JSON")
-    parser.add_argument("--quick", action="store_true", help="small and few: a smoke test")
-    parser.add_argument("--rounds", type=int, default=40, help="repetitions (batches: a quarter)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cell", help=argparse.SUPPRESS)  # one cell, in its own process
-    options = parser.parse_args(arguments)
-    if options.cell:
-        print(json.dumps(measure_cell(**json.loads(options.cell))))
-        return
-    cores = os.cpu_count() or 1
+def command(*, out: Path | None, quick: bool, rounds: int, seed: int) -> None:
+    """`qstar-book record solver`."""
     record = measure(
-        threads=[1] if options.quick else sorted({1, cores}),
-        vocabs=[5_000] if options.quick else [49_152, 151_936],
-        batches=[1, 3] if options.quick else [1, 64],
-        rounds=3 if options.quick else options.rounds,
-        seed=options.seed,
+        threads=[1] if quick else sorted({1, os.cpu_count() or 1}),
+        vocabs=[5_000] if quick else [49_152, 151_936],
+        batches=[1, 3] if quick else [1, 64],
+        rounds=3 if quick else rounds,
+        seed=seed,
     )
     print(table(record))
-    if options.out:
-        write(record, options.out)
-        print(f"written to {options.out}")
-
-
-if __name__ == "__main__":
-    main()
+    if out:
+        write_json(out, record)
+        print(f"written to {out}")

@@ -1,4 +1,4 @@
-"""Adversarial rows through both solvers: `python -m qstar_book.records.stress 1000000`.
+"""Adversarial rows through both solvers: `qstar-book record stress 1000000`.
 
 Every row is solved by `qstar.solve_kl_symmetry` (float64, the reference), by `qstar.rows_torch` in
 float64, float32, bfloat16 and float16, and by its accelerator road (fixed passes) on the CPU. Each
@@ -9,8 +9,6 @@ reference's, in total variation, than the dtype explains ("unflagged"): `allowed
 them; the exit status is 1 if there is any.
 """
 
-import argparse
-import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -258,21 +256,10 @@ def table(counts: dict[tuple[str, str], Count]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m qstar_book.records.stress", description=__doc__
-    )
-    parser.add_argument("rows", type=int, nargs="?", default=1_000_000)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    counts = run(options.rows, seed=options.seed)
+def command(*, rows: int, seed: int) -> int:
+    """`qstar-book record stress`."""
+    counts = run(rows, seed=seed)
     print(table(counts))
     found = faults(counts)
     print(f"{found} faults")
-    if found:
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()
+    return 1 if found else 0

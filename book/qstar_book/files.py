@@ -1,0 +1,130 @@
+"""What the commands share: the checkout, JSON that is written whole, how a record was made."""
+
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+class RefusedError(ValueError):
+    """What was asked for cannot be done; the message says what can."""
+
+
+def find_checkout(given: Path | None = None) -> Path:
+    """The project's folder: the one given, else the one this package lies in, else the current one.
+
+    Raises:
+        RefusedError: It holds no folder `notebooks`.
+    """
+    for root in [given] if given else [Path(__file__).resolve().parents[2], Path.cwd()]:
+        if (root / "notebooks").is_dir():
+            return root.resolve()
+    raise RefusedError(
+        f"no folder notebooks/ in {given or Path.cwd()}: run this in a checkout, or name one with "
+        "--root"
+    )
+
+
+def short(path: Path) -> str:
+    """A path as seen from the current folder, if it is inside."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def write_json(path: Path, data: object, *, indent: int = 1) -> None:
+    """Write JSON, complete or not at all; a list of plain values takes one line.
+
+    Raises:
+        TypeError: Something in `data` is no JSON; nothing was written.
+        ValueError: The same, of nan and the infinities.
+    """
+    text = json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False)
+    text = re.sub(r"\[\n[^\[\]{}]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf8") as file:
+            os.fchmod(handle, 0o644)
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(handle)
+        os.replace(part, path)
+    except BaseException:
+        os.unlink(part)
+        raise
+
+
+def command_line() -> str:
+    """The command that is running, as a record repeats it."""
+    return shlex.join(["qstar-book", *sys.argv[1:]])
+
+
+def provenance(*packages: str, **machine: Any) -> dict[str, Any]:
+    """How a record is being made: command, date, what is told of the machine, and versions."""
+    return {
+        "command": command_line(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine,
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+    }
+
+
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+IN_ITS_OWN = """
+import importlib, json, sys
+module, name, given = sys.argv[1:]
+found = getattr(importlib.import_module(module), name)(**json.loads(given))
+print("\\n" + json.dumps(found))
+"""
+
+
+def in_own_process(
+    function: Callable[..., Any],
+    given: Mapping[str, Any],
+    *,
+    environment: Mapping[str, str] | None = None,
+    limit_s: float | None = None,
+) -> Any:
+    """Call a function in a fresh Python, whose environment is set before anything is imported.
+
+    Args:
+        function: One that stands in a module by its own name.
+        given: Its arguments, as JSON can hold them; so must be what it returns.
+        environment: Variables that are set there, besides those that are set here.
+        limit_s: After so many seconds it is ended.
+
+    Raises:
+        RuntimeError: It failed, or took too long; the message is the end of what it said.
+    """
+    where = [function.__module__, function.__name__]
+    command = [sys.executable, "-c", IN_ITS_OWN, *where, json.dumps(dict(given))]
+    try:
+        done = subprocess.run(
+            command,
+            env={**os.environ, **(environment or {})},
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"took longer than {limit_s} s") from None
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return json.loads(done.stdout.splitlines()[-1])
