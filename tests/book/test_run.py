@@ -260,7 +260,7 @@ def test_a_value_out_of_range_is_refused_before_anything_runs(
     root, capsys, accepted, refused, message
 ):
     write_notebook(root, "02_ranges", parameters=RANGES)
-    arguments = ["--root", str(root), "--only", "02_second"]
+    arguments = ["--root", str(root), "--only", "02_ranges"]
     assert main(["run", *arguments, "--set", accepted, "--list"]) == 0
     capsys.readouterr()
     assert main(["run", *arguments, "--set", refused]) == 2

@@ -14,6 +14,7 @@ from .beyond import (
     one_scale_law,
     tail_weight,
 )
+from .coin import draft_overlaps
 from .decoding import forwards_by_acceptance, one_round, proposed_text, speed_ratios, width_costs
 from .dimension import collapse, overlap_law, precision_shares, shells
 from .gaussians import (
@@ -61,6 +62,7 @@ __all__ = [
     "covariance_rules",
     "decode_trace",
     "densities",
+    "draft_overlaps",
     "effective_share",
     "enclosing_balls",
     "ends_and_middle",
