@@ -36,7 +36,7 @@ from qstar.families import (
     quadrature,
     solve_kl_symmetry,
 )
-from qstar.families.distributions import GaussianLine
+from qstar.families.continuous import GaussianLine
 
 LOG2 = math.log(2)
 PARTIAL = {  # policy, teacher -> status, alpha, C, KL(q*||policy), KL(q*||teacher)

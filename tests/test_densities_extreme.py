@@ -31,7 +31,8 @@ from qstar.families import (
     quadrature,
     solve_kl_symmetry,
 )
-from qstar.families.distributions import GaussianLine, log_beta
+from qstar.families._special import log_beta
+from qstar.families.continuous import GaussianLine
 
 
 def agree(found, expected, *, rel=1e-11):

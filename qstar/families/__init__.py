@@ -33,34 +33,24 @@ from ..gaussian import Gaussian
 from ..result import Balance
 from ..solve import solve_kl_symmetry as solve_rows
 from . import exponential, quadrature
-from .distributions import (
-    INTEGERS,
-    SPACE,
-    Affine,
-    Bernoulli,
+from .base import INTEGERS, SPACE, Distribution
+from .compounds import Affine, Density, GaussianMixture, GeometricMean, Mixture, as_line
+from .continuous import (
     Beta,
-    Binomial,
-    Categorical,
     Cauchy,
     Dirichlet,
-    Distribution,
     Exponential,
     Gamma,
-    Geometric,
     Laplace,
     Logistic,
-    Mixture,
-    NegativeBinomial,
     Pareto,
-    Poisson,
     Rayleigh,
     StudentT,
     Uniform,
     VonMises,
     Weibull,
-    as_line,
 )
-from .quadrature import Density, GaussianMixture, GeometricMean
+from .discrete import Bernoulli, Binomial, Categorical, Geometric, NegativeBinomial, Poisson
 
 __all__ = [
     "Affine",

@@ -27,7 +27,7 @@ from numpy import ndarray
 from scipy.optimize import brentq
 
 from ..result import Balance
-from .distributions import Distribution
+from .base import Distribution
 
 EPS = np.finfo(np.float64).eps
 Variance = Callable[[ndarray, ndarray], ndarray]

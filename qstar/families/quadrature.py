@@ -27,17 +27,8 @@ from .. import rows as geometric
 from ..gaussian import Gaussian
 from ..result import Balance
 from ..solve import solve_kl_symmetry as solve_rows
-from .distributions import (
-    INTEGERS,
-    LINE,
-    REACH,
-    SPACE,
-    Affine,
-    Distribution,
-    Mixture,
-    mixture_log_density,
-    mixture_weights,
-)
+from .base import INTEGERS, LINE, REACH, SPACE, Distribution
+from .compounds import Affine, Density, GaussianMixture, GeometricMean, Mixture
 
 MASS_TOLERANCE = 1e-6
 """How far the mass of a parent, found by quadrature, may be from 1 before it is refused."""
@@ -53,212 +44,6 @@ _SUNK = -1e100
 """A log-density below this is a zero by underflow, and is set to the value below; outside the
 support it is -inf."""
 _SUNK_VALUE = -1e290
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Density(Distribution):
-    """A law on the line, the integers or the plane, given by a function: for what has no class.
-
-    Attributes:
-        function: Points to normalised log-densities (log-probabilities on the integers), in nats,
-            vectorised. In the plane the points have their two coordinates on the last axis.
-        places: (place, scale) pairs where the law is worth looking at: modes, kinks, jumps. In the
-            plane both are pairs.
-        low: The lower end of the support; -inf if there is none.
-        high: The upper end.
-        outcomes: `real numbers`, `integers` or `vectors` (of the plane).
-        sampler: (count, generator) to draws, for `sample`; optional.
-    """
-
-    function: Callable[[ndarray], ndarray]
-    places: Sequence[tuple[float, float]] | Sequence[tuple[ndarray, ndarray]]
-    low: float = -math.inf
-    high: float = math.inf
-    outcomes: str = LINE  # type: ignore[misc]
-    sampler: Callable[[int, Generator], ndarray] | None = None
-
-    def __post_init__(self) -> None:
-        if self.outcomes not in (LINE, INTEGERS, SPACE):
-            raise ValueError(
-                f"outcomes must be one of {(LINE, INTEGERS, SPACE)}: got {self.outcomes!r}."
-            )
-        if not self.low < self.high and (self.outcomes, self.low) != (INTEGERS, self.high):
-            raise ValueError(f"low must lie below high: got {self.low} and {self.high}.")
-        if not self.places or not all((np.asarray(scale) > 0).all() for _, scale in self.places):
-            raise ValueError(
-                "places must name at least one (place, scale) with a positive scale, where the "
-                f"law has its mass: got {self.places!r}. Without it a narrow peak goes unseen."
-            )
-
-    @property
-    def support(self) -> tuple[float, float]:
-        return self.low, self.high
-
-    @property
-    def landmarks(self) -> tuple[tuple[float, float], ...]:
-        return tuple(self.places)  # type: ignore[arg-type]
-
-    def log_density(self, x: ArrayLike) -> ndarray:
-        points = np.asarray(x, dtype=float)
-        with np.errstate(all="ignore"):
-            values = np.asarray(self.function(points), dtype=float)
-        if self.outcomes == SPACE:
-            return values
-        return np.where((points >= self.low) & (points <= self.high), values, -np.inf)
-
-    def sample(self, count: int, *, generator: Generator) -> ndarray:
-        if self.sampler is None:
-            raise ValueError("this Density has no sampler: pass sampler=(count, generator) -> x.")
-        return self.sampler(count, generator)
-
-
-@dataclass(frozen=True, slots=True, eq=False, init=False)
-class GaussianMixture(Distribution):
-    """A weighted arithmetic mixture of Gaussians of any dimension.
-
-    One and two dimensions are integrated; beyond, `qstar.families.montecarlo` takes it.
-
-    Attributes:
-        weights: Positive, summing to 1 (to 1e-6; then normalised). Shape (components,).
-        components: As many Gaussians, all of one dimension.
-    """
-
-    weights: ndarray
-    components: tuple[Gaussian, ...]
-
-    outcomes = SPACE
-
-    def __init__(self, weights: ArrayLike, components: Sequence[Gaussian]) -> None:
-        values = mixture_weights(weights, len(components))
-        dimensions = sorted({component.dimension for component in components})
-        if len(dimensions) != 1:
-            raise ValueError(
-                f"components must be Gaussians of one dimension: got dimensions {dimensions}."
-            )
-        values.flags.writeable = False
-        object.__setattr__(self, "weights", values)
-        object.__setattr__(self, "components", tuple(components))
-
-    @property
-    def dimension(self) -> int:
-        """How many coordinates an outcome has."""
-        return self.components[0].dimension
-
-    @property
-    def landmarks(self) -> tuple[tuple[ndarray, ndarray], ...]:  # type: ignore[override]
-        return tuple((c.mean, np.sqrt(np.diag(c.covariance))) for c in self.components)
-
-    def log_density(self, x: ArrayLike) -> ndarray:
-        terms = [component.log_density(x) for component in self.components]
-        return mixture_log_density(self.weights, np.stack(terms, axis=-1))
-
-    def sample(self, count: int, *, generator: Generator) -> ndarray:
-        counts = generator.multinomial(count, self.weights)
-        draws = [
-            component.sample(int(n), generator=generator)
-            for component, n in zip(self.components, counts, strict=True)
-        ]
-        return generator.permutation(np.concatenate(draws))
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, GaussianMixture):
-            return NotImplemented
-        return np.array_equal(self.weights, other.weights) and self.components == other.components
-
-    def __hash__(self) -> int:
-        return hash((self.weights.tobytes(), self.components))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class GeometricMean(Distribution):
-    """q_alpha of two parents that share no family: a law by its density.
-
-    Attributes:
-        policy: The parent with exponent alpha.
-        teacher: The parent with exponent 1 - alpha.
-        alpha: In [0, 1].
-        log_partition: log Z(alpha), in nats.
-    """
-
-    policy: Distribution
-    teacher: Distribution
-    alpha: float
-    log_partition: float
-
-    @property
-    def outcomes(self) -> str:  # type: ignore[override]
-        """What the outcomes are: those of the parents."""
-        return self.policy.outcomes
-
-    @property
-    def support(self) -> tuple[float, float]:
-        """The shared support."""
-        (low_1, high_1), (low_2, high_2) = self.policy.support, self.teacher.support
-        return max(low_1, low_2), min(high_1, high_2)
-
-    @property
-    def landmarks(self) -> tuple[tuple[float, float], ...]:
-        return (*self.policy.landmarks, *self.teacher.landmarks)
-
-    def log_density(self, x: ArrayLike) -> ndarray:
-        return self._path(self.policy.log_density(x), self.teacher.log_density(x))
-
-    @property
-    def gaps(self) -> tuple[float, ...]:
-        """Where a parent may jump inside the support."""
-        return (*_gaps(self.policy), *_gaps(self.teacher))
-
-    def log_density_at(self, anchor: ArrayLike, offset: ndarray) -> ndarray:
-        return self._path(
-            self.policy.log_density_at(anchor, offset), self.teacher.log_density_at(anchor, offset)
-        )
-
-    def log_density_beyond(self, anchor: ndarray, side: ndarray, log_distance: ndarray) -> ndarray:
-        ours, theirs = (
-            parent.log_density_beyond(anchor, side, log_distance)
-            for parent in (self.policy, self.teacher)
-        )
-        return np.where(np.isnan(ours + theirs), np.nan, self._path(ours, theirs))
-
-    def _path(self, log_policy: ndarray, log_teacher: ndarray) -> ndarray:
-        shared = (log_policy > -np.inf) & (log_teacher > -np.inf)
-        path = self.alpha * np.where(shared, log_policy, 0.0) + (1 - self.alpha) * np.where(
-            shared, log_teacher, 0.0
-        )
-        return np.where(shared, path - self.log_partition, -np.inf)
-
-    def sample(self, count: int, *, generator: Generator) -> ndarray:
-        """Exact draws: propose from alpha policy + (1 - alpha) teacher, accept by the ratio of
-        geometric to arithmetic mean. It takes about count / Z(alpha) proposals.
-
-        Raises:
-            ArithmeticError: Z(alpha) is below 1e-6, so that a draw takes over a million proposals.
-        """
-        if self.log_partition < math.log(1e-6):
-            raise ArithmeticError(
-                f"one proposal in exp({-self.log_partition:.3g}) would be accepted: the parents "
-                f"are too far apart for rejection. Sample q from its density instead."
-            )
-        draws: list[ndarray] = []
-        missing = count
-        while missing > 0:
-            size = math.ceil(1.1 * missing * math.exp(-self.log_partition)) + 8
-            ours = int(generator.binomial(size, self.alpha))
-            x = generator.permutation(
-                np.concatenate(
-                    [
-                        self.policy.sample(ours, generator=generator),
-                        self.teacher.sample(size - ours, generator=generator),
-                    ]
-                )
-            )
-            log_policy, log_teacher = self.policy.log_density(x), self.teacher.log_density(x)
-            arithmetic = self.alpha * np.exp(log_policy) + (1 - self.alpha) * np.exp(log_teacher)
-            geometric_mean = np.exp(self._path(log_policy, log_teacher) + self.log_partition)
-            kept = x[generator.random(size) * arithmetic < geometric_mean]
-            draws.append(kept[:missing])
-            missing -= len(draws[-1])
-        return np.concatenate(draws)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -433,8 +218,8 @@ def _has_mass_one(parent: Distribution) -> bool:
     parts = getattr(parent, "components", None) or [getattr(parent, "base", None)]
     if isinstance(parent, (Mixture, Affine)):
         return all(_has_mass_one(part) for part in parts)
-    named = type(parent).__module__ == Distribution.__module__
-    return named or isinstance(parent, GaussianMixture)
+    unknown = isinstance(parent, (Density, GeometricMean))
+    return type(parent).__module__.startswith(f"{__package__}.") and not unknown
 
 
 def _converged(nodes: Rows, what: str) -> Rows:
@@ -723,7 +508,7 @@ def _quadrature(
     if policy.outcomes == LINE:
         order = 16
         lows, highs = zip(policy.support, teacher.support, strict=True)
-        ends = {end for parent in parents for end in (*parent.support, *_gaps(parent))}
+        ends = {end for parent in parents for end in (*parent.support, *parent.gaps)}
         inner = sorted(end for end in ends if math.isfinite(end))
         hull = [min(lows), *inner, max(highs)]
         places = [landmark for parent in parents for landmark in parent.landmarks]
@@ -788,11 +573,6 @@ def _plane_axis(parents: tuple[Distribution, Distribution], i: int) -> _Axis:
 
     places = [(float(c[i]), float(s[i])) for c, s in zip(centres, scales, strict=True)]
     return _Axis.of(places, [-math.inf, math.inf], 2.0, extent)
-
-
-def _gaps(parent: Distribution) -> tuple[float, ...]:
-    """Places where the density of a parent may jump inside its support."""
-    return tuple(getattr(parent, "gaps", ()))
 
 
 class _Rule:

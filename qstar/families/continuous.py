@@ -1,0 +1,457 @@
+"""Families with a density: on the line, on the circle and on the simplex."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+from numpy import ndarray
+from numpy.random import Generator
+from numpy.typing import ArrayLike
+from scipy.special import betaln, gammaln, i0e, log_expit, xlogy
+
+from ._special import (
+    LARGE,
+    circle_variances,
+    dirichlet_variance,
+    log1p_square,
+    log_beta,
+    log_poisson,
+    log_ratio,
+    relative_gap,
+    trigamma_excess,
+)
+from .base import (
+    CIRCLE,
+    SIMPLEX,
+    Distribution,
+    Finite,
+    NotNegative,
+    Positive,
+    Special,
+    WithArrays,
+    set_fields,
+    vector,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Gamma(Distribution):
+    """Waiting times: density x^(shape - 1) exp(-rate x) on the positive numbers."""
+
+    shape: Positive
+    rate: Positive
+    ends = (0.0, math.inf)
+    varies = ("shape", "rate")
+
+    @property
+    def landmarks(self) -> tuple[tuple[float, float], ...]:
+        return ((self.shape / self.rate, math.sqrt(self.shape) / self.rate),)
+
+    def _log_density(self, x: ndarray, from_centre: ndarray, to_high: ndarray) -> ndarray:
+        if self.shape > LARGE:
+            log_power = log_poisson(self.shape, self.rate * x, self.rate * from_centre)
+            return np.where(x > 0, log_power + math.log(self.shape) - np.log(x), -np.inf)
+        log_power = xlogy(self.shape - 1, self.rate * x) - self.rate * x
+        return log_power - gammaln(self.shape) + math.log(self.rate)
+
+    def _log_density_of_log(self, log_distance: ndarray) -> ndarray:
+        log_scaled = math.log(self.rate) + log_distance
+        return self.shape * log_scaled - np.exp(log_scaled) - gammaln(self.shape)
+
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
+        return generator.gamma(self.shape, 1 / self.rate, count)
+
+    def _variance(self, teacher: Self, a: ndarray, b: ndarray) -> ndarray:
+        # trigamma(shape) = 1/shape + the excess: squares only, nothing is subtracted.
+        shape = a * self.shape + b * teacher.shape
+        shape_gap = self.shape - teacher.shape
+        rate_gap = relative_gap(log_ratio(self.rate, teacher.rate), a, b)
+        return shape * (rate_gap - shape_gap / shape) ** 2 + shape_gap**2 * trigamma_excess(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Exponential(Special):
+    """Waiting time at a constant rate; 1 / rate is the mean."""
+
+    rate: Positive
+    varies = ("rate",)
+
+    def _general(self) -> Gamma:
+        return Gamma(1.0, self.rate)
+
+
+class _Stretched(Distribution):
+    """A family in which some power or logarithm of the outcome is exponential, with a rate that is
+    a power of the one field that varies.
+
+    alpha* depends on the ratio rho of the two exponential rates alone, policy over teacher:
+    1 / log(rho) - 1 / (rho - 1). See `qstar.gaussian.alpha_same_mean_isotropic`.
+    """
+
+    __slots__ = ()
+
+    def _power(self) -> float:
+        raise NotImplementedError
+
+    def _variance(self, teacher: Self, a: ndarray, b: ndarray) -> ndarray:
+        (name,) = self.varies
+        log_rates = self._power() * log_ratio(getattr(self, name), getattr(teacher, name))
+        return relative_gap(log_rates, a, b) ** 2
+
+    def _between(self, teacher: Self, a: float, b: float) -> Self:
+        (name,) = self.varies
+        x, y, power = getattr(self, name), getattr(teacher, name), self._power()
+        if (x > y) == (power > 0):  # from the larger rate, so that nothing overflows
+            x, y, a, b = y, x, b, a
+        return replace(self, **{name: y * (b + a * (x / y) ** power) ** (1 / power)})
+
+
+@dataclass(frozen=True, slots=True)
+class Weibull(_Stretched):
+    """Lifetimes: (X / scale)^shape is exponential.
+
+    Two of them are one exponential family where they share the shape; elsewhere
+    `qstar.families` integrates.
+    """
+
+    shape: Positive
+    scale: Positive
+    ends = (0.0, math.inf)
+    varies = ("scale",)
+
+    @property
+    def landmarks(self) -> tuple[tuple[float, float], ...]:
+        return ((self.scale, self.scale / max(self.shape, 1.0)),)
+
+    def _log_density(self, x: ndarray, from_centre: ndarray, to_high: ndarray) -> ndarray:
+        log_power = xlogy(self.shape - 1, x / self.scale) - (x / self.scale) ** self.shape
+        return log_power + math.log(self.shape / self.scale)
+
+    def _log_density_of_log(self, log_distance: ndarray) -> ndarray:
+        log_power = self.shape * (log_distance - math.log(self.scale))
+        return math.log(self.shape) + log_power - np.exp(log_power)
+
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
+        return self.scale * generator.weibull(self.shape, count)
+
+    def _power(self) -> float:
+        return -self.shape
+
+
+@dataclass(frozen=True, slots=True)
+class Rayleigh(_Stretched, Special):
+    """The length of a Gaussian vector in the plane, `scale` being the deviation of each axis."""
+
+    scale: Positive
+    varies = ("scale",)
+
+    def _general(self) -> Weibull:
+        return Weibull(2.0, self.scale * math.sqrt(2))
+
+    def _power(self) -> float:
+        return -2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pareto(_Stretched):
+    """A power law from `minimum` up: log(X / minimum) is exponential with rate `shape`.
+
+    Two of them are one exponential family where they share the minimum; elsewhere their supports
+    are nested and `qstar.families` integrates.
+    """
+
+    shape: Positive
+    minimum: Positive
+    varies = ("shape",)
+
+    @property
+    def support(self) -> tuple[float, float]:
+        return self.minimum, math.inf
+
+    @property
+    def landmarks(self) -> tuple[tuple[float, float], ...]:
+        return ((self.minimum, self.minimum / self.shape),)
+
+    def _log_density(self, x: ndarray, from_centre: ndarray, to_high: ndarray) -> ndarray:
+        log_power = -(self.shape + 1) * (np.log(x) - math.log(self.minimum))
+        return log_power + math.log(self.shape / self.minimum)
+
+    def _log_density_of_log(self, log_distance: ndarray) -> ndarray:
+        return math.log(self.shape) - self.shape * (log_distance - math.log(self.minimum))
+
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
+        with np.errstate(over="ignore"):
+            return self.minimum * np.exp(generator.exponential(1 / self.shape, count))
+
+    def _power(self) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Beta(Distribution):
+    """A probability: density x^(a - 1) (1 - x)^(b - 1) on (0, 1)."""
+
+    a: Positive
+    b: Positive
+    ends = (0.0, 1.0)
+    varies = ("a", "b")
+
+    @property
+    def landmarks(self) -> tuple[tuple[float, float], ...]:
+        total = self.a + self.b
+        mean = self.a / total
+        return ((mean, math.sqrt(mean * (self.b / total) / (total + 1))),)
+
+    def _log_density(self, x: ndarray, from_centre: ndarray, to_high: ndarray) -> ndarray:
+        a, b, total = self.a, self.b, self.a + self.b
+        if min(a, b) > LARGE:
+            gap = total * from_centre
+            log_odds = log_poisson(a, total * x, gap) + log_poisson(b, total * to_high, -gap)
+            log_odds += math.log(a) + math.log(b / total) - log_poisson(total, total, 0.0)
+            return np.where(x * to_high > 0, log_odds - np.log(x) - np.log(to_high), -np.inf)
+        return xlogy(a - 1, x) + xlogy(b - 1, to_high) - betaln(a, b)
+
+    def log_density_beyond(self, anchor: ndarray, side: ndarray, log_distance: ndarray) -> ndarray:
+        power = np.where(anchor == 0, self.a, self.b)
+        at_end = ((anchor == 0) & (side > 0)) | ((anchor == 1) & (side < 0))
+        known = power * log_distance - betaln(self.a, self.b)
+        # No zero-argument super() in a dataclass with slots.
+        other = Distribution.log_density_beyond(self, anchor, side, log_distance)
+        return np.where(at_end & (log_distance < 0), known, other)
+
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
+        return generator.beta(self.a, self.b, count)
+
+    def _variance(self, teacher: Self, a: ndarray, b: ndarray) -> ndarray:
+        ours, theirs = np.array([self.a, self.b]), np.array([teacher.a, teacher.b])
+        return dirichlet_variance(ours, theirs, a, b)
+
+
+@dataclass(frozen=True, slots=True, eq=False, init=False)
+class Dirichlet(WithArrays):
+    """A probability vector: density prod x_i^(concentration_i - 1) on the simplex.
+
+    Attributes:
+        concentration: At least two numbers, each positive. Shape (outcomes,).
+    """
+
+    concentration: ndarray
+    outcomes = SIMPLEX
+    varies = ("concentration",)
+
+    def __init__(self, concentration: ArrayLike) -> None:
+        values = vector(concentration, "concentration")
+        if len(values) < 2 or (values <= 0).any():
+            raise ValueError(
+                f"concentration must hold at least two positive numbers: got {values}. Drop the "
+                f"outcomes that cannot happen."
+            )
+        set_fields(self, concentration=values)
+
+    def log_density(self, x: ArrayLike) -> ndarray:
+        """The log-density of the first coordinates, the last being 1 minus their sum; -inf where a
+        point is no probability vector (to 1e-9)."""
+        points = np.asarray(x, dtype=float)
+        if points.ndim == 0 or points.shape[-1] != len(self.concentration):
+            raise ValueError(
+                f"x must have the {len(self.concentration)} entries of a probability vector on its "
+                f"last axis: got shape {points.shape}."
+            )
+        inside = (points >= 0).all(axis=-1) & (np.abs(points.sum(axis=-1) - 1) <= 1e-9)
+        log_beta = gammaln(self.concentration).sum() - gammaln(self.concentration.sum())
+        powers = xlogy(self.concentration - 1, np.where(points >= 0, points, 0.5)).sum(axis=-1)
+        return np.where(inside, powers - log_beta, -np.inf)
+
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
+        return generator.dirichlet(self.concentration, count)
+
+    def _kin(self) -> tuple[object, ...]:
+        return Dirichlet, len(self.concentration)
+
+    def _variance(self, teacher: Self, a: ndarray, b: ndarray) -> ndarray:
+        return dirichlet_variance(self.concentration, teacher.concentration, a, b)
+
+
+@dataclass(frozen=True, slots=True)
+class VonMises(Distribution):
+    """An angle, in radians: density exp(concentration cos(x - location)) on the circle.
+
+    A concentration of zero is the uniform circle; `location` is the mean direction.
+    """
+
+    concentration: NotNegative
+    location: Finite
+    ends = (-math.pi, math.pi)
+    outcomes = CIRCLE
+    varies = ("concentration", "location")
+
+    def log_density(self, x: ArrayLike) -> ndarray:
+        """The log-density per radian; an angle may be given modulo 2 pi."""
+        half = np.sin((np.asarray(x, dtype=float) - self.location) / 2)
+        return -2 * self.concentration * half**2 - np.log(2 * np.pi * i0e(self.concentration))
+
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
+        return generator.vonmises(self.location, self.concentration, count)
+
+    def _natural(self) -> ndarray:
+        return self.concentration * np.array([math.cos(self.location), math.sin(self.location)])
+
+    def _variance(self, teacher: Self, a: ndarray, b: ndarray) -> ndarray:
+        middle = self.location / 2 + teacher.location / 2
+        chord = 2 * math.sin((self.location - teacher.location) / 2)
+        turn = chord * np.array([-math.sin(middle), math.cos(middle)])
+        ours = np.array([math.cos(self.location), math.sin(self.location)])
+        gap = (self.concentration - teacher.concentration) * ours + teacher.concentration * turn
+        natural = a[..., None] * self._natural() + b[..., None] * teacher._natural()
+        size = np.hypot(natural[..., 0], natural[..., 1])
+        axis = natural / np.where(size > 0, size, 1.0)[..., None]
+        along = axis @ gap
+        across = axis[..., 0] * gap[1] - axis[..., 1] * gap[0]
+        radial, tangential = circle_variances(size)
+        return np.where(size > 0, radial * along**2 + tangential * across**2, 0.5 * (gap**2).sum())
+
+    def _between(self, teacher: Self, a: float, b: float) -> Self:
+        x, y = a * self._natural() + b * teacher._natural()
+        return replace(self, concentration=math.hypot(x, y), location=math.atan2(y, x))
+
+
+class _Located(Distribution):
+    """A density of the distance from a location, which is the median, in units of a scale."""
+
+    __slots__ = ()
+    location: float
+    scale: float
+
+    @property
+    def landmarks(self) -> tuple[tuple[float, float], ...]:
+        return ((self.location, self.scale),)
+
+
+@dataclass(frozen=True, slots=True)
+class Laplace(_Located, _Stretched):
+    """Two exponentials back to back: density exp(-|x - location| / scale) / (2 scale).
+
+    Two of them are one exponential family where they share the location; elsewhere
+    `qstar.families` integrates.
+    """
+
+    location: Finite
+    scale: Positive
+    varies = ("scale",)
+
+    def _log_density(self, x: ndarray, from_centre: ndarray, to_high: ndarray) -> ndarray:
+        return -np.abs(from_centre) / self.scale - math.log(2 * self.scale)
+
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
+        return generator.laplace(self.location, self.scale, count)
+
+    def _power(self) -> float:
+        return -1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cauchy(_Located):
+    """The heavy tail without a mean. Two of them balance at alpha = 1/2, always.
+
+    `scale` is half the distance between the quartiles.
+    """
+
+    location: Finite
+    scale: Positive
+
+    def _log_density(self, x: ndarray, from_centre: ndarray, to_high: ndarray) -> ndarray:
+        return -log1p_square(from_centre / self.scale) - math.log(math.pi * self.scale)
+
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
+        return self.location + self.scale * generator.standard_cauchy(count)
+
+
+@dataclass(frozen=True, slots=True)
+class StudentT(_Located):
+    """Student's t of `freedom` degrees of freedom, moved and stretched; 1 is the Cauchy
+    distribution. `scale` is not the standard deviation."""
+
+    freedom: Positive
+    location: Finite
+    scale: Positive
+
+    def _log_density(self, x: ndarray, from_centre: ndarray, to_high: ndarray) -> ndarray:
+        unit = from_centre / self.scale / math.sqrt(self.freedom)
+        return -0.5 * (self.freedom + 1) * log1p_square(unit) - self._log_constant()
+
+    def _log_density_of_log(self, log_distance: ndarray) -> ndarray:
+        log_unit = log_distance - math.log(self.scale) - 0.5 * math.log(self.freedom)
+        log_power = 0.5 * (self.freedom + 1) * np.logaddexp(0.0, 2 * log_unit)
+        return log_distance - log_power - self._log_constant()
+
+    def _log_constant(self) -> float:
+        log_root = 0.5 * math.log(self.freedom)
+        return log_beta(self.freedom / 2, 0.5) + log_root + math.log(self.scale)
+
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
+        return self.location + self.scale * generator.standard_t(self.freedom, count)
+
+
+@dataclass(frozen=True, slots=True)
+class Logistic(_Located):
+    """The distribution whose cumulative probability is the logistic curve."""
+
+    location: Finite
+    scale: Positive
+
+    def _log_density(self, x: ndarray, from_centre: ndarray, to_high: ndarray) -> ndarray:
+        unit = from_centre / self.scale
+        return log_expit(unit) + log_expit(-unit) - math.log(self.scale)
+
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
+        return generator.logistic(self.location, self.scale, count)
+
+
+@dataclass(frozen=True, slots=True)
+class GaussianLine(_Located):
+    """A one-dimensional `qstar.gaussian.Gaussian` whose points are plain numbers; `scale` is the
+    standard deviation."""
+
+    location: Finite
+    scale: Positive
+
+    def _log_density(self, x: ndarray, from_centre: ndarray, to_high: ndarray) -> ndarray:
+        unit = from_centre / self.scale
+        return -0.5 * unit**2 - math.log(self.scale) - 0.5 * math.log(2 * math.pi)
+
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
+        return generator.normal(self.location, self.scale, count)
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform(Distribution):
+    """A flat density from `low` to `high`, both finite."""
+
+    low: Finite
+    high: Finite
+
+    def __post_init__(self) -> None:
+        Distribution.__post_init__(self)
+        if not self.low < self.high:
+            raise ValueError(
+                f"low must lie below high: got {self.low} and {self.high}. Swap them, if they "
+                f"came in the wrong order; a single point has no density."
+            )
+
+    @property
+    def support(self) -> tuple[float, float]:
+        return self.low, self.high
+
+    @property
+    def landmarks(self) -> tuple[tuple[float, float], ...]:
+        return ((self.low / 2 + self.high / 2, self.high / 2 - self.low / 2),)
+
+    def _log_density(self, x: ndarray, from_centre: ndarray, to_high: ndarray) -> ndarray:
+        return 0 * x - math.log(self.high - self.low)
+
+    def sample(self, count: int, *, generator: Generator) -> ndarray:
+        return generator.uniform(self.low, self.high, count)
+
+    def _general(self) -> Distribution:
+        return Beta(1.0, 1.0) if (self.low, self.high) == (0.0, 1.0) else self
