@@ -518,7 +518,7 @@ FROM_SCIPY = {
 
 @pytest.mark.parametrize(("frozen", "law"), FROM_SCIPY.values(), ids=FROM_SCIPY)
 def test_scipy_distributions_are_read_as_the_law_that_they_are(frozen, law):
-    read = families.as_law(frozen)
+    read = families.as_distribution(frozen)
     assert type(read) is type(law)
     if isinstance(law, Gaussian):
         np.testing.assert_allclose(read.mean, law.mean)
@@ -578,7 +578,7 @@ SAME_LAW = {  # a name that is known, one that is not, and another parent
 
 @pytest.mark.parametrize(("known", "unknown", "other"), SAME_LAW.values(), ids=SAME_LAW)
 def test_an_unknown_name_goes_through_its_density(known, unknown, other):
-    assert isinstance(families.as_law(unknown), Density)
+    assert isinstance(families.as_distribution(unknown), Density)
     expected, found = solve_kl_symmetry(known, other), solve_kl_symmetry(unknown, other)
     assert found.converged
     assert found.chernoff == pytest.approx(expected.chernoff, rel=1e-10)
@@ -619,7 +619,7 @@ REFUSED = [
     ),
     (lambda: kl(stats.poisson, stats.poisson(3)), "Freeze a SciPy distribution"),
     (lambda: kl(stats.norm([0, 1], 1), stats.norm()), "must be one distribution"),
-    (lambda: kl(3.0, stats.norm()), "a parent must be a law"),
+    (lambda: kl(3.0, stats.norm()), "a parent must be a distribution"),
     (lambda: kl(Categorical([0.5, 0.5]), Categorical([0.3, 0.3, 0.4])), "one vocabulary"),
     (lambda: kl(Dirichlet([1.0, 2.0]), Dirichlet([1.0, 2.0, 3.0])), "members of one family"),
     (lambda: log_partition(Poisson(1.0), Poisson(2.0), 1.5), "must lie in"),
