@@ -604,7 +604,7 @@ REFUSED = [
     (lambda: Dirichlet([1.0]), "at least two positive numbers"),
     (lambda: Uniform(1.0, 1.0), "low must lie below high"),
     (lambda: Mixture([0.5, 0.6], [Cauchy(0.0, 1.0)] * 2), "weights must be 2 positive numbers"),
-    (lambda: Mixture([0.5, 0.5], [Cauchy(0.0, 1.0), Poisson(1.0)]), "all be distributions of real numbers"),
+    (lambda: Mixture([0.5, 0.5], [Cauchy(0.0, 1.0), Poisson(1.0)]), "all be distributions of real"),
     (lambda: Affine(Poisson(1.0), 0.5), "moved by an integer only"),
     (lambda: Density(lambda x: -x, [], 0.0), "places must name at least one"),
     (lambda: VonMises(-1.0, 0.0), "concentration must be positive"),

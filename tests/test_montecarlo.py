@@ -208,7 +208,7 @@ def broken(function):
 REFUSED = [
     (broken(lambda x: x), "must be one number a draw"),
     (broken(lambda x: np.full(len(x), np.nan)), "must be finite or -inf"),
-    (broken(lambda x: np.full(len(x), -np.inf)), "of different laws"),
+    (broken(lambda x: np.full(len(x), -np.inf)), "of different distributions"),
 ]
 
 

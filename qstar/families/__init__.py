@@ -1,7 +1,7 @@
 """q* beyond rows of probabilities: one interface over every pair of parents the book speaks of.
 
-`solve_kl_symmetry(policy, teacher)` takes two distributions and returns the same `qstar.Balance`, in plain
-Python values and with the same statuses, whatever they are:
+`solve_kl_symmetry(policy, teacher)` takes two distributions and returns the same `qstar.Balance`,
+in plain Python values and with the same statuses, whatever they are:
 
 - members of one exponential family (`Bernoulli`, `Binomial`, `Poisson`, `Geometric`,
   `NegativeBinomial`, `Exponential`, `Gamma`, `Beta`, `Dirichlet`, `VonMises`, `Laplace` of one
@@ -9,10 +9,10 @@ Python values and with the same statuses, whatever they are:
   equation (`qstar.families.exponential`), exact to a few units in the last place;
 - two `qstar.gaussian.Gaussian` of any dimension, through `qstar.gaussian`;
 - two `Categorical`, through `qstar.solve_kl_symmetry`;
-- any two distributions on the line, or on the integers, or in the plane (`Cauchy`, `StudentT`, `Logistic`,
-  `Uniform`, `Mixture`, `GaussianMixture`, `Affine`, `Density`, members of different families, or
-  of one family that is not exponential in what differs), through quadrature or summation
-  (`qstar.families.quadrature`), to about 1e-12 or with `converged` False;
+- any two distributions on the line, or on the integers, or in the plane (`Cauchy`, `StudentT`,
+  `Logistic`, `Uniform`, `Mixture`, `GaussianMixture`, `Affine`, `Density`, members of different
+  families, or of one family that is not exponential in what differs), through quadrature or
+  summation (`qstar.families.quadrature`), to about 1e-12 or with `converged` False;
 - SciPy's frozen distributions wherever one of these can be read from them.
 
 Beyond two dimensions without a closed form use `qstar.families.montecarlo`, for more than two
@@ -32,11 +32,10 @@ from ..result import Balance
 from . import exponential, quadrature
 from ._scipy import as_distribution
 from .base import Distribution
+from .bounded import Beta, Dirichlet, Uniform, VonMises
 from .compounds import Affine, Density, GaussianMixture, GeometricMean, Mixture, as_line
 from .continuous import (
-    Beta,
     Cauchy,
-    Dirichlet,
     Exponential,
     Gamma,
     Laplace,
@@ -44,8 +43,6 @@ from .continuous import (
     Pareto,
     Rayleigh,
     StudentT,
-    Uniform,
-    VonMises,
     Weibull,
 )
 from .discrete import Bernoulli, Binomial, Categorical, Geometric, NegativeBinomial, Poisson
@@ -200,10 +197,10 @@ def _read(policy: Parent, teacher: Parent) -> tuple[ModuleType, Any, Any, tuple[
     """The module that solves the pair, the parents as it takes them, and the (location, scale) of
     a motion that both had and that was taken off."""
     ours, theirs = as_distribution(policy), as_distribution(teacher)
+    moves = [(p.location, p.scale) for p in (ours, theirs) if isinstance(p, Affine)]
     motion: tuple[float, ...] = ()
-    if isinstance(ours, Affine) and isinstance(theirs, Affine):
-        if (ours.location, ours.scale) == (theirs.location, theirs.scale):
-            motion, ours, theirs = (ours.location, ours.scale), ours.base, theirs.base
+    if len(moves) == 2 and moves[0] == moves[1]:
+        motion, ours, theirs = moves[0], ours.base, theirs.base
     if isinstance(ours, Gaussian) and isinstance(theirs, Gaussian):
         return gaussian, ours, theirs, motion
     ours, theirs = _as_density(ours), _as_density(theirs)

@@ -19,7 +19,6 @@ SUNK, SUNK_VALUE = -1e100, -1e290
 support it is -inf."""
 
 
-
 @dataclass(frozen=True, eq=False)
 class Axis:
     """One coordinate cut into pieces, each with a coordinate u from zero up.

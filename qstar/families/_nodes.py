@@ -23,6 +23,7 @@ this part of the whole. What is kept is the halved cell, whose error is far smal
 MAX_NODES = (2**17, 2**20)
 """How many nodes a rule on the line, in the plane, may have before it gives up."""
 
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
     """A pair of distributions as a pair of rows, and how well the rows stand for them.

@@ -8,11 +8,10 @@ from numpy import ndarray
 
 from ..gaussian import Gaussian
 from .base import INTEGERS, LINE, SPACE, Distribution
+from .bounded import Beta, Dirichlet, Uniform, VonMises
 from .compounds import Affine, Density, GaussianMixture
 from .continuous import (
-    Beta,
     Cauchy,
-    Dirichlet,
     Exponential,
     Gamma,
     Laplace,
@@ -20,8 +19,6 @@ from .continuous import (
     Pareto,
     Rayleigh,
     StudentT,
-    Uniform,
-    VonMises,
     Weibull,
 )
 from .discrete import Bernoulli, Binomial, Geometric, NegativeBinomial, Poisson

@@ -208,9 +208,7 @@ class Mixture(_Blend):
             one-dimensional Gaussians too.
     """
 
-    def __init__(
-        self, weights: ArrayLike, components: Sequence[Distribution | Gaussian]
-    ) -> None:
+    def __init__(self, weights: ArrayLike, components: Sequence[Distribution | Gaussian]) -> None:
         self._set(weights, [as_line(component) for component in components])
         kinds = {component.outcomes for component in self.components}
         if len(kinds) != 1 or not kinds <= {LINE, INTEGERS}:
