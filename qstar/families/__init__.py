@@ -197,10 +197,13 @@ def _read(policy: Parent, teacher: Parent) -> tuple[ModuleType, Any, Any, tuple[
     """The module that solves the pair, the parents as it takes them, and the (location, scale) of
     a motion that both had and that was taken off."""
     ours, theirs = as_distribution(policy), as_distribution(teacher)
-    moves = [(p.location, p.scale) for p in (ours, theirs) if isinstance(p, Affine)]
     motion: tuple[float, ...] = ()
-    if len(moves) == 2 and moves[0] == moves[1]:
-        motion, ours, theirs = moves[0], ours.base, theirs.base
+    if (
+        isinstance(ours, Affine)
+        and isinstance(theirs, Affine)
+        and (ours.location, ours.scale) == (theirs.location, theirs.scale)
+    ):
+        motion, ours, theirs = (ours.location, ours.scale), ours.base, theirs.base
     if isinstance(ours, Gaussian) and isinstance(theirs, Gaussian):
         return gaussian, ours, theirs, motion
     ours, theirs = _as_density(ours), _as_density(theirs)

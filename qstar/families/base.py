@@ -18,6 +18,8 @@ from numpy import ndarray
 from numpy.random import Generator
 from numpy.typing import ArrayLike
 
+from ..result import ComparedByValue
+
 LINE, INTEGERS, CIRCLE, SIMPLEX, LABELS, SPACE = (
     "real numbers",
     "integers",
@@ -180,14 +182,8 @@ class Special(Distribution):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class WithArrays(Distribution):
+class WithArrays(ComparedByValue, Distribution):
     """Equality and hash for fields that are arrays."""
-
-    def __eq__(self, other: object) -> bool:
-        if type(self) is not type(other):
-            return NotImplemented
-        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
-        return all(np.array_equal(x, y) if isinstance(x, ndarray) else x == y for x, y in pairs)
 
     def __hash__(self) -> int:
         values = (getattr(self, f.name) for f in fields(self))
@@ -226,6 +222,10 @@ def _positive(value: float, name: str) -> float:
     return number
 
 
+def _not_negative(value: float, name: str) -> float:
+    return 0.0 if _finite(value, name) == 0 else _positive(value, name)
+
+
 def _within(inside: Callable[[float], bool], interval: str) -> Callable[[float, str], float]:
     def check(value: float, name: str) -> float:
         number = _finite(value, name)
@@ -248,7 +248,7 @@ def _count(value: int, name: str) -> int:
 
 Finite = Annotated[float, _finite]
 Positive = Annotated[float, _positive]
-NotNegative = Annotated[float, lambda value, name: value and _positive(value, name)]
+NotNegative = Annotated[float, _not_negative]
 Probability = Annotated[float, _within(lambda p: 0 <= p <= 1, "[0, 1]")]
 ProbabilityAboveZero = Annotated[float, _within(lambda p: 0 < p <= 1, "(0, 1]")]
 Count = Annotated[int, _count]

@@ -1,4 +1,4 @@
-r"""More than two parents: the law that is nearest, in KL, to the farthest of them.
+r"""More than two parents: the distribution that is nearest, in KL, to the farthest of them.
 
 For K experts the minimax centre q* = argmin_q max_i KL(q || p_i) is a geometric mean
 q_w proportional to prod_i p_i^{w_i}, and its weights maximise the concave

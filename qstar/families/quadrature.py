@@ -19,7 +19,7 @@ they lose these of 39 pairs on the line and 11 on the integers (C, to the digits
 """
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 from numpy import ndarray
@@ -51,17 +51,9 @@ def solve_kl_symmetry(policy: Distribution, teacher: Distribution) -> Balance[fl
         if settled:
             break
         alpha = float(found.alpha)
-    return Balance(
-        alpha=float(found.alpha),
-        chernoff=float(found.chernoff),
-        kl_to_policy=float(found.kl_to_policy),
-        kl_to_teacher=float(found.kl_to_teacher),
-        status=str(found.status),
-        converged=bool(found.converged and nodes.converged and settled),
-        slope=float(found.slope),
-        curvature=float(found.curvature),
-        passes=int(found.passes),
-    )
+    plain = {f.name: np.asarray(getattr(found, f.name)).item() for f in fields(found)}
+    plain["converged"] = bool(found.converged and nodes.converged and settled)
+    return Balance(**plain)
 
 
 def log_partition(policy: Distribution, teacher: Distribution, alpha: ndarray) -> ndarray:
