@@ -127,6 +127,16 @@ def test_far_parents_keep_their_relative_precision(gap):
     assert balance.chernoff == pytest.approx(gap**2 / 8, rel=1e-13)
 
 
+@pytest.mark.parametrize("past", [1e-5, 1e-4, 1e-3])
+@pytest.mark.parametrize("alpha", [0.3, 0.77])
+def test_a_far_peak_just_past_a_cut_is_found(alpha, past):
+    """Cells are cut at 4^6 / 2. The peak lies in a cell whose nodes are farther from it than those
+    of the cell before, which is refined towards the cut and must not be taken for the peak."""
+    gap = 2**11 * (1 + past) / (1 - alpha)
+    found = log_partition(GaussianLine(0.0, 1.0), GaussianLine(gap, 1.0), alpha)
+    assert found == pytest.approx(-alpha * (1 - alpha) * gap**2 / 2, rel=1e-13)
+
+
 def test_scales_a_million_apart_are_both_resolved():
     ours, theirs = GaussianLine(3.0, 1e-3), GaussianLine(-50.0, 1e3)
     expected = gaussian.solve_kl_symmetry(Gaussian(3.0, 1e-6), Gaussian(-50.0, 1e6))

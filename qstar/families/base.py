@@ -185,7 +185,7 @@ class Special(Distribution):
 class WithArrays(ComparedByValue, Distribution):
     """Equality and hash for fields that are arrays."""
 
-    def __hash__(self) -> int:
+    def __hash__(self) -> int:  # type: ignore[override]
         values = (getattr(self, f.name) for f in fields(self))
         return hash(tuple(v.tobytes() if isinstance(v, ndarray) else v for v in values))
 
