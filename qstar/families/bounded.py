@@ -59,7 +59,7 @@ class Uniform(Distribution):
 
 @dataclass(frozen=True, slots=True)
 class Beta(Distribution):
-    """A probability: density x^(a - 1) (1 - x)^(b - 1) on (0, 1)."""
+    """A probability: density x^(a - 1) (1 - x)^(b - 1) on (0, 1); a and b are positive."""
 
     a: Positive
     b: Positive

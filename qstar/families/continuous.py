@@ -23,7 +23,10 @@ from .base import Distribution, Finite, Positive, Special
 
 @dataclass(frozen=True, slots=True)
 class Gamma(Distribution):
-    """Waiting times: density x^(shape - 1) exp(-rate x) on the positive numbers."""
+    """Waiting times: density x^(shape - 1) exp(-rate x) on the positive numbers.
+
+    Both are positive; 1 / rate is the scale.
+    """
 
     shape: Positive
     rate: Positive
@@ -58,7 +61,7 @@ class Gamma(Distribution):
 
 @dataclass(frozen=True, slots=True)
 class Exponential(Special):
-    """Waiting time at a constant rate; 1 / rate is the mean."""
+    """Waiting time at a constant `rate`, positive; 1 / rate is the mean."""
 
     rate: Positive
     varies = ("rate",)
@@ -95,7 +98,7 @@ class _Stretched(Distribution):
 
 @dataclass(frozen=True, slots=True)
 class Weibull(_Stretched):
-    """Lifetimes: (X / scale)^shape is exponential.
+    """Lifetimes: (X / scale)^shape is exponential; both are positive.
 
     Two of them are one exponential family where they share the shape; elsewhere
     `qstar.families` integrates.
@@ -127,7 +130,8 @@ class Weibull(_Stretched):
 
 @dataclass(frozen=True, slots=True)
 class Rayleigh(_Stretched, Special):
-    """The length of a Gaussian vector in the plane, `scale` being the deviation of each axis."""
+    """The length of a Gaussian vector in the plane; `scale`, positive, is the deviation of each
+    axis."""
 
     scale: Positive
     varies = ("scale",)
@@ -143,6 +147,7 @@ class Rayleigh(_Stretched, Special):
 class Pareto(_Stretched):
     """A power law from `minimum` up: log(X / minimum) is exponential with rate `shape`.
 
+    Both are positive; `shape` is the tail index.
     Two of them are one exponential family where they share the minimum; elsewhere their supports
     are nested and `qstar.families` integrates.
     """
@@ -190,6 +195,7 @@ class _Located(Distribution):
 class Laplace(_Located, _Stretched):
     """Two exponentials back to back: density exp(-|x - location| / scale) / (2 scale).
 
+    `location` is the median, `scale`, positive, the mean distance from it.
     Two of them are one exponential family where they share the location; elsewhere
     `qstar.families` integrates.
     """
@@ -212,7 +218,7 @@ class Laplace(_Located, _Stretched):
 class Cauchy(_Located):
     """The heavy tail without a mean. Two of them balance at alpha = 1/2, always.
 
-    `scale` is half the distance between the quartiles.
+    `location` is the median, `scale`, positive, half the distance between the quartiles.
     """
 
     location: Finite
@@ -228,7 +234,7 @@ class Cauchy(_Located):
 @dataclass(frozen=True, slots=True)
 class StudentT(_Located):
     """Student's t of `freedom` degrees of freedom, moved and stretched; 1 is the Cauchy
-    distribution. `scale` is not the standard deviation."""
+    distribution. `scale` is not the standard deviation; it and `freedom` are positive."""
 
     freedom: Positive
     location: Finite
@@ -253,7 +259,7 @@ class StudentT(_Located):
 
 @dataclass(frozen=True, slots=True)
 class Logistic(_Located):
-    """The distribution whose cumulative probability is the logistic curve."""
+    """The distribution whose cumulative probability is the logistic curve; `scale` is positive."""
 
     location: Finite
     scale: Positive

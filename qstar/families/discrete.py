@@ -28,7 +28,7 @@ from .base import (
 
 @dataclass(frozen=True, slots=True)
 class Binomial(Distribution):
-    """Successes in `trials` independent attempts, each with `probability`."""
+    """Successes in `trials` (1 or more) independent attempts, each of `probability` in [0, 1]."""
 
     trials: Count
     probability: Probability
@@ -70,7 +70,7 @@ class Binomial(Distribution):
 
 @dataclass(frozen=True, slots=True)
 class Bernoulli(Special):
-    """One attempt: 1 with `probability`, otherwise 0."""
+    """One attempt: 1 with `probability`, in [0, 1], otherwise 0."""
 
     probability: Probability
     outcomes = INTEGERS
@@ -123,7 +123,7 @@ class Categorical(WithArrays):
 
 @dataclass(frozen=True, slots=True)
 class Poisson(Distribution):
-    """Counts of independent events, with mean `rate`.
+    """Counts of independent events, with mean `rate`, positive.
 
     Two of them meet at the logarithmic mean of their rates, whatever else: alpha* is
     log(mean / teacher rate) / log(policy rate / teacher rate).
@@ -159,7 +159,7 @@ class Poisson(Distribution):
 @dataclass(frozen=True, slots=True)
 class NegativeBinomial(Distribution):
     """Failures before success number `successes` (any positive number), each attempt succeeding
-    with `probability`, which is not zero."""
+    with `probability`, in (0, 1]."""
 
     successes: Positive
     probability: ProbabilityAboveZero
@@ -201,7 +201,7 @@ class NegativeBinomial(Distribution):
 
 @dataclass(frozen=True, slots=True)
 class Geometric(Special):
-    """Failures before the first success, of `probability` at each attempt (not zero): 0, 1, ...
+    """Failures before the first success, of `probability` in (0, 1] at each attempt.
 
     SciPy's `geom` counts the success too and starts at 1; alpha* and divergences are the same.
     """
