@@ -154,7 +154,11 @@ def kl_gap(policy: Parent, teacher: Parent, alpha: ArrayLike) -> ndarray:
     Arguments and errors are those of `kl_to_parents`.
     """
     home, ours, theirs, _ = _read(policy, teacher)
-    return home.kl_gap(ours, theirs, check_alphas(alpha, allow_nan=False))
+    at = check_alphas(alpha, allow_nan=False)
+    if home is gaussian:
+        return gaussian.kl_gap(ours, theirs, at)
+    to_policy, to_teacher = home.kl_to_parents(ours, theirs, at)
+    return to_teacher - to_policy
 
 
 def kl(p: Parent, q: Parent) -> float:

@@ -50,12 +50,6 @@ def kl_to_parents(
     return to_policy.reshape(np.shape(alpha)), to_teacher.reshape(np.shape(alpha))
 
 
-def kl_gap(policy: Distribution, teacher: Distribution, alpha: ndarray) -> ndarray:
-    """The slope of log Z; see `qstar.families`."""
-    to_policy, to_teacher = kl_to_parents(policy, teacher, alpha)
-    return to_teacher - to_policy
-
-
 def log_partition(policy: Distribution, teacher: Distribution, alpha: ndarray) -> ndarray:
     """log Z(alpha); see `qstar.families`."""
     to_policy, to_teacher = kl_to_parents(policy, teacher, alpha)

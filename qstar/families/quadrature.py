@@ -97,12 +97,6 @@ def kl_to_parents(
     return np.maximum(-log_z - from_policy, 0.0), np.maximum(-log_z + from_teacher, 0.0)
 
 
-def kl_gap(policy: Distribution, teacher: Distribution, alpha: ndarray) -> ndarray:
-    """The slope of log Z; see `qstar.families`."""
-    to_policy, to_teacher = kl_to_parents(policy, teacher, alpha)
-    return to_teacher - to_policy
-
-
 def kl(p: Distribution, q: Distribution) -> float:
     """KL(p || q) by quadrature or summation; see `qstar.families`."""
     check_comparable(p, q)
