@@ -1,4 +1,4 @@
-r"""More than two parents: the law that is nearest, in KL, to the farthest of them.
+r"""More than two parents: the distribution that is nearest, in KL, to the farthest of them.
 
 For K experts the minimax centre q* = argmin_q max_i KL(q || p_i) is a geometric mean
 q_w proportional to prod_i p_i^{w_i}, and its weights maximise the concave
@@ -89,23 +89,17 @@ def solve_minimax(experts: Experts) -> Centre:
     """
     family = _family(experts)
     count = family.count
-    if isinstance(family, _Rows):
-        if not family.shared.any():
-            blank = np.full(count, np.nan)
-            infinite = np.full(count, np.inf)
-            return Centre(blank, float("inf"), infinite, float("nan"), "disjoint", False, 0)
-        if family.degenerate:
-            weights = np.full(count, 1 / count)
-            divergences, _ = family(weights)
-            radius = float(divergences.max())
-            return Centre(weights, radius, divergences, 0.0, "degenerate_all", True, 1)
+    if not family.meet:
+        blank, infinite = np.full(count, np.nan), np.full(count, np.inf)
+        return Centre(blank, float("inf"), infinite, float("nan"), "disjoint", False, 0)
+    even = np.full(count, 1 / count)
+    divergences, _ = family(even)
+    radius = float(divergences.max())
+    if family.agree or radius == 0:
+        return Centre(even, radius, divergences, 0.0, "degenerate_all", True, 1)
     weights, divergences, passes = _maximise(family, count)
     chernoff = float(weights @ divergences)
     gap = max(float(divergences.max()) - chernoff, 0.0)
-    if isinstance(family, _Gaussians) and divergences.max() == 0:
-        return Centre(
-            np.full(count, 1 / count), 0.0, divergences, 0.0, "degenerate_all", True, passes
-        )
     return Centre(
         weights=weights,
         chernoff=chernoff,
@@ -126,7 +120,7 @@ def log_partition(experts: Experts, weights: ArrayLike) -> float:
     """
     family = _family(experts)
     w = _check_weights(weights, family.count)
-    if isinstance(family, _Rows) and not family.shared.any():
+    if not family.meet:
         return -float("inf")
     divergences, _ = family(w)
     return -float(w @ divergences) + 0.0
@@ -141,7 +135,7 @@ def log_geometric_mean(log_experts: ArrayLike, weights: ArrayLike) -> ndarray:
         ValueError: The experts share no outcome; otherwise as `log_partition`.
     """
     family = _Rows(log_experts)
-    if not family.shared.any():
+    if not family.meet:
         raise ValueError(
             "the experts must share an outcome to have a geometric mean: each one is impossible "
             "to some expert. Mix a little of each into the others first, if that is meant."
@@ -175,10 +169,10 @@ class _Rows:
         ).log_policy
         self.count = len(rows)
         self.shared = np.isfinite(self.log_experts).all(axis=0)
-        magnitude = np.abs(self.log_experts[:, self.shared])
-        spread = np.ptp(self.log_experts[:, self.shared], axis=0) if self.shared.any() else None
-        noise = 4 * EPS * (1 + magnitude.max(axis=0, initial=0))
-        self.degenerate = spread is not None and bool((spread <= noise).all())
+        self.meet = bool(self.shared.any())
+        values = self.log_experts[:, self.shared]
+        noise = 4 * EPS * (1 + np.abs(values).max(axis=0, initial=0))
+        self.agree = self.meet and bool((np.ptp(values, axis=0) <= noise).all())
 
     def log_mean(self, weights: ndarray) -> ndarray:
         log_q = np.full(self.log_experts.shape[1], -np.inf)
@@ -205,6 +199,8 @@ class _Rows:
 
 class _Gaussians:
     """Experts as Gaussians: the same, in closed form."""
+
+    meet, agree = True, False
 
     def __init__(self, experts: Sequence[Gaussian]) -> None:
         self.experts = list(experts)

@@ -27,7 +27,7 @@ from numpy import ndarray
 from scipy.optimize import brentq
 
 from ..result import Balance
-from .distributions import Distribution
+from .base import Distribution
 
 EPS = np.finfo(np.float64).eps
 Variance = Callable[[ndarray, ndarray], ndarray]
@@ -41,35 +41,47 @@ def same_family(policy: Distribution, teacher: Distribution) -> bool:
     return type(policy) is type(teacher) and kin is not None and kin == teacher._kin()
 
 
-def kl_to_parents(policy: Distribution, teacher: Distribution, alpha: float) -> tuple[float, float]:
-    """KL(q_alpha || policy) and KL(q_alpha || teacher), in nats: the two areas.
+def kl_to_parents(
+    policy: Distribution, teacher: Distribution, alpha: ndarray
+) -> tuple[ndarray, ndarray]:
+    """KL(q_alpha || policy) and KL(q_alpha || teacher), in nats; see `qstar.families`."""
+    found = [_areas(policy, teacher, float(at)) for at in np.asarray(alpha).flat]
+    to_policy, to_teacher = np.array(found).reshape(-1, 2).T
+    return to_policy.reshape(np.shape(alpha)), to_teacher.reshape(np.shape(alpha))
 
-    At alpha = 0 the first is KL(teacher || policy), at 1 the second is KL(policy || teacher).
-    """
 
-    def from_teacher(t: ndarray, rest: ndarray) -> ndarray:
-        return policy._variance(teacher, t, rest)
+def log_partition(policy: Distribution, teacher: Distribution, alpha: ndarray) -> ndarray:
+    """log Z(alpha); see `qstar.families`."""
+    to_policy, to_teacher = kl_to_parents(policy, teacher, alpha)
+    return -(alpha * to_policy + (1 - alpha) * to_teacher) + 0.0
 
-    def from_policy(t: ndarray, rest: ndarray) -> ndarray:
-        return policy._variance(teacher, rest, t)
 
-    return _area(from_policy, 1 - alpha, alpha), _area(from_teacher, alpha, 1 - alpha)
+def kl(p: Distribution, q: Distribution) -> float:
+    """KL(p || q); see `qstar.families`."""
+    return _areas(p, q, 1.0)[1]
+
+
+def geometric_mean(policy: Distribution, teacher: Distribution, alpha: float) -> Distribution:
+    """The member q_alpha; a parent itself at an end."""
+    if alpha in (0.0, 1.0):
+        return policy if alpha else teacher
+    return policy._between(teacher, alpha, 1 - alpha)
 
 
 def solve_kl_symmetry(policy: Distribution, teacher: Distribution) -> Balance[float, str, bool]:
     """Find alpha* of two members of one exponential family; see `qstar.families`."""
-    at_0, at_1 = kl_to_parents(policy, teacher, 0.0)[0], kl_to_parents(policy, teacher, 1.0)[1]
+    at_0, at_1 = _areas(policy, teacher, 0.0)[0], _areas(policy, teacher, 1.0)[1]
     if at_0 == 0 or at_1 == 0:
         return Balance(0.5, 0.0, 0.0, 0.0, "degenerate_all", True, 0.0, 0.0, 2)
 
     def slope(alpha: float) -> float:
-        to_policy, to_teacher = kl_to_parents(policy, teacher, alpha)
+        to_policy, to_teacher = _areas(policy, teacher, alpha)
         return to_teacher - to_policy
 
     alpha, root = brentq(
         slope, 0.0, 1.0, xtol=1e-300, rtol=4 * EPS, maxiter=2000, full_output=True, disp=False
     )
-    to_policy, to_teacher = kl_to_parents(policy, teacher, alpha)
+    to_policy, to_teacher = _areas(policy, teacher, alpha)
     curvature = policy._variance(teacher, np.array([alpha]), np.array([1 - alpha]))[0]
     return Balance(
         alpha=float(alpha),
@@ -82,6 +94,19 @@ def solve_kl_symmetry(policy: Distribution, teacher: Distribution) -> Balance[fl
         curvature=float(curvature),
         passes=int(root.function_calls) + 2,
     )
+
+
+def _areas(policy: Distribution, teacher: Distribution, alpha: float) -> tuple[float, float]:
+    """The two divergences at one alpha: at 0 the first is KL(teacher || policy), at 1 the second
+    KL(policy || teacher)."""
+
+    def mirrored(t: ndarray, rest: ndarray) -> ndarray:
+        return policy._variance(teacher, rest, t)
+
+    def straight(t: ndarray, rest: ndarray) -> ndarray:
+        return policy._variance(teacher, t, rest)
+
+    return _area(mirrored, 1 - alpha, alpha), _area(straight, alpha, 1 - alpha)
 
 
 def _area(variance: Variance, high: float, rest: float) -> float:
@@ -98,34 +123,30 @@ def _area(variance: Variance, high: float, rest: float) -> float:
 def _integrate(function: Callable[[ndarray], ndarray], low: float, high: float) -> float:
     """A positive function's integral, to rounding: halve the panels until halving changes nothing.
 
+    `scipy.integrate.tanhsinh` reaches the same digits on every reference case, and takes 10 to 20
+    times as long (53 ms a balance of two Poisson distributions against 3); `quad` misses some.
+
     Raises:
         ArithmeticError: The function overflows: the parents are too far apart for float64.
     """
-    if low >= high:
-        return 0.0
-    panels = np.array([[low, high - low]])  # start, width
-    whole = _gauss(function, panels)
-    settled = 0.0
-    while len(panels):
-        width = panels[:, 1] / 2
-        halves = np.stack(
-            [np.stack([panels[:, 0], width], 1), np.stack([panels[:, 0] + width, width], 1)], 1
-        )
-        parts = _gauss(function, halves.reshape(-1, 2)).reshape(-1, 2)
-        total = settled + parts.sum()
+    start, width = np.array([low]), np.array([high - low])
+    whole, settled = _gauss(function, start, width), 0.0
+    while len(start):
+        width = width / 2
+        parts = _gauss(function, np.stack([start, start + width], 1).ravel(), np.repeat(width, 2))
+        total, pairs = settled + parts.sum(), parts.reshape(-1, 2)
         if not np.isfinite(total):
             raise ArithmeticError(
                 "the divergence between policy and teacher overflows float64. Bring the parameters "
                 "of the two closer, or compare them on another scale."
             )
-        unsettled = np.abs(parts.sum(axis=1) - whole) > 16 * EPS * total
-        unsettled &= width > 1e-305
-        settled += parts[~unsettled].sum()
-        panels, whole = halves[unsettled].reshape(-1, 2), parts[unsettled].ravel()
+        open_ = (np.abs(pairs.sum(axis=1) - whole) > 16 * EPS * total) & (width > 1e-305)
+        settled += pairs[~open_].sum()
+        start = np.stack([start, start + width], 1)[open_].ravel()
+        width, whole = np.repeat(width[open_], 2), pairs[open_].ravel()
     return float(settled)
 
 
-def _gauss(function: Callable[[ndarray], ndarray], panels: ndarray) -> ndarray:
-    nodes = panels[:, :1] + panels[:, 1:] * _NODES
+def _gauss(function: Callable[[ndarray], ndarray], start: ndarray, width: ndarray) -> ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
-        return function(nodes) @ _WEIGHTS * panels[:, 1]
+        return function(start[:, None] + width[:, None] * _NODES) @ _WEIGHTS * width

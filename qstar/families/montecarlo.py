@@ -16,9 +16,7 @@ Both parents have mass one, so c = (policy - teacher) / m has mean zero: a contr
 leaves close parents with errors in proportion to C, not to sqrt(C).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from numpy import ndarray
@@ -27,65 +25,26 @@ from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.special import logsumexp
 
+from ..arguments import check_alphas
+from .samples import ROUNDED, Parent, Sample, Sampled, log_density_of
+
+__all__ = [
+    "Draws",
+    "Estimate",
+    "MonteCarloBalance",
+    "Parent",
+    "Sample",
+    "Sampled",
+    "draw_sample",
+    "effective_samples",
+    "log_partition",
+    "sample_geometric_mean",
+    "solve_kl_symmetry",
+    "solve_sample",
+]
+
 ENOUGH = 100
 """Effective draws below which a result does not say `converged`: its error bars mean little."""
-
-
-class Parent(Protocol):
-    """A law that can be evaluated and drawn from: every law of `qstar.families` and every
-    `qstar.gaussian.Gaussian` is one, and `Sampled` makes one of two functions."""
-
-    def log_density(self, x: ndarray) -> ndarray:
-        """The log of the normalised density at each draw, in nats; -inf off the support."""
-        ...
-
-    def sample(self, count: int, *, generator: Generator) -> ndarray:
-        """Independent draws, one an entry of the first axis."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """A parent given by two functions.
-
-    Attributes:
-        function: Draws to normalised log-densities, in nats.
-        sampler: (count, generator) to draws.
-    """
-
-    function: Callable[[ndarray], ndarray]
-    sampler: Callable[[int, Generator], ndarray]
-
-    def log_density(self, x: ndarray) -> ndarray:
-        """See `Parent`."""
-        return self.function(x)
-
-    def sample(self, count: int, *, generator: Generator) -> ndarray:
-        """See `Parent`."""
-        return self.sampler(count, generator)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Sample:
-    """Draws from a mixture of two parents, and all that the path needs to know of them.
-
-    Attributes:
-        log_policy: The policy's log-density at each draw; the first `num_policy` draws are its.
-            Shape (draws,).
-        log_teacher: The teacher's. Shape (draws,).
-        num_policy: How many draws came from the policy.
-        control: How much of the control variate is used, from 0 (far parents) to 1 (close ones).
-    """
-
-    log_policy: ndarray
-    log_teacher: ndarray
-    num_policy: int
-    control: float
-
-    @property
-    def weight(self) -> float:
-        """The share of the policy in the proposal."""
-        return self.num_policy / len(self.log_policy)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -225,14 +184,14 @@ def draw_sample(
     ]
     rows = []
     for own, (name, parent) in enumerate((("policy", policy), ("teacher", teacher))):
-        parts = [_log_density(parent, x, name) for x in points]
+        parts = [log_density_of(parent, x, name) for x in points]
         if np.isneginf(parts[own]).any():
             drawn = np.asarray(points[own], dtype=float)
             if not np.isfinite(drawn).all():
-                raise ArithmeticError(_ROUNDED.format(name=name, x=drawn[~np.isfinite(drawn)][0]))
+                raise ArithmeticError(ROUNDED.format(name=name, x=drawn[~np.isfinite(drawn)][0]))
             raise ValueError(
                 f"the {name} must give a positive density to its own draws: it was -inf at one. "
-                f"Its sampler and its log-density are of different laws."
+                f"Its sampler and its log-density are of different distributions."
             )
         rows.append(np.concatenate(parts))
     sample = Sample(rows[0], rows[1], ours, 0.0)
@@ -247,9 +206,7 @@ def log_partition(sample: Sample, alpha: ArrayLike) -> Estimate:
     Raises:
         ValueError: alpha leaves [0, 1].
     """
-    at = np.asarray(alpha, dtype=float)
-    if not ((at >= 0) & (at <= 1)).all():
-        raise ValueError(f"alpha must lie in [0, 1]: got {at[~((at >= 0) & (at <= 1))][0]}.")
+    at = check_alphas(alpha, allow_nan=False)
     found = [_log_partition(sample, float(a)) for a in at.flat]
     value, error = np.array(found).reshape(-1, 2).T
     return Estimate(value.reshape(at.shape), error.reshape(at.shape))
@@ -258,44 +215,42 @@ def log_partition(sample: Sample, alpha: ArrayLike) -> Estimate:
 def solve_sample(sample: Sample) -> MonteCarloBalance:
     """The balance of one sample; `solve_kl_symmetry` without the drawing."""
     count = len(sample.log_policy)
-    shared = np.isfinite(sample.log_policy) & np.isfinite(sample.log_teacher)
-    if not shared.any():
+    if not sample.shared.any():
         nan, inf = float("nan"), float("inf")
         return MonteCarloBalance(
             *(nan, nan, inf, nan, inf, nan, inf, nan, "disjoint", False),
             *(nan, nan, count, 0.0, 0.0, sample.weight),
         )
-    status, alpha, solved = _root(sample, shared)
-    log_w, ratio = _log_weights(sample, alpha), _log_ratio(sample)
+    status, alpha, solved = _root(sample)
     log_z, chernoff_error = _log_partition(sample, alpha)
-    w = np.exp(log_w - log_z)  # in units of Z
-    c = _control_variate(sample) * np.exp(-log_z)
-    slope_terms = w * ratio - sample.control * c
+    w, ratio = np.exp(sample.log_weights(alpha) - log_z), sample.log_ratio  # w in units of Z
+    c = sample.control * sample.control_variate * np.exp(-log_z)
+    slope_terms = w * ratio - c
     slope = 0.0 if status == "interior" else float(slope_terms.mean())
     curvature = float((w * (ratio - slope) ** 2).mean())
-    path = w - sample.control * (alpha - sample.weight) * c
+    path = w - (alpha - sample.weight) * c
     slope_influence = slope_terms - slope * path
     if status == "interior":
-        alpha_error = _standard_error(sample, slope_influence) / curvature
+        alpha_error = sample.standard_error(slope_influence) / curvature
         errors = (chernoff_error, chernoff_error)
     else:
         alpha_error = 0.0 if status.startswith("boundary") else float("nan")
         errors = (
-            _standard_error(sample, -path - (1 - alpha) * slope_influence),
-            _standard_error(sample, -path + alpha * slope_influence),
+            sample.standard_error(-path - (1 - alpha) * slope_influence),
+            sample.standard_error(-path + alpha * slope_influence),
         )
     chernoff = max(-log_z, 0.0)
     worst = max(alpha / sample.weight, (1 - alpha) / (1 - sample.weight))
     floor = count * float(np.exp(-chernoff)) / worst
     return MonteCarloBalance(
         alpha=alpha,
-        alpha_error=float(alpha_error),
+        alpha_error=alpha_error,
         chernoff=chernoff,
         chernoff_error=chernoff_error,
         kl_to_policy=max(chernoff - (1 - alpha) * slope, 0.0),
-        kl_to_policy_error=float(errors[0]),
+        kl_to_policy_error=errors[0],
         kl_to_teacher=max(chernoff + alpha * slope, 0.0),
-        kl_to_teacher_error=float(errors[1]),
+        kl_to_teacher_error=errors[1],
         status=status,
         converged=bool(solved and floor >= ENOUGH),
         slope=slope,
@@ -309,7 +264,7 @@ def solve_sample(sample: Sample) -> MonteCarloBalance:
 
 def effective_samples(sample: Sample, alpha: float) -> float:
     """(sum w)^2 / sum w^2: how many draws from q_alpha the weighted sample is worth (Kish)."""
-    log_w = _log_weights(sample, alpha)
+    log_w = sample.log_weights(alpha)
     return float(np.exp(2 * logsumexp(log_w) - logsumexp(2 * log_w)))
 
 
@@ -339,8 +294,7 @@ def sample_geometric_mean(
         ArithmeticError: `max_proposals` were not enough: C is too large for rejection.
         ValueError: alpha leaves [0, 1], or a log-density is nan or +inf.
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must lie in [0, 1]: got {alpha}.")
+    check_alphas(alpha, allow_nan=False)
     kept: list[ndarray] = []
     proposals = accepted = 0
     size = max(2 * count, 64)
@@ -361,9 +315,9 @@ def sample_geometric_mean(
             ]
         )[generator.permutation(size)]
         rows = Sample(
-            _log_density(policy, x, "policy"), _log_density(teacher, x, "teacher"), 0, 0.0
+            log_density_of(policy, x, "policy"), log_density_of(teacher, x, "teacher"), 0, 0.0
         )
-        log_accept = _log_path(rows, alpha) - _log_mixture(rows, alpha)
+        log_accept = rows.log_weights(alpha, alpha)
         kept.append(x[np.log1p(-generator.random(size)) < log_accept])
         accepted += len(kept[-1])
         proposals += size
@@ -372,72 +326,13 @@ def sample_geometric_mean(
     return Draws(np.concatenate(kept)[:count], proposals, accepted)
 
 
-# ---- Pieces --------------------------------------------------------------------------------------
-
-
-def _log_density(parent: Parent, x: ndarray, name: str) -> ndarray:
-    values = np.asarray(parent.log_density(x), dtype=float)
-    if values.shape != (len(x),):
-        raise ValueError(
-            f"the log-density of the {name} must be one number a draw: expected shape "
-            f"{(len(x),)}, got {values.shape}. Draws are entries of the first axis."
-        )
-    broken = np.isnan(values) | np.isposinf(values)
-    if np.isposinf(values[broken]).any() or not np.isfinite(x[broken]).all():
-        raise ArithmeticError(_ROUNDED.format(name=name, x=x[broken][0]))
-    if broken.any():
-        raise ValueError(
-            f"the log-density of the {name} must be finite or -inf: it is nan at "
-            f"{x[broken][0]!r}. Mend the function."
-        )
-    return values
-
-
-_ROUNDED = (
-    "a draw came out as {x}, at which the density of the {name} is no finite number: that parent "
-    "has mass which float64 cannot tell from there, or its log-density is wrong. On the line use "
-    "qstar.families.solve_kl_symmetry; elsewhere change x in both parents to the logarithm of its "
-    "distance from there."
-)
-
-
-def _log_path(sample: Sample, alpha: float) -> ndarray:
-    with np.errstate(invalid="ignore"):  # 0 * -inf at the ends: off the support
-        path = alpha * sample.log_policy + (1 - alpha) * sample.log_teacher
-    shared = np.isfinite(sample.log_policy) & np.isfinite(sample.log_teacher)
-    return np.where(shared, path, -np.inf)
-
-
-def _log_mixture(sample: Sample, weight: float) -> ndarray:
-    with np.errstate(divide="ignore"):
-        ours, theirs = np.log(weight), np.log1p(-weight)
-    return np.logaddexp(ours + sample.log_policy, theirs + sample.log_teacher)
-
-
-def _log_weights(sample: Sample, alpha: float) -> ndarray:
-    return _log_path(sample, alpha) - _log_mixture(sample, sample.weight)
-
-
-def _log_ratio(sample: Sample) -> ndarray:
-    """log policy - log teacher, 0 where it is not finite (where weights are zero)."""
-    with np.errstate(invalid="ignore"):
-        ratio = sample.log_policy - sample.log_teacher
-    return np.where(np.isfinite(ratio), ratio, 0.0)
-
-
-def _control_variate(sample: Sample) -> ndarray:
-    log_m = _log_mixture(sample, sample.weight)
-    return np.exp(sample.log_policy - log_m) - np.exp(sample.log_teacher - log_m)
-
-
 def _control(sample: Sample) -> float:
     """The share of the control variate that leaves the slope of Z least noisy, within [0, 1]."""
-    shared = np.isfinite(sample.log_policy) & np.isfinite(sample.log_teacher)
-    if not shared.any():
+    if not sample.shared.any():
         return 0.0
-    alpha = _root(sample, shared)[1]
-    slope = np.exp(_log_weights(sample, alpha)) * _log_ratio(sample)
-    c = _control_variate(sample)
+    alpha = _root(sample)[1]
+    slope = np.exp(sample.log_weights(alpha)) * sample.log_ratio
+    c = sample.control_variate
     for part in (slice(None, sample.num_policy), slice(sample.num_policy, None)):
         slope[part] -= slope[part].mean()
         c[part] -= c[part].mean()
@@ -445,15 +340,15 @@ def _control(sample: Sample) -> float:
     return min(max(float(slope @ c) / noise, 0.0), 1.0) if noise > 0 else 0.0
 
 
-def _root(sample: Sample, shared: ndarray) -> tuple[str, float, bool]:
+def _root(sample: Sample) -> tuple[str, float, bool]:
     """(status, alpha, whether solved) from the slope of the sample's Z, which rises in alpha."""
-    ratio = _log_ratio(sample)
+    ratio, shared = sample.log_ratio, sample.shared
     if (ratio[shared] == 0).all():
         return "degenerate_all", 0.5, True
-    c_mean = float(_control_variate(sample).mean())
+    c_mean = float(sample.control_variate.mean())
 
     def slope(alpha: float) -> float:
-        log_w = _log_weights(sample, alpha)
+        log_w = sample.log_weights(alpha)
         top = log_w.max()
         scaled = float((np.exp(log_w - top) * ratio).mean())
         return scaled - sample.control * c_mean * float(np.exp(-top))
@@ -468,21 +363,14 @@ def _root(sample: Sample, shared: ndarray) -> tuple[str, float, bool]:
 
 def _log_partition(sample: Sample, alpha: float) -> tuple[float, float]:
     """log of the estimated Z and its standard error."""
-    log_w = _log_weights(sample, alpha)
+    log_w = sample.log_weights(alpha)
     top = float(log_w.max())
     if top == -np.inf:
         return top, float("nan")
-    c = _control_variate(sample) * np.exp(-top)
-    terms = np.exp(log_w - top) - sample.control * (alpha - sample.weight) * c
+    plain = np.exp(log_w - top)
+    share = sample.control * (alpha - sample.weight)
+    terms = plain - share * (sample.control_variate * np.exp(-top))
+    if terms.mean() <= 0:  # the control overshot: fall back on the weights alone
+        terms = plain
     mean = float(terms.mean())
-    if mean <= 0:  # the control overshot: fall back on the weights alone
-        terms = np.exp(log_w - top)
-        mean = float(terms.mean())
-    return top + float(np.log(mean)), _standard_error(sample, terms / mean)
-
-
-def _standard_error(sample: Sample, terms: ndarray) -> float:
-    """Of the mean of terms over a stratified sample."""
-    parts = terms[: sample.num_policy], terms[sample.num_policy :]
-    variance = sum(len(part) * part.var(ddof=1) for part in parts)
-    return float(np.sqrt(variance)) / len(terms)
+    return top + float(np.log(mean)), sample.standard_error(terms / mean)

@@ -36,7 +36,7 @@ from qstar.families import (
     quadrature,
     solve_kl_symmetry,
 )
-from qstar.families.distributions import GaussianLine
+from qstar.families.continuous import GaussianLine
 
 LOG2 = math.log(2)
 PARTIAL = {  # policy, teacher -> status, alpha, C, KL(q*||policy), KL(q*||teacher)
@@ -102,7 +102,7 @@ def test_a_cut_normal_against_a_uniform_is_interior_or_not_as_the_slopes_say():
 
 def test_binomials_of_different_counts_are_rows_of_their_probabilities():
     policy, teacher = Binomial(10, 0.3), Binomial(14, 0.5)
-    rows = [law.log_density(np.arange(15)) for law in (policy, teacher)]
+    rows = [distribution.log_density(np.arange(15)) for distribution in (policy, teacher)]
     expected, found = qstar.solve_kl_symmetry(*rows), solve_kl_symmetry(policy, teacher)
     assert found.alpha == pytest.approx(float(expected.alpha), abs=1e-14)
     assert found.chernoff == pytest.approx(float(expected.chernoff), rel=1e-14)
@@ -112,7 +112,7 @@ def test_infinite_supports_are_summed_to_the_end():
     """A geometric with mean 1000 against a Poisson: a thousand times further than its mode."""
     policy, teacher = Geometric(1e-3), Poisson(900.0)
     count = np.arange(60_000)
-    rows = [law.log_density(count) for law in (policy, teacher)]
+    rows = [distribution.log_density(count) for distribution in (policy, teacher)]
     expected, found = qstar.solve_kl_symmetry(*rows), solve_kl_symmetry(policy, teacher)
     assert found.converged
     assert found.chernoff == pytest.approx(float(expected.chernoff), rel=1e-12)
@@ -125,6 +125,16 @@ def test_far_parents_keep_their_relative_precision(gap):
     balance = quadrature.solve_kl_symmetry(ours, theirs)
     assert balance.alpha == pytest.approx(0.5, abs=1e-12)
     assert balance.chernoff == pytest.approx(gap**2 / 8, rel=1e-13)
+
+
+@pytest.mark.parametrize("past", [1e-5, 1e-4, 1e-3])
+@pytest.mark.parametrize("alpha", [0.3, 0.77])
+def test_a_far_peak_just_past_a_cut_is_found(alpha, past):
+    """Cells are cut at 4^6 / 2. The peak lies in a cell whose nodes are farther from it than those
+    of the cell before, which is refined towards the cut and must not be taken for the peak."""
+    gap = 2**11 * (1 + past) / (1 - alpha)
+    found = log_partition(GaussianLine(0.0, 1.0), GaussianLine(gap, 1.0), alpha)
+    assert found == pytest.approx(-alpha * (1 - alpha) * gap**2 / 2, rel=1e-13)
 
 
 def test_scales_a_million_apart_are_both_resolved():
@@ -228,7 +238,9 @@ def test_an_unnamed_kink_is_found_by_halving():
 
     tent = Density(wedge, [(0.0, 1.0)], low=-0.8766, high=1.1234)
     named = Density(wedge, [(0.1234, 1.0)], low=-0.8766, high=1.1234)
-    one, other = (solve_kl_symmetry(law, Gaussian(0.0, 1.0)) for law in (tent, named))
+    one, other = (
+        solve_kl_symmetry(distribution, Gaussian(0.0, 1.0)) for distribution in (tent, named)
+    )
     assert one.converged
     assert one.chernoff == pytest.approx(other.chernoff, rel=1e-10)
 
@@ -242,7 +254,9 @@ def test_named_jumps_are_exact_and_unnamed_ones_are_resolved_or_flagged():
     mixture = Mixture(counts[keep] / counts.sum(), [bins[i] for i in keep])
     places = [(edge, edges[1] - edges[0]) for edge in edges]
     named = Density(frozen.logpdf, places, edges[0], edges[-1])
-    expected, found = (solve_kl_symmetry(law, Gaussian(0.0, 1.0)) for law in (mixture, named))
+    expected, found = (
+        solve_kl_symmetry(distribution, Gaussian(0.0, 1.0)) for distribution in (mixture, named)
+    )
     assert expected.converged
     assert found.converged
     assert found.chernoff == pytest.approx(expected.chernoff, rel=1e-11)
@@ -336,12 +350,12 @@ def test_a_noisy_density_is_flagged():
     def noisy(x):
         return normal(x) + 1e-7 * np.sin(1e9 * x)
 
-    law = Density(noisy, [(0.0, 1.0)])
-    balance = solve_kl_symmetry(law, Gaussian(1.0, 1.0))
+    distribution = Density(noisy, [(0.0, 1.0)])
+    balance = solve_kl_symmetry(distribution, Gaussian(1.0, 1.0))
     assert not balance.converged
     assert balance.chernoff == pytest.approx(1 / 8, abs=1e-6)
     with pytest.raises(ArithmeticError, match="did not converge"):
-        log_partition(law, Gaussian(1.0, 1.0), 0.5)
+        log_partition(distribution, Gaussian(1.0, 1.0), 0.5)
 
 
 def test_a_sum_that_leaves_its_tail_is_flagged_or_refused():

@@ -31,7 +31,8 @@ from qstar.families import (
     quadrature,
     solve_kl_symmetry,
 )
-from qstar.families.distributions import GaussianLine, log_beta
+from qstar.families._special import log_beta
+from qstar.families.continuous import GaussianLine
 
 
 def agree(found, expected, *, rel=1e-11):
@@ -157,12 +158,14 @@ LARGE = {  # log-densities where terms of the size of the parameters cancel
 }
 
 
-@pytest.mark.parametrize(("law", "points", "reference"), LARGE.values(), ids=LARGE)
-def test_large_parameters_leave_the_log_density_its_digits(law, points, reference):
+@pytest.mark.parametrize(("distribution", "points", "reference"), LARGE.values(), ids=LARGE)
+def test_large_parameters_leave_the_log_density_its_digits(distribution, points, reference):
     with mp.workdps(50):
         expected = [float(reference(mp.mpf(x))) for x in points]
     # The outcomes are floats: what half a unit of their last place moves is not held against it.
-    np.testing.assert_allclose(law.log_density(np.array(points)), expected, rtol=1e-14, atol=2e-11)
+    np.testing.assert_allclose(
+        distribution.log_density(np.array(points)), expected, rtol=1e-14, atol=2e-11
+    )
 
 
 @pytest.mark.parametrize(("a", "b"), [(1e9, 0.5), (0.01, 1e7), (3e5, 4e8), (101.0, 1e-6), (2, 3)])
@@ -292,11 +295,15 @@ def test_a_singular_end_that_starts_a_little_later_costs_the_mass_before_it():
 
 
 def test_a_distribution_of_mass_one_is_not_blamed_for_what_summation_cannot_do():
-    for law in (NegativeBinomial(1e-3, 1e-7), Poisson(1e13), Affine(Geometric(1e-12), 3.0)):
+    for distribution in (
+        NegativeBinomial(1e-3, 1e-7),
+        Poisson(1e13),
+        Affine(Geometric(1e-12), 3.0),
+    ):
         with pytest.raises(
             ArithmeticError, match=r"could not resolve.*mass.*not at fault"
         ) as error:
-            solve_kl_symmetry(law, NegativeBinomial(2.5, 0.3))
+            solve_kl_symmetry(distribution, NegativeBinomial(2.5, 0.3))
         assert "normalise" not in str(error.value).lower()
 
 
@@ -345,13 +352,13 @@ def test_a_tail_of_the_callers_that_bends_is_flagged_where_the_other_parent_is()
             log_x = np.log(x)
         return -0.5 * (log_x / 60) ** 2 - log_x - math.log(60) - 0.5 * math.log(2 * math.pi)
 
-    law = Density(lognormal, [(1.0, 1.0)], low=0.0)
-    assert solve_kl_symmetry(law, Exponential(1.0)).converged
-    assert not solve_kl_symmetry(law, Pareto(1e-3, 1e-9)).converged
+    distribution = Density(lognormal, [(1.0, 1.0)], low=0.0)
+    assert solve_kl_symmetry(distribution, Exponential(1.0)).converged
+    assert not solve_kl_symmetry(distribution, Pareto(1e-3, 1e-9)).converged
 
 
 def test_points_next_to_a_far_peak_keep_their_distance_from_it():
-    law = GaussianLine(1e6, 1e-12)
+    distribution = GaussianLine(1e6, 1e-12)
     offset = np.array([-1e-12, 0.0, 3e-12])
-    expected = law.log_density(1e6) - 0.5 * (offset / 1e-12) ** 2
-    np.testing.assert_allclose(law.log_density_at(1e6, offset), expected, rtol=1e-14)
+    expected = distribution.log_density(1e6) - 0.5 * (offset / 1e-12) ** 2
+    np.testing.assert_allclose(distribution.log_density_at(1e6, offset), expected, rtol=1e-14)

@@ -109,7 +109,7 @@ def test_two_experts_are_a_policy_and_a_teacher():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_other_law_is_nearer_to_the_farthest_expert(seed):
+def test_no_other_distribution_is_nearer_to_the_farthest_expert(seed):
     """max_i KL(q || p_i) >= C + KL(q || q*), for 2,000 random q and some beside q*."""
     rows = random_rows(seed, scale=2.0)
     centre = solve_minimax(rows)
@@ -121,7 +121,7 @@ def test_no_other_law_is_nearer_to_the_farthest_expert(seed):
     radius = np.max([qstar.kl(q, np.broadcast_to(row, q.shape)) for row in rows], axis=0)
     extra = qstar.kl(q, np.broadcast_to(log_q_star, q.shape))
     assert (radius >= centre.chernoff + extra - 1e-12).all()
-    # The control: claimed of a law that is not the centre, the same inequality fails.
+    # The control: claimed of a distribution that is not the centre, the same inequality fails.
     wrong = log_geometric_mean(rows, np.eye(len(rows))[0])
     assert (radius < centre.chernoff + qstar.kl(q, np.broadcast_to(wrong, q.shape)) - 1e-12).any()
 

@@ -116,7 +116,7 @@ def test_kl_between_the_parents_has_the_reference_digits(name):
 @pytest.mark.parametrize("name", ON_THE_LINE)
 def test_quadrature_finds_the_reference_digits_of_closed_families_too(name):
     """The same densities, through the route that knows nothing of exponential families."""
-    policy, teacher = (families._as_density(law) for law in pair(name))
+    policy, teacher = (families._as_density(distribution) for distribution in pair(name))
     digits = 10.0 ** -min(12, CASES[name]["digits"])
     balance = quadrature.solve_kl_symmetry(policy, teacher)
     assert balance.converged
@@ -155,24 +155,24 @@ def test_a_markov_chain_as_one_categorical_has_the_reference_digits():
 # ---- Exponential families against mpmath -------------------------------------------------------
 
 
-def natural(law):
-    """(natural parameters, log-normaliser) of a law, in mpmath."""
+def natural(distribution):
+    """(natural parameters, log-normaliser) of a distribution, in mpmath."""
     m = mpmath.mpf
-    match law:
+    match distribution:
         case Bernoulli(p) | Binomial(_, p):
-            count = getattr(law, "trials", 1)
+            count = getattr(distribution, "trials", 1)
             return [mpmath.log(m(p) / (1 - m(p)))], lambda e: count * mpmath.log1p(mpmath.exp(e[0]))
         case Poisson(rate):
             return [mpmath.log(m(rate))], lambda e: mpmath.exp(e[0])
         case Geometric(p) | NegativeBinomial(_, p):
-            r = m(getattr(law, "successes", 1))
+            r = m(getattr(distribution, "successes", 1))
             return [mpmath.log(1 - m(p))], lambda e: -r * mpmath.log(1 - mpmath.exp(e[0]))
         case Gamma(shape, rate):
             return [m(shape), m(rate)], lambda e: mpmath.loggamma(e[0]) - e[0] * mpmath.log(e[1])
         case Beta(a, b):
             return [m(a), m(b)], log_beta
         case Dirichlet():
-            return [m(float(c)) for c in law.concentration], log_beta
+            return [m(float(c)) for c in distribution.concentration], log_beta
         case VonMises(kappa, mu):
             vector = [m(kappa) * mpmath.cos(m(mu)), m(kappa) * mpmath.sin(m(mu))]
             return vector, lambda e: mpmath.log(mpmath.besseli(0, mpmath.hypot(*e)))
@@ -270,7 +270,10 @@ def test_the_root_agrees_with_quadrature_of_the_same_densities(seed):
 def test_von_mises_agrees_with_the_trapezoid_on_the_circle():
     policy, teacher = VonMises(2.0, 0.4), VonMises(7.0, 2.0)
     angles = np.linspace(0, 2 * np.pi, 400, endpoint=False)
-    rows = [law.log_density(angles) + np.log(2 * np.pi / 400) for law in (policy, teacher)]
+    rows = [
+        distribution.log_density(angles) + np.log(2 * np.pi / 400)
+        for distribution in (policy, teacher)
+    ]
     expected, found = qstar.solve_kl_symmetry(*rows), solve_kl_symmetry(policy, teacher)
     assert found.alpha == pytest.approx(float(expected.alpha), abs=1e-12)
     assert found.chernoff == pytest.approx(float(expected.chernoff), rel=1e-12)
@@ -319,8 +322,10 @@ def test_the_scale_law_holds_in_every_scale_family(law, rho):
 def test_two_cauchys_balance_at_one_half_always():
     rng = np.random.default_rng(3)
     for _ in range(10):
-        laws = [Cauchy(float(rng.normal()), float(np.exp(2 * rng.normal()))) for _ in range(2)]
-        assert solve_kl_symmetry(*laws).alpha == pytest.approx(0.5, abs=1e-12)
+        distributions = [
+            Cauchy(float(rng.normal()), float(np.exp(2 * rng.normal()))) for _ in range(2)
+        ]
+        assert solve_kl_symmetry(*distributions).alpha == pytest.approx(0.5, abs=1e-12)
 
 
 def test_cauchy_scales_have_the_known_integral():
@@ -349,8 +354,8 @@ def test_heavier_tails_than_cauchy_turn_the_scale_law_around():
 # ---- Theory, on random pairs of every kind ------------------------------------------------------
 
 
-def random_laws(rng):
-    """Two random laws on the line, of any two families."""
+def random_distributions(rng):
+    """Two random distributions on the line, of any two families."""
 
     def scale():
         return float(np.exp(rng.uniform(-1, 1)))
@@ -370,8 +375,10 @@ def random_laws(rng):
 
 def pairs_of_every_kind(seed):
     rng = np.random.default_rng(seed)
-    mixed = [tuple(random_laws(rng)[:2]) for _ in range(6)]
-    return random_members(rng) + [laws for laws in mixed if laws[0] != laws[1]]
+    mixed = [tuple(random_distributions(rng)[:2]) for _ in range(6)]
+    return random_members(rng) + [
+        distributions for distributions in mixed if distributions[0] != distributions[1]
+    ]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -420,10 +427,10 @@ def test_log_z_is_convex_and_its_slope_is_the_gap(seed):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_master_identity_holds_for_any_third_law(seed):
+def test_the_master_identity_holds_for_any_third_distribution(seed):
     """alpha KL(q||policy) + (1 - alpha) KL(q||teacher) = KL(q||q_alpha) - log Z, by quadrature."""
     rng = np.random.default_rng(seed)
-    policy, teacher, _ = random_laws(rng)
+    policy, teacher, _ = random_distributions(rng)
     q = Gaussian(0.3, 0.5)  # light tails: both divergences are finite
     alpha = float(rng.uniform(0.1, 0.9))
     left = alpha * kl(q, policy) + (1 - alpha) * kl(q, teacher)
@@ -473,7 +480,7 @@ def test_parents_of_different_families_have_a_density_as_their_geometric_mean():
 
 def test_a_common_motion_changes_only_where_the_mean_lies():
     policy, teacher = Gamma(2.0, 1.0), Gamma(5.0, 2.0)
-    moved = [Affine(law, 3.0, 2.0) for law in (policy, teacher)]
+    moved = [Affine(distribution, 3.0, 2.0) for distribution in (policy, teacher)]
     assert solve_kl_symmetry(*moved) == solve_kl_symmetry(policy, teacher)
     q = geometric_mean(*moved, 0.5)
     assert q == Affine(geometric_mean(policy, teacher, 0.5), 3.0, 2.0)
@@ -516,33 +523,35 @@ FROM_SCIPY = {
 }
 
 
-@pytest.mark.parametrize(("frozen", "law"), FROM_SCIPY.values(), ids=FROM_SCIPY)
-def test_scipy_distributions_are_read_as_the_law_that_they_are(frozen, law):
-    read = families.as_law(frozen)
-    assert type(read) is type(law)
-    if isinstance(law, Gaussian):
-        np.testing.assert_allclose(read.mean, law.mean)
-        np.testing.assert_allclose(read.covariance, law.covariance)
+@pytest.mark.parametrize(("frozen", "distribution"), FROM_SCIPY.values(), ids=FROM_SCIPY)
+def test_scipy_distributions_are_read_as_the_distribution_that_they_are(frozen, distribution):
+    read = families.as_distribution(frozen)
+    assert type(read) is type(distribution)
+    if isinstance(distribution, Gaussian):
+        np.testing.assert_allclose(read.mean, distribution.mean)
+        np.testing.assert_allclose(read.covariance, distribution.covariance)
     else:
-        assert read == law
+        assert read == distribution
 
 
 @pytest.mark.parametrize(
-    ("frozen", "law"),
+    ("frozen", "distribution"),
     [both for name, both in FROM_SCIPY.items() if "not frozen" not in name],
     ids=[name for name in FROM_SCIPY if "not frozen" not in name],
 )
-def test_log_density_and_samples_agree_with_scipy(frozen, law):
+def test_log_density_and_samples_agree_with_scipy(frozen, distribution):
     """Densities to 1e-12; 4,000 draws by Kolmogorov-Smirnov, false alarm 1e-9."""
-    draws = law.sample(4_000, generator=np.random.default_rng(5))
+    draws = distribution.sample(4_000, generator=np.random.default_rng(5))
     log_function = getattr(frozen, "logpmf", None) or frozen.logpdf
     if isinstance(frozen, stats.Normal) or not hasattr(frozen, "pmf"):
         log_function = frozen.logpdf
     points = draws[:50]
-    if isinstance(law, Gaussian) and law.dimension == 1:
+    if isinstance(distribution, Gaussian) and distribution.dimension == 1:
         points = points[:, 0]
     expected = np.array([log_function(point) for point in points])
-    np.testing.assert_allclose(law.log_density(draws[:50]), expected, rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(
+        distribution.log_density(draws[:50]), expected, rtol=1e-11, atol=1e-12
+    )
     if draws.ndim > 1 and draws.shape[1] > 1:
         return
     draws = draws.ravel()
@@ -552,7 +561,7 @@ def test_log_density_and_samples_agree_with_scipy(frozen, law):
         share = np.array([(draws == value).mean() for value in common])
         error = np.sqrt(frozen.pmf(common) / len(draws))
         assert (np.abs(share - frozen.pmf(common)) < 7 * error).all()
-    elif not isinstance(law, VonMises):
+    elif not isinstance(distribution, VonMises):
         assert kstest(draws, frozen.cdf).pvalue > 1e-9
         assert kstest(draws, lambda x: np.asarray(frozen.cdf(x)) ** 1.3).pvalue < 1e-9
 
@@ -565,7 +574,7 @@ def test_scipy_parents_solve_like_ours():
     )
 
 
-SAME_LAW = {  # a name that is known, one that is not, and another parent
+SAME_DISTRIBUTION = {  # a name that is known, one that is not, and another parent
     "gengamma": (stats.gamma(2.0), stats.gengamma(2.0, 1.0), stats.gamma(4.0)),
     "skewnorm": (stats.norm(), stats.skewnorm(0.0), stats.norm(1, 2)),
     "gennorm": (stats.norm(), stats.gennorm(2.0, scale=math.sqrt(2)), stats.norm(1, 2)),
@@ -576,9 +585,11 @@ SAME_LAW = {  # a name that is known, one that is not, and another parent
 }
 
 
-@pytest.mark.parametrize(("known", "unknown", "other"), SAME_LAW.values(), ids=SAME_LAW)
+@pytest.mark.parametrize(
+    ("known", "unknown", "other"), SAME_DISTRIBUTION.values(), ids=SAME_DISTRIBUTION
+)
 def test_an_unknown_name_goes_through_its_density(known, unknown, other):
-    assert isinstance(families.as_law(unknown), Density)
+    assert isinstance(families.as_distribution(unknown), Density)
     expected, found = solve_kl_symmetry(known, other), solve_kl_symmetry(unknown, other)
     assert found.converged
     assert found.chernoff == pytest.approx(expected.chernoff, rel=1e-10)
@@ -604,7 +615,7 @@ REFUSED = [
     (lambda: Dirichlet([1.0]), "at least two positive numbers"),
     (lambda: Uniform(1.0, 1.0), "low must lie below high"),
     (lambda: Mixture([0.5, 0.6], [Cauchy(0.0, 1.0)] * 2), "weights must be 2 positive numbers"),
-    (lambda: Mixture([0.5, 0.5], [Cauchy(0.0, 1.0), Poisson(1.0)]), "all be laws of real numbers"),
+    (lambda: Mixture([0.5, 0.5], [Cauchy(0.0, 1.0), Poisson(1.0)]), "all be distributions of real"),
     (lambda: Affine(Poisson(1.0), 0.5), "moved by an integer only"),
     (lambda: Density(lambda x: -x, [], 0.0), "places must name at least one"),
     (lambda: VonMises(-1.0, 0.0), "concentration must be positive"),
@@ -619,7 +630,7 @@ REFUSED = [
     ),
     (lambda: kl(stats.poisson, stats.poisson(3)), "Freeze a SciPy distribution"),
     (lambda: kl(stats.norm([0, 1], 1), stats.norm()), "must be one distribution"),
-    (lambda: kl(3.0, stats.norm()), "a parent must be a law"),
+    (lambda: kl(3.0, stats.norm()), "a parent must be a distribution"),
     (lambda: kl(Categorical([0.5, 0.5]), Categorical([0.3, 0.3, 0.4])), "one vocabulary"),
     (lambda: kl(Dirichlet([1.0, 2.0]), Dirichlet([1.0, 2.0, 3.0])), "members of one family"),
     (lambda: log_partition(Poisson(1.0), Poisson(2.0), 1.5), "must lie in"),

@@ -145,10 +145,10 @@ def test_rejection_draws_exactly_from_the_geometric_mean():
     draws = sample_geometric_mean(
         policy, teacher, alpha, 20_000, generator=np.random.default_rng(5)
     )
-    law = gaussian.geometric_mean(policy, teacher, alpha)
+    distribution = gaussian.geometric_mean(policy, teacher, alpha)
     assert draws.points.shape == (20_000, 3)
-    root = np.linalg.cholesky(law.covariance)
-    standard = np.linalg.solve(root, (draws.points - law.mean).T)
+    root = np.linalg.cholesky(distribution.covariance)
+    standard = np.linalg.solve(root, (draws.points - distribution.mean).T)
     for values in (*standard, standard.sum(axis=0) / math.sqrt(3)):
         assert kstest(values, "norm").pvalue > FALSE_ALARM / 4
     share = draws.partition
@@ -156,7 +156,9 @@ def test_rejection_draws_exactly_from_the_geometric_mean():
     assert abs(share.value - z) < 6.2 * share.error
     # The control: parents taken for the mean are found out.
     other = np.linalg.solve(root, (policy.sample(20_000, generator=np.random.default_rng(0))).T)
-    assert kstest(other[0] - np.linalg.solve(root, law.mean)[0], "norm").pvalue < FALSE_ALARM
+    assert (
+        kstest(other[0] - np.linalg.solve(root, distribution.mean)[0], "norm").pvalue < FALSE_ALARM
+    )
 
 
 def test_rejection_serves_heavy_tails_and_partial_supports():
@@ -194,21 +196,25 @@ def test_two_functions_make_a_parent():
         policy.log_density, lambda count, generator: policy.sample(count, generator=generator)
     )
     one, other = (
-        solve_kl_symmetry(law, teacher, num_samples=500, generator=np.random.default_rng(9))
-        for law in (policy, wrapped)
+        solve_kl_symmetry(
+            distribution, teacher, num_samples=500, generator=np.random.default_rng(9)
+        )
+        for distribution in (policy, wrapped)
     )
     assert one == other
 
 
 def broken(function):
-    law = Gaussian(0.0, 1.0)
-    return Sampled(function, lambda count, generator: law.sample(count, generator=generator))
+    distribution = Gaussian(0.0, 1.0)
+    return Sampled(
+        function, lambda count, generator: distribution.sample(count, generator=generator)
+    )
 
 
 REFUSED = [
     (broken(lambda x: x), "must be one number a draw"),
     (broken(lambda x: np.full(len(x), np.nan)), "must be finite or -inf"),
-    (broken(lambda x: np.full(len(x), -np.inf)), "of different laws"),
+    (broken(lambda x: np.full(len(x), -np.inf)), "of different distributions"),
 ]
 
 

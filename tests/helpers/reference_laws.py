@@ -1,4 +1,4 @@
-"""The reference cases that are not rows, as pairs of laws of `qstar.families`."""
+"""The reference cases that are not rows, as pairs of distributions of `qstar.families`."""
 
 import re
 
@@ -28,7 +28,7 @@ from qstar.families import (
     Weibull,
 )
 
-NAMED = {  # how the cases of family `mixed` spell a law; N has a variance
+NAMED = {  # how the cases of family `mixed` spell a distribution; N has a variance
     "N": lambda mean, variance: Gaussian(mean, variance),
     "Cauchy": Cauchy,
     "Laplace": Laplace,
@@ -41,7 +41,7 @@ NAMED = {  # how the cases of family `mixed` spell a law; N has a variance
     "Beta": Beta,
     "Poisson": Poisson,
 }
-MAKERS = {  # family -> a law from its parameters, suffixes _theta and _t taken off
+MAKERS = {  # family -> a distribution from its parameters, suffixes _theta and _t taken off
     "gaussian": lambda g: Gaussian(floats(g["mu"]), floats(g["cov"])),
     "poisson": lambda g: Poisson(float(g["lambda"])),
     "bernoulli": lambda g: Bernoulli(float(g["p"])),
@@ -60,12 +60,14 @@ MAKERS = {  # family -> a law from its parameters, suffixes _theta and _t taken 
     "logistic": lambda g: Logistic(float(g["loc"]), float(g["scale"])),
     "student_t": lambda g: StudentT(float(g["nu"]), float(g.get("loc", 0)), float(g["scale"])),
     "von_mises": lambda g: VonMises(float(g["kappa"]), float(g["mu"])),
-    "mixed": lambda g: named(g["law"]),
+    "mixed": lambda g: named(g["distribution"]),
     "gaussian_mixture_1d": lambda g: GaussianMixture(
-        floats(g["law"]["w"]),
+        floats(g["distribution"]["w"]),
         [
             Gaussian(float(mean), float(variance))
-            for mean, variance in zip(g["law"]["mu"], g["law"]["var"], strict=True)
+            for mean, variance in zip(
+                g["distribution"]["mu"], g["distribution"]["var"], strict=True
+            )
         ],
     ),
 }
@@ -78,7 +80,7 @@ def floats(strings):
 
 
 def named(text):
-    """A law from a string like `N(0,1)`."""
+    """A distribution from a string like `N(0,1)`."""
     name, arguments = re.fullmatch(r"(\w+)\((.*)\)", text.replace(" ", "")).groups()
     return NAMED[name](*map(float, arguments.split(",")))
 
@@ -94,7 +96,7 @@ def side(parameters, end):
     found = {}
     for key, value in parameters.items():
         if key == end:
-            found["law"] = value
+            found["distribution"] = value
         elif key.endswith(f"_{end}"):
             found[key.removesuffix(f"_{end}")] = value
         elif not key.endswith(("_theta", "_t")) and key not in ("theta", "t"):
