@@ -3,7 +3,7 @@
 
 PY := .venv/bin/python
 
-.PHONY: help book test newest environment bench gpu address clean
+.PHONY: help book test newest environment architecture bench gpu address clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +12,7 @@ help:
 	@echo 'make newest   without the pins: import, core tests, one decode with newest versions'
 	@echo 'make bench    measure the solvers'
 	@echo 'make gpu      measure solver and decoder on a GPU, with the Python of that machine'
+	@echo 'make architecture  draw the folders and their imports into CONTRIBUTING.md'
 	@echo 'make address  write the public address of pyproject.toml into README and CITATION'
 	@echo 'make clean    remove what these made here: .venv, the built book, the caches'
 
@@ -39,6 +40,9 @@ bench: environment
 gpu:
 	PYTHONPATH=.:book $(or $(PYTHON),python3) -m qstar_book record accelerator \
 		--out $(or $(OUT),build/accelerator.json)
+
+architecture: environment
+	$(PY) .ci/architecture.py
 
 address: environment
 	$(PY) .ci/address.py

@@ -182,6 +182,8 @@ def _add_records(parser: argparse.ArgumentParser) -> None:
     option("--out", type=Path, required=True)
     option("--device", default="cpu", help="cpu, cuda or auto")
     option("--threads", type=int, default=2, help="of each process")
+    option("--ways", nargs="+", metavar="WAY", help="only these, such as plain coin")
+    option("--layers", choices=("packed", "as loaded"), help="only the cells with these")
     add_model(option)
 
     option = add("accelerator", "measure solver and decoder on an accelerator, by stages")

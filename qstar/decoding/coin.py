@@ -8,10 +8,11 @@ probability min(1, q*/m) and redrawn from the normalised (q* - m)+. The token is
 any draft distribution, for coin and token are integrated out together: the coin is tossed before
 the token is drawn, and nothing that judges the token looks at it.
 
-Acceptance: m >= policy^w teacher^(1-w) by the inequality of the means, so at w = alpha a proposal
-is kept with probability sum min(q*, m) >= Z(alpha) = exp(-C), where one parent alone guarantees
-only 1 - sqrt(C / 2). At any w it is at least the coin's average of the parents' own probabilities,
-for the total variation distance is convex. Alternating is the coin that never stays.
+Acceptance: m >= exp(-d) policy^alpha teacher^(1-alpha) by the inequality of the means, d being the
+divergence of a coin with probability w from one with alpha, so that a proposal is kept with
+probability sum min(q*, m) >= exp(-C - d); at w = alpha d is 0. One parent alone guarantees only
+1 - sqrt(C / 2). And it is at least the coin's average of the parents' own probabilities, for the
+total variation distance is convex. Alternating is the coin that never stays.
 
 Each row tosses for itself, so rows stay independent: under one coin for all each row would still be
 exact by itself, but two rows would not be independent.

@@ -152,3 +152,17 @@ def test_every_part_of_the_package_resolves_lazily_and_nothing_else_does():
         assert not hasattr(qstar, name)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         qstar.nonsense  # noqa: B018
+
+
+def test_the_picture_of_the_house_is_the_house():
+    root = Path(__file__).parents[2]
+    spec = importlib.util.spec_from_file_location("architecture", root / ".ci" / "architecture.py")
+    architecture = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(architecture)
+    page = (root / "CONTRIBUTING.md").read_text(encoding="utf8")
+    assert architecture.drawn(page) == page, "make architecture"
+    arrows = {tuple(x.strip().split(" --> ")) for x in page.splitlines() if " --> " in x}
+    graph = {upper: {low for up, low in arrows if up == upper} for upper, _ in arrows}
+    assert ("qstar_adapters", "qstar_decoding") in arrows
+    assert ("qstar_decoding", "qstar_adapters") not in arrows
+    list(TopologicalSorter(graph).static_order())  # no cycle

@@ -58,6 +58,7 @@ OURS: Mapping[str, Mapping[str, Any]] = {
     "plain, one call": {"scheme": "plain"},
     "alternating 1": {"scheme": "alternating", "gamma": 1},
     "alternating 2": {"scheme": "alternating", "gamma": 2},
+    "coin": {"scheme": "coin"},
     "one-sided 4": {"scheme": "one-sided", "gamma": 4, "drafter": "policy"},
     "lookup 2": {"scheme": "lookup", "gamma": 2, "one_call": False},
     "auto": {"scheme": "auto"},
@@ -99,14 +100,16 @@ NOISE = {"noised copy": 0.07, "far copy": 0.3}
 
 CELLS = (
     Cell("two prompts", "packed", tuple(OURS), seeds=2),
-    Cell("two prompts", "as loaded", ("plain", "plain, one call", "alternating 1", "auto")),
+    Cell("two prompts", "as loaded", ("plain", "plain, one call", "alternating 1", "coin", "auto")),
     Cell(
         "noised copy",
         "packed",
-        ("plain", "alternating 1", "alternating 2", "one-sided 4", "auto", *PEERS),
+        ("plain", "alternating 1", "alternating 2", "coin", "one-sided 4", "auto", *PEERS),
         seeds=2,
     ),
-    Cell("far copy", "as loaded", ("plain", "alternating 1", "auto"), new_tokens=32, seeds=2),
+    Cell(
+        "far copy", "as loaded", ("plain", "alternating 1", "coin", "auto"), new_tokens=32, seeds=2
+    ),
 )
 
 WIDTHS = (1, 2, 3, 4, 5, 8, 16)
@@ -237,6 +240,7 @@ def _ours(
         "rounds": rounds,
         "accept_policy": [round(x, 4) for x in trace.accept_policy.tolist()],
         "accept_teacher": [round(x, 4) for x in trace.accept_teacher.tolist()],
+        "accept_coin": [round(x, 4) for x in trace.accept_coin.tolist()],
         "chernoff": [float(f"{x:.4g}") for x in trace.balance.chernoff.tolist()],
     }
 
@@ -356,14 +360,16 @@ def measured_costs(cell: Mapping[str, Any], clock: str = "wall_s") -> costs.Cost
 
 
 def mean_acceptance(cell: Mapping[str, Any]) -> dict[str, float]:
-    """The acceptance probability of each parent's drafts, averaged over all recorded positions.
+    """The acceptance probability of each parent's drafts, and of an even coin's where it was
+    recorded, averaged over all recorded positions.
 
     Whatever the scheme, the tokens before a position follow q*; so all runs count.
     """
     ours = [run for run in cell["runs"] if run["way"] in OURS]
     return {
         parent: float(np.mean(np.concatenate([run[f"accept_{parent}"] for run in ours])))
-        for parent in costs.PARENTS
+        for parent in costs.PROPOSING
+        if f"accept_{parent}" in ours[0]
     }
 
 
@@ -441,14 +447,26 @@ def _expected_tokens(r: Mapping[str, Any], rates: Mapping[str, float]) -> float:
 # --- The command ---------------------------------------------------------------------------------
 
 
-def command(*, out: Path, model: str | None, device: str, threads: int, seed: int) -> None:
+def command(
+    *,
+    out: Path,
+    model: str | None,
+    device: str,
+    threads: int,
+    seed: int,
+    layers: str | None,
+    ways: Sequence[str] | None,
+) -> None:
     """`qstar-book record decoding`."""
     name = model or shipped_model.DEFAULT
     waiting = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     cells = []
     for index, cell in enumerate(CELLS):
+        if layers not in (None, cell.layers):
+            continue
         print(f"{cell.pair}, layers {cell.layers}", file=sys.stderr)
-        given = {"index": index, "model": name, "device": device, "threads": threads, "seed": seed}
+        given = {"index": index, "model": name, "device": device, "threads": threads}
+        given |= {"seed": seed, "ways": ways}
         cells.append(in_own_process(measure_cell_of_model, given, environment=waiting))
     made_by = provenance(
         "numpy",
@@ -465,10 +483,18 @@ def command(*, out: Path, model: str | None, device: str, threads: int, seed: in
 
 
 def measure_cell_of_model(
-    *, index: int, model: str, device: str, threads: int, seed: int
+    *,
+    index: int,
+    model: str,
+    device: str,
+    threads: int,
+    seed: int,
+    ways: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """One of `CELLS`, with a model by its name and the prompts of `data/`."""
+    """One of `CELLS`, with a model by its name and the prompts of `data/`; some of its ways."""
     cell = CELLS[index]
+    if ways is not None:
+        cell = replace(cell, ways=tuple(way for way in cell.ways if way in ways))
     if device != "cpu":  # packing is for CPUs
         cell = replace(cell, layers="as loaded")
     torch.set_num_threads(threads)
