@@ -30,7 +30,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..decoding import generate as decode
 from ..decoding.generate import Generation, Prompts
-from ..decoding.kv_cache import Reader
+from ..decoding.kv_cache import KVCache
 from .checkpoints import Messages, chat_ids, check_same_vocabulary
 
 Prompt = str | Messages
@@ -92,7 +92,7 @@ class OptimalSpeculativeDecoder:
         """
         _check_options(options)
         sizes = [
-            Reader(model, name=name).vocab
+            KVCache(model, name=name).vocab
             for name, model in (("policy", policy), ("teacher", teacher))
         ]
         if tokenizer is not None and teacher_tokenizer is not None:

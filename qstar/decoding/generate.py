@@ -24,8 +24,8 @@ from ..sampling.rules import NO_TOKEN, Chance
 from . import planner
 from .costs import PARENTS, Costs
 from .filters import Processor
-from .kv_cache import eval_mode
 from .latency import measured_costs
+from .modes import eval_mode
 from .observations import Observations
 from .options import SCHEMES, Prompts, Setup, Stop, check
 from .parents import Parents
@@ -86,7 +86,7 @@ def generate(
     Each model reads its own prompt and keeps its own key-value cache; a model passed twice may
     have two prompts. The models are put in eval mode and given back as they were. Once a process
     each kind of model is tried before its cache is trusted
-    (`qstar.decoding.kv_cache.Reader.check`); one that a cache would mislead is read anew for every
+    (`qstar.decoding.cache_check`); one that a cache would mislead is read anew for every
     token, with a warning. All schemes have the same law:
 
     - "plain": both parents read every token; the reference.

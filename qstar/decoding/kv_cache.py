@@ -8,25 +8,31 @@ of the slots are holes they are squeezed out.
 
 What a model answers to a text is what it answers when it reads that text alone, at once, without a
 cache, and works the positions out itself. A cache must not change that, and not every model is
-built so that it does not: `Reader.check` tries it before it is trusted. Where it fails, each text
-is read anew for every token, which is slow and right.
+built so that it does not: `cache_check.check` tries it before it is trusted. Where it fails, each
+text is read anew for every token, which is slow and right.
 """
 
 import copy
 import inspect
-import operator
-import re
-import threading
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from statistics import median
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
+
+from .modes import quiet
+from .traits import (
+    bare,
+    check_cache,
+    core_of,
+    limit_of,
+    ropes_of,
+    shares_scales,
+    sliding,
+    switch_of,
+    windows,
+)
 
 PREFILL_WIDTH = 512
 """Tokens of a prompt that are read in one forward; it bounds the memory of a long prompt."""
@@ -34,29 +40,8 @@ PREFILL_WIDTH = 512
 SQUEEZE_FROM = 64
 """Slots from which holes are squeezed out, once they are more than half."""
 
-CHECK_LENGTH = 48
-"""Tokens of the text on which a cache is tried, unless something changes at a greater length."""
 
-CHECK_AT_LEAST = 8
-"""Tokens below which there is nothing to try: such short texts are read anew."""
-
-CHECK_AT_MOST = 1040
-"""Tokens of the longest text on which a window that transformers knows is tried."""
-
-TOLERANCE = {
-    torch.float64: (1e-6, 1e-5),  # eager attention has its softmax in float32
-    torch.float32: (1e-4, 1e-3),
-    torch.float16: (4e-3, 0.03),
-    torch.bfloat16: (0.02, 0.15),
-}
-"""Total variation that rounding may always explain, and that it never does, by precision.
-
-In between, 30 times what two readings at once are apart. Of narrow weights the median over a row's
-positions counts: there rounding can send a token to another expert, and change one position much.
-"""
-
-
-class Reader:
+class KVCache:
     """A causal language model and the key-value cache of the texts it has read, row by row.
 
     The model is shared (two readers may read two prompts with one model); the cache is the
@@ -91,25 +76,25 @@ class Reader:
         """
         self.model = bare(model)
         self.name = name
-        self._core = _core(self.model, name)
-        text = self._core.config.get_text_config(decoder=True)
-        _check_cache(self._core, text, name)
-        self._parameters = frozenset(inspect.signature(self._core.forward).parameters)
-        self._ropes = _ropes(text, self._core)
-        self._limit = _limit(text, self._core, self._ropes)
+        self.core = core_of(self.model, name)
+        text = self.core.config.get_text_config(decoder=True)
+        check_cache(self.core, text, name)
+        self._parameters = frozenset(inspect.signature(self.core.forward).parameters)
+        self._ropes = ropes_of(text, self.core)
+        self._limit = limit_of(text, self.core, self._ropes)
         self.window = self._limit.allowing(context_length)
-        self._switch = _switch(text, self._ropes)
-        told, self._odd = _windows(text, self._core)
-        self._sliding = _sliding(text, [*told, *self._odd])
+        self.switch = switch_of(text, self._ropes)
+        told, self.odd_windows = windows(text, self.core)
+        self.sliding = sliding(text, [*told, *self.odd_windows])
         names = [name for name in ("past_key_values", "cache") if name in self._parameters]
         self._cache_name = names[0] if names else None  # transformers 5.24 renamed it
-        self._why_anew = _shares_scales(self._core)
-        self.rereads = not names or bool(self._why_anew)
+        self.why_anew = shares_scales(self.core)
+        self.rereads = not names or bool(self.why_anew)
         self.vocab = self._count_tokens()
         self.lengths: list[int] = []
         self._reset(0)
 
-    def again(self) -> "Reader":
+    def again(self) -> "KVCache":
         """Another reader of the same model, about which the same is known."""
         other = copy.copy(self)
         other._reset(0)
@@ -129,59 +114,12 @@ class Reader:
         So it is once a text is longer than a window that the model looks back through: windows are
         counted in slots of the cache, holes among them too.
         """
-        return not self.rereads and self._sliding is not None and length > self._sliding.length
+        return not self.rereads and self.sliding is not None and length > self.sliding.length
 
     @property
     def minds_holes(self) -> str:
         """What the model does for which its cache may have no holes; empty if nothing."""
-        return "" if self._sliding is None else self._sliding.does
-
-    def check(self, length: int, *, rows: int = 1) -> None:
-        """See whether the cache changes what the model answers, and read without one if it does.
-
-        Done once a process for every class, configuration, precision and device, and for one row
-        and several apart; again if a longer text is asked for than was tried, where something is
-        known to change. A random text (`CHECK_LENGTH` tokens; as many more as it takes to pass a
-        window that the texts pass, up to `CHECK_AT_MOST` where transformers knows the window) is
-        read twice at once, and once in pieces, from a cache, in rows of different lengths, some of
-        which take drafts back. This costs some 6 forwards, over 5 times the text in all. Hooks on
-        the model see them, traces do not. The state of torch's generators and the mode of each
-        module are what they were. Rope factors that switch with the length are not tried but known:
-        texts are read with those of their length (longrope), or refused (dynamic).
-
-        Distributions are compared in total variation. What counts as rounding follows from the
-        precision of the weights, and from how far the two readings at once are apart.
-
-        Args:
-            length: How long the texts may get.
-            rows: How many there are.
-
-        Raises:
-            ValueError: The model cannot be read at all, or answers something else than what
-                follows a text.
-        """
-        several = rows > 1
-        length = max(length, CHECK_AT_LEAST)
-        length = min([length, *(limit for limit in (self.window, self._switch) if limit)])
-        within = min(length, CHECK_LENGTH)
-        within = max([within, *(min(at + 16, length) for at in self._odd if at < length)])
-        if self._sliding is not None and self._sliding.length < min(length, CHECK_AT_MOST):
-            within = max(within, min(self._sliding.length + 16, length))
-        key = (several, self.slides(within), *self._fingerprint())
-        found = _FOUND.get(key)
-        if found is None or found.length < within:
-            with _quiet(self.model):
-                found = _FOUND[key] = self._examine(within, several)
-        if not found.cached:
-            self.rereads = True
-            if found.seen:
-                warnings.warn(
-                    f"the {self.name} ({type(self._core).__name__}) is read anew for every token, "
-                    f"without a cache, which is exact and slow: {found.seen}.",
-                    stacklevel=3,
-                )
-        elif several and not found.holes and not self.slides(within):
-            self._sliding = _Sliding(0, "answers otherwise where its cache has holes")
+        return "" if self.sliding is None else self.sliding.does
 
     def start(self, texts: Sequence[Sequence[int]]) -> int:
         """Forget everything, and read all but the last token of each text.
@@ -195,7 +133,7 @@ class Reader:
         heads = [list(text[:-1]) for text in texts]
         longest = max(map(len, heads))
         # Rope factors that switch with the length of a text are for all of it: read it at once.
-        later = self.rereads or (self._switch is not None and longest >= self._switch)
+        later = self.rereads or (self.switch is not None and longest >= self.switch)
         step = longest if later else PREFILL_WIDTH
         for start in range(0, longest, max(1, step)):
             # Right-aligned as a whole: a short text begins late.
@@ -311,9 +249,9 @@ class Reader:
         fresh = (column >= width - known) & (column < ends)
         place = torch.tensor(self.lengths).unsqueeze(-1) + column - (width - known)
         slots = torch.cat([self._slots, fresh], dim=-1)
-        if self._sliding and self.slides(slots.shape[-1]) and not _solid(slots):
+        if self.sliding and self.slides(slots.shape[-1]) and not _solid(slots):
             raise ValueError(
-                f"the {self.name} {self._sliding.does}, and this batch leaves holes there, since "
+                f"the {self.name} {self.sliding.does}, and this batch leaves holes there, since "
                 f"its rows take back different numbers of drafts. Decode the rows one at a time, "
                 f"or with scheme='plain'."
             )
@@ -341,14 +279,14 @@ class Reader:
         wanted = fresh[:, -positions:]
         if self.rereads:
             return self._read_anew(wanted)
-        if self._switch is not None:
+        if self.switch is not None:
             # How long the texts are that are asked about.
             sizes = self._slots.cumsum(-1)[:, -positions:][wanted]
-            long = bool((sizes > self._switch).any())
+            long = bool((sizes > self.switch).any())
             fits = self._held and long == self._long
             # One forward reads all its rows with the factors of the longest.
-            if (long and bool((sizes <= self._switch).any())) or (
-                not long and not fits and max(self.lengths) > self._switch
+            if (long and bool((sizes <= self.switch).any())) or (
+                not long and not fits and max(self.lengths) > self.switch
             ):
                 self._held = False
                 return self._read_anew(wanted)
@@ -376,7 +314,7 @@ class Reader:
         out = self.model(self._ids[:, -place.shape[-1] :], attention_mask=mask, **options)
         if self._cache.get_seq_length() != slots.shape[-1]:
             raise ValueError(
-                f"the {self.name} ({type(self._core).__name__}) does not keep what it reads in the "
+                f"the {self.name} ({type(self.core).__name__}) does not keep what it reads in the "
                 f"cache that it is given: {self._cache.get_seq_length()} tokens in place of "
                 f"{slots.shape[-1]}. qstar.generate reads such a model without a cache."
             )
@@ -401,7 +339,7 @@ class Reader:
         options: dict[str, Any] = {}
         if "use_cache" in self._parameters:
             options["use_cache"] = False
-        if "logits_to_keep" in self._parameters and not self._why_anew:
+        if "logits_to_keep" in self._parameters and not self.why_anew:
             options["logits_to_keep"] = positions
         return _laws(self.model(text.unsqueeze(0), **options), positions, after)[0]
 
@@ -430,17 +368,17 @@ class Reader:
 
     def _count_tokens(self) -> int:
         """How many tokens the model gives a probability to: what its answer has, if in doubt."""
-        stated = getattr(self._core.config.get_text_config(decoder=True), "vocab_size", None)
+        stated = getattr(self.core.config.get_text_config(decoder=True), "vocab_size", None)
         try:
-            weight = self._core.get_output_embeddings().weight
+            weight = self.core.get_output_embeddings().weight
             if weight.is_floating_point() and weight.ndim == 2 and weight.shape[0] == stated:
                 return int(stated)
         except (AttributeError, NotImplementedError):
             pass  # a head that is quantised, or that goes by another name
-        with _quiet(self.model):
-            return self._tried(torch.zeros(1, dtype=torch.long), 1, [1]).shape[-1]
+        with quiet(self.model):
+            return self.tried(torch.zeros(1, dtype=torch.long), 1, [1]).shape[-1]
 
-    def _tried(self, text: Tensor, positions: int, after: list[int]) -> Tensor:
+    def tried(self, text: Tensor, positions: int, after: list[int]) -> Tensor:
         """The model's own laws after so many tokens of one text each."""
         try:
             return self._whole(text.to(self.model.device), positions, after)
@@ -448,359 +386,10 @@ class Reader:
             raise
         except Exception as error:
             raise ValueError(
-                f"the {self.name} ({type(self._core).__name__}) cannot be read: a forward over "
-                f"{len(text)} token ids raised {_said(error)}. It must be a causal language model "
+                f"the {self.name} ({type(self.core).__name__}) cannot be read: a forward over "
+                f"{len(text)} token ids raised {said(error)}. It must be a causal language model "
                 f"that answers model(ids) with logits, in the precision it has now."
             ) from error
-
-    def _fingerprint(self) -> tuple[Any, ...]:
-        """What tells models apart that may treat a cache in different ways."""
-        modules = list(self.model.modules())
-        device = self.model.device
-        autocast = torch.is_autocast_enabled(device.type)
-        return (
-            self.window,
-            type(self.model),
-            type(self._core),
-            self._core.config.to_json_string(use_diff=False),
-            getattr(self._core.config, "_attn_implementation", None),
-            # Quantised layers, adapters, and layers that answer in another way (`packed`).
-            frozenset(map(type, modules)),
-            sum("forward" in vars(module) for module in modules),
-            frozenset(parameter.dtype for parameter in self.model.parameters()),
-            device.type,
-            torch.get_autocast_dtype(device.type) if autocast else None,
-        )
-
-    def _examine(self, length: int, several: bool) -> "_Found":
-        """Read a random text in every way, and compare."""
-        text = self._random_text(length)
-        middle = max(2, length // 2 - 3)
-        after = {1, 2, 3, 4, 5, *range(middle, middle + 6), *range(length - 6, length + 1)}
-        asked = sorted(n for n in after if 0 < n <= length)
-        whole = dict(zip(asked, self._tried(text, length, asked), strict=True))
-        size = whole[length].shape[-1]
-        if size != self.vocab:
-            raise ValueError(
-                f"the {self.name} ({type(self._core).__name__}) answers with {size} "
-                f"logits, and its output layer and configuration say {self.vocab}."
-            )
-        self._check_inputs(text)
-        if self.rereads or length < CHECK_AT_LEAST:
-            return _Found(length, False, False, self._why_anew)
-        here = list(range(middle, middle + 5))
-        part = self._tried(text[: here[-1]], here[-1], here)
-        noises = _apart(part, torch.stack([whole[n] for n in here])).nan_to_num()
-        noise = float(noises.max() if _wide(self.model) else noises.median())
-        floor, ceiling = TOLERANCE[_coarsest(self.model)]
-        if noise > ceiling:
-            seen = (
-                f"what it answers to {middle} tokens of a text changes by {noise:.1g} in total "
-                f"variation with what it reads along with them"
-            )
-            return _Found(length, False, False, seen)
-        allowed = min(max(floor, 30 * noise), ceiling)
-        if not several:
-            ways = [ONE_ROW]
-        elif self.slides(length):
-            ways = [PLAIN_ROWS]
-        else:
-            ways = [DRAFTING_ROWS, PLAIN_ROWS]
-        seen = ""
-        for way in ways:
-            trouble = self._compare(text, whole, way, allowed)
-            if not trouble:
-                return _Found(length, way == DRAFTING_ROWS, True, seen)
-            seen = seen or trouble
-        return _Found(length, False, False, seen)
-
-    def _compare(self, text: Tensor, whole: dict[int, Tensor], way: str, allowed: float) -> str:
-        """What is wrong with laws that are read in pieces, in words; nothing if nothing is.
-
-        Rows are beginnings of one text, so that one reading at once has all the laws.
-        """
-        reader, ids = self.again(), text.tolist()
-        ends = [len(ids) - 5, max(2, len(ids) // 2 - 3), 1][: 1 if way == ONE_ROW else 3]
-        # Drafts of each round and row: so many that go on as the text does, so many that do not.
-        rounds = {
-            ONE_ROW: [[(1, 2)], [(2, 0)]],
-            PLAIN_ROWS: [[(0, 0)] * 3] * 3,
-            DRAFTING_ROWS: [[(0, 3), (3, 0), (1, 1)], [(0, 0)] * 3, [(0, 0)] * 3],
-        }[way]
-        rows = list(range(len(ends)))
-        gaps: list[list[float]] = [[] for _ in rows]
-        try:
-            reader.start([ids[:end] for end in ends])
-            for turn, plan in enumerate(rounds):
-                if turn == 2:  # one row is over
-                    reader.select([0, 2])
-                    rows = [0, 2]
-                counts = [sum(plan[row]) for row in rows]
-                drafts = [
-                    ids[ends[row] : ends[row] + right]
-                    + [(ids[0] + 1) % self.vocab] * (max(counts) - right)
-                    for row, (right, _) in ((row, plan[row]) for row in rows)
-                ]
-                laws = reader.feed(
-                    [ids[reader.lengths[i] : ends[row]] for i, row in enumerate(rows)],
-                    torch.tensor(drafts, dtype=torch.long) if max(counts) else None,
-                    counts,
-                    positions=max(counts) + 1,
-                )
-                for i, row in enumerate(rows):
-                    right = plan[row][0]
-                    expected = torch.stack([whole[ends[row] + j] for j in range(right + 1)])
-                    gaps[row] += _apart(laws[i, : right + 1], expected).tolist()
-                    ends[row] += right
-                reader.truncate([ends[row] for row in rows])
-                for row in rows:
-                    ends[row] += 1
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            return f"from a cache, {way}, it raised {_said(error)}"
-        typical = max if _wide(self.model) else median
-        worst = max(typical([gap for gap in row if gap == gap] or [0.0]) for row in gaps)
-        if worst <= allowed:
-            return ""
-        return (
-            f"what it answers from a cache, {way}, is {worst:.1g} in total variation away from "
-            f"what it answers to the text alone, at once; rounding explains {allowed:.1g}"
-        )
-
-    def _random_text(self, length: int) -> Tensor:
-        """Token ids, none of which stands for an image or the like."""
-        odd = re.compile(r"(image|audio|video|vision|speech|modal|placeholder|[be]o[iav])_?.*_i")
-        settings = {**vars(self._core.config), **vars(self._core.config.get_text_config())}
-        barred = {value for key, value in settings.items() if odd.search(key)}
-        ids = torch.randint(self.vocab, (8 * length,), generator=torch.Generator().manual_seed(0))
-        kept = [token for token in ids.tolist() if token not in barred] or [0]
-        return torch.tensor((kept * length)[:length])
-
-    def _check_inputs(self, text: Tensor) -> None:
-        """Raise ValueError if the model's own `generate` feeds it something else than the text."""
-        try:
-            fed = self._core.prepare_inputs_for_generation(
-                text.unsqueeze(0).to(self.model.device), use_cache=False
-            )
-            more = sorted(k for k, v in fed.items() if isinstance(v, Tensor) and k not in INPUTS)
-            size = fed["input_ids"].shape[-1]
-        except Exception:
-            return  # it has no way of its own, or wants more than a text
-        if more or size != len(text):
-            what = ", ".join(more) or f"{size} tokens for a text of {len(text)}"
-            raise ValueError(
-                f"the {self.name} ({type(self._core).__name__}) does not answer to a text alone "
-                f"with what follows it: its own generate feeds it {what} as well. Use a causal "
-                f"language model."
-            )
-
-
-ONE_ROW = "in one row"
-PLAIN_ROWS = "in rows of different lengths"
-DRAFTING_ROWS = "in rows that take back different numbers of drafts"
-INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "cache_position")
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """What trying a cache showed: whether it serves, with holes too, and what was seen if not."""
-
-    length: int
-    holes: bool
-    cached: bool
-    seen: str
-
-
-_FOUND: dict[tuple[Any, ...], _Found] = {}
-
-
-@dataclass(frozen=True, slots=True)
-class _Sliding:
-    """From which length on a cache may have no holes, and what such a model does."""
-
-    length: int
-    does: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Limit:
-    """The most tokens of a text, if there is such a number, whether it is firm, and why."""
-
-    stated: int | None
-    firm: bool
-    why: str = ""
-
-    def allowing(self, context_length: int | None) -> int | None:
-        """The limit where the caller says how long texts may be."""
-        if context_length is None:
-            return self.stated
-        if isinstance(context_length, bool) or operator.index(context_length) < 1:
-            raise ValueError(
-                f"context_length is the most tokens of a text, at least 1: got {context_length}. "
-                f"None takes what the models' configurations say."
-            )
-        if self.firm and self.stated is not None:
-            return min(self.stated, context_length)
-        return context_length
-
-
-# --- What a model is -----------------------------------------------------------------------------
-
-
-def bare(model: Any) -> Any:
-    """The model that `torch.nn.DataParallel` and its like run: a text is read in one place."""
-    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    return bare(model.module) if isinstance(model, wrappers) else model
-
-
-def _core(model: Any, name: str) -> Any:
-    """The model under a compiler's or an adapter's wrapper, whose own signature says nothing."""
-    core = model
-    while True:
-        if hasattr(core, "_orig_mod"):
-            core = core._orig_mod
-        elif hasattr(core, "get_base_model"):
-            core = core.get_base_model()
-        else:
-            break
-    if not isinstance(core, nn.Module) or not hasattr(
-        getattr(core, "config", None), "get_text_config"
-    ):
-        raise ValueError(
-            f"the {name} must be a causal language model of transformers, loaded: got "
-            f"{type(model).__name__}."
-        )
-    device = getattr(model, "device", None)
-    if device is None or device.type == "meta":
-        raise ValueError(
-            f"the {name} ({type(core).__name__}) must have its weights on a device: got {device}. "
-            f"Load it without offloading its first layer."
-        )
-    return core
-
-
-def _check_cache(core: Any, text: Any, name: str) -> None:
-    """Raise ValueError for models whose cache has no way back."""
-    if getattr(core.config, "is_encoder_decoder", False):
-        raise ValueError(f"the {name} must be a decoder-only language model: got an encoder too.")
-    kinds = {
-        kind
-        for kind in getattr(text, "layer_types", None) or []
-        if re.search("linear|conv|mamba|recurrent|hybrid|ssm", kind)
-    }
-    states = any(hasattr(layer, "conv_states") for layer in _layers(core.config))
-    if kinds or states or getattr(core, "_is_stateful", False):
-        what = ", ".join(sorted(kinds)) or "a recurrent state"
-        raise ValueError(
-            f"the {name} ({type(core).__name__}) keeps {what} in its cache, which cannot take "
-            f"rejected drafts back exactly. Use a model whose layers all attend to keys and values."
-        )
-
-
-def _shares_scales(core: Any) -> str:
-    """Whether what a model answers to one text depends on what it reads beside it, in words."""
-    kind = "torch.ao.nn.quantized.dynamic"
-    if any(type(module).__module__.startswith(kind) for module in core.modules()):
-        return "its layers, quantised dynamically, round by the largest number of all they read"
-    return ""
-
-
-def _layers(config: Any) -> list[Any]:
-    """The layers of the cache that transformers makes for a configuration, if it knows how."""
-    try:
-        return list(DynamicCache(config=config).layers)
-    except Exception:  # kinds of layers that it has no cache for
-        return []
-
-
-def _windows(text: Any, core: Any) -> tuple[list[int], list[int]]:
-    """Lengths from which on layers do not see a whole text: of layers, and by other names.
-
-    What sliding layers do is told by the cache that transformers makes for them; numbers that are
-    called a window anywhere else are taken for one.
-    """
-    layers = _layers(core.config)
-    told = [layer.sliding_window for layer in layers if getattr(layer, "is_sliding", False)]
-    known = ("sliding_window", "attention_chunk_size") if layers else ()
-    window = re.compile(r"window|chunk|local_attention|attention_span|block_size")
-    other = re.compile(r"layers|pattern|feed_forward|lm_head|use_|mamba|num_|index_")
-    odd = {
-        value
-        for settings in (vars(text), *map(vars, core.modules()))
-        for key, value in settings.items()
-        if type(value) is int
-        and value > 1
-        and window.search(key)
-        and not other.search(key)
-        and not (settings is vars(text) and key in known)
-    }
-    return [int(length) for length in told if length], sorted(odd - set(told))
-
-
-def _sliding(text: Any, lengths: list[int]) -> _Sliding | None:
-    if not lengths:
-        return None
-    least = min(lengths)
-    chunks = "chunked_attention" in (getattr(text, "layer_types", None) or [])
-    does = f"attends within chunks of {least}" if chunks else f"sees only its last {least}"
-    return _Sliding(least, f"{does} tokens, counted in cache slots")
-
-
-def _ropes(text: Any, core: Any) -> list[dict[str, Any]]:
-    """The rotary embeddings of a model: what they are called, and their parameters."""
-    given = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-    nested = [value for value in given.values() if isinstance(value, dict)]
-    ropes = [dict(rope) for rope in nested or [given] if rope]
-    for rope in ropes:
-        rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
-    for module in core.modules():
-        kinds = vars(module).get("rope_type")
-        for kind in kinds.values() if isinstance(kinds, dict) else [kinds]:
-            if isinstance(kind, str) and all(kind != rope["rope_type"] for rope in ropes):
-                ropes.append({"rope_type": kind})
-    if any("dynamic_ntk" in key and value is True for key, value in vars(text).items()):
-        ropes.append({"rope_type": "dynamic"})
-    return ropes
-
-
-def _limit(text: Any, core: Any, ropes: list[dict[str, Any]]) -> _Limit:
-    """How many tokens a model can read, as far as it says."""
-    stated = getattr(text, "max_position_embeddings", None)
-    if stated is None or stated < 1 or getattr(text, "alibi", False):
-        return _Limit(None, False)
-    if any("dynamic" in rope["rope_type"] for rope in ropes):
-        return _Limit(
-            stated,
-            True,
-            "; beyond that its rope scaling is dynamic, which makes what it answers depend on what "
-            "it has read before",
-        )
-    if not any("inv_freq" in key for key, _ in core.named_buffers()):
-        return _Limit(stated, True)
-    reach = []
-    for rope in ropes:
-        first = rope.get("original_max_position_embeddings")
-        if first is None and rope["rope_type"] == "linear":
-            first = stated
-        reach.append(max(stated, int((first or 0) * (rope.get("factor") or 1))))
-    return _Limit(
-        min(reach, default=stated),
-        False,
-        ", or pass context_length=... to let it read longer texts than its configuration says",
-    )
-
-
-def _switch(text: Any, ropes: list[dict[str, Any]]) -> int | None:
-    """The length beyond which all of a text is read with other rope factors."""
-    found = [
-        rope.get("original_max_position_embeddings")
-        or getattr(text, "original_max_position_embeddings", None)
-        or text.max_position_embeddings
-        for rope in ropes
-        if rope["rope_type"] == "longrope"
-    ]
-    return min(found, default=None)
 
 
 # --- Small things --------------------------------------------------------------------------------
@@ -822,68 +411,7 @@ def _solid(slots: Tensor) -> bool:
     return bool((slots[:, 1:] >= slots[:, :-1]).all())
 
 
-def _apart(laws: Tensor, expected: Tensor) -> Tensor:
-    """Total variation position by position; nan where nothing can be expected."""
-    gap = (laws.double().exp() - expected.double().exp()).abs().sum(-1) / 2
-    sound = expected.isfinite().any(-1) & ~expected.isnan().any(-1)
-    return torch.where(sound, gap.nan_to_num(nan=1.0), torch.nan)
-
-
-def _coarsest(model: Any) -> torch.dtype:
-    """The precision in which a model works, as far as its weights and autocast say."""
-    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    device = model.device.type
-    if torch.is_autocast_enabled(device):
-        kinds.add(torch.get_autocast_dtype(device))
-    if device == "cuda" and torch.backends.cuda.matmul.allow_tf32 and torch.float32 in kinds:
-        kinds.add(torch.float16)  # as many bits as TF32 has
-    for kind in (torch.float16, torch.float32, torch.float64):
-        if kinds <= {torch.float16, torch.float32, torch.float64} and kind in kinds:
-            return kind
-    return torch.bfloat16 if kinds else torch.float32
-
-
-def _wide(model: Any) -> bool:
-    return _coarsest(model) in (torch.float32, torch.float64)
-
-
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """An exception in a few words."""
     words = str(error).strip().splitlines()
     return f"{type(error).__name__}{': ' + words[0][:200] if words else ''}"
-
-
-_MODES: dict[Any, tuple[int, bool]] = {}
-"""Of each module that somebody decodes with: how many do, and the mode to give it back in."""
-
-_MODES_LOCK = threading.Lock()
-
-
-@contextmanager
-def eval_mode(*models: Any) -> Iterator[None]:
-    """Dropout off while inside; every module gets its mode back when the last user has left."""
-    modules = dict.fromkeys(module for model in models for module in model.modules())
-    with _MODES_LOCK:
-        for module in modules:
-            users, training = _MODES.get(module, (0, module.training))
-            _MODES[module] = users + 1, training
-        for model in models:
-            model.eval()
-    try:
-        yield
-    finally:
-        with _MODES_LOCK:
-            for module in modules:
-                users, training = _MODES.pop(module)
-                if users > 1:
-                    _MODES[module] = users - 1, training
-                else:
-                    module.training = training
-
-
-@contextmanager
-def _quiet(model: Any) -> Iterator[None]:
-    """Dropout off, no gradients, and torch's generators as they were afterwards."""
-    devices = [model.device] if model.device.type == "cuda" else []
-    with eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
-        yield

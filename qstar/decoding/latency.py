@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .costs import Costs
-from .kv_cache import Reader
+from .kv_cache import KVCache
 from .parents import Parents
 from .state import State
 from .timing import Timer, timed
@@ -60,7 +60,7 @@ def _widths(limit: int) -> list[int]:
 
 
 def _seconds_by_width(
-    readers: dict[str, tuple[Reader, list[list[int]]]], limit: int
+    readers: dict[str, tuple[KVCache, list[list[int]]]], limit: int
 ) -> dict[str, dict[int, float]]:
     """The least time of a forward pass of each reader and width; what it read is taken back.
 

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ..arguments import check_count, check_fixed_alpha
 from ..sampling.rules import Chance, RowCoins
-from . import planner
+from . import cache_check, planner
 from .costs import PARENTS, Costs
 from .filters import FILTERED, MEMORYLESS, Shaping, shaping
-from .kv_cache import Reader, bare
+from .kv_cache import KVCache
 from .rule import Rule
 from .state import State
+from .traits import bare
 
 SCHEMES = (*planner.SCHEMES, "auto")
 
@@ -46,7 +47,7 @@ class Setup:
         device: Theirs.
     """
 
-    caches: Mapping[str, Reader]
+    caches: Mapping[str, KVCache]
     state: State
     rule: Rule
     chance: Chance
@@ -104,7 +105,7 @@ def check(
     policy, teacher, draft_model = bare(policy), bare(teacher), bare(draft_model)
     models = {"policy": policy, "teacher": teacher, "draft": draft_model}
     caches = {
-        name: Reader(model, name=name, context_length=context_length)
+        name: KVCache(model, name=name, context_length=context_length)
         for name, model in models.items()
         if name != "draft" or model is not None
     }
@@ -124,7 +125,7 @@ def check(
     in_one_call = policy is teacher and one_call is not False
     paired = in_one_call and scheme in (None, *planner.TOGETHER, "auto")
     for name, cache in caches.items():
-        cache.check(longest, rows=rows + (paired and name != "draft"))
+        cache_check.check(cache, longest, rows=rows + (paired and name != "draft"))
     holed = _holed(caches, prompts, max_new_tokens)
     scheme, gamma = planner.asked_for(
         scheme,
@@ -237,7 +238,7 @@ def _settings(model: Any) -> Any:
 
 
 def _holed(
-    caches: Mapping[str, Reader], prompts: dict[str, list[list[int]]], max_new_tokens: int
+    caches: Mapping[str, KVCache], prompts: dict[str, list[list[int]]], max_new_tokens: int
 ) -> str | None:
     """The first model that holes in its cache may mislead, and what it does, if there is any.
 
@@ -346,7 +347,7 @@ def _cuts(step: Any, vocab: int) -> bool:
     return isinstance(step, MEMORYLESS) and not isinstance(step, TemperatureLogitsWarper)
 
 
-def _check_vocab(caches: Mapping[str, Reader], vocab: int | None) -> int:
+def _check_vocab(caches: Mapping[str, KVCache], vocab: int | None) -> int:
     """How many token ids the laws are over."""
     sizes = {name: reader.vocab for name, reader in caches.items()}
     if vocab is not None:
@@ -369,7 +370,7 @@ def _check_vocab(caches: Mapping[str, Reader], vocab: int | None) -> int:
 
 
 def _check_prompts(
-    caches: Mapping[str, Reader],
+    caches: Mapping[str, KVCache],
     vocab: int,
     max_new_tokens: int,
     given: dict[str, Prompts | None],

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .costs import PARENTS
-from .kv_cache import Reader
+from .kv_cache import KVCache
 from .state import Forward, State
 from .timing import Timer, timed
 
@@ -23,7 +23,9 @@ class Parents:
         device: Where the distributions meet: the policy's.
     """
 
-    def __init__(self, caches: Mapping[str, Reader], *, vocab: int, together: bool = False) -> None:
+    def __init__(
+        self, caches: Mapping[str, KVCache], *, vocab: int, together: bool = False
+    ) -> None:
         """Take the models' caches; `together` lets the one model that is both parents read both."""
         self.caches = dict(caches)
         self.vocab = vocab
@@ -147,7 +149,7 @@ class Parents:
         return log_p.to(self.device)
 
 
-def _prefill(name: str, cache: Reader, prompts: list[Sequence[int]]) -> list[Forward]:
+def _prefill(name: str, cache: KVCache, prompts: list[Sequence[int]]) -> list[Forward]:
     """Read prompts into a cache; what each forward pass took, on average."""
     begun = time.perf_counter()
     calls = cache.start(prompts)

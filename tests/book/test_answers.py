@@ -100,7 +100,7 @@ def test_a_model_that_a_cache_would_mislead_is_read_anew():
 
 def test_a_cache_that_is_not_copied_is_caught(model, monkeypatch):
     """The control: particles change places, their caches stay."""
-    monkeypatch.setattr(answers.Reader, "select", lambda self, rows: None)
+    monkeypatch.setattr(answers.KVCache, "select", lambda self, rows: None)
     drawn = smc(
         ModelPair(model, POLICY, TEACHER, 6),
         5,

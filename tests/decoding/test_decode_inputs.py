@@ -425,7 +425,7 @@ def test_caches_take_what_the_formula_says(scheme, monkeypatch):
     dtype = (torch.float32, torch.bfloat16)[at % 2]
     readers, peak = [], [0]
 
-    class Counted(kv_cache.Reader):
+    class Counted(kv_cache.KVCache):
         def __init__(self, model, **options):
             super().__init__(model, **options)
             readers.append(self)
@@ -436,7 +436,7 @@ def test_caches_take_what_the_formula_says(scheme, monkeypatch):
             peak[0] = max(peak[0], sum(reader.cache_bytes for reader in parents))
             return laws
 
-    monkeypatch.setattr(options, "Reader", Counted)
+    monkeypatch.setattr(options, "KVCache", Counted)
     models = pair(dtype=dtype)
     asked = {"max_new_tokens": 30, "generator": 0, "eos_token_id": None} | scheme
     costs = generate(*models, PROMPT, **asked).trace.costs

@@ -355,7 +355,7 @@ def token_zero_is_nothing(monkeypatch):
 
 
 def one_rejection_crops_every_row(monkeypatch):
-    real = kv_cache.Reader.truncate
+    real = kv_cache.KVCache.truncate
 
     def truncate(self, lengths):
         cut = max(max(0, a - b) for a, b in zip(self.lengths, lengths, strict=True))
@@ -363,12 +363,12 @@ def one_rejection_crops_every_row(monkeypatch):
         real(self, [max(1, have - cut) for have in self.lengths])
         self.lengths = believed
 
-    monkeypatch.setattr(kv_cache.Reader, "truncate", truncate)
+    monkeypatch.setattr(kv_cache.KVCache, "truncate", truncate)
 
 
 def positions_are_slots(monkeypatch):
     """Positions are counted in columns of the cache, as if no row were padded or had holes."""
-    real = kv_cache.Reader._forward
+    real = kv_cache.KVCache._forward
 
     def forward(self, unread, drafts, counts, width, positions):
         lengths, self.lengths = self.lengths, [self._slots.shape[-1]] * len(unread)
@@ -381,7 +381,7 @@ def positions_are_slots(monkeypatch):
         self.lengths = [a + b + c for a, b, c in zip(lengths, known, counts, strict=True)]
         return laws
 
-    monkeypatch.setattr(kv_cache.Reader, "_forward", forward)
+    monkeypatch.setattr(kv_cache.KVCache, "_forward", forward)
 
 
 @contextmanager
@@ -401,7 +401,7 @@ def everything_visible(models):
 
 def zero_rejected_slots(monkeypatch):
     """Keys and values of what is taken back are zeroed; used with `everything_visible`."""
-    real = kv_cache.Reader.truncate
+    real = kv_cache.KVCache.truncate
 
     def truncate(self, lengths):
         before = self._slots
@@ -411,7 +411,7 @@ def zero_rejected_slots(monkeypatch):
             layer.keys = layer.keys.masked_fill(gone, 0)
             layer.values = layer.values.masked_fill(gone, 0)
 
-    monkeypatch.setattr(kv_cache.Reader, "truncate", truncate)
+    monkeypatch.setattr(kv_cache.KVCache, "truncate", truncate)
 
 
 TEACHER_DRAFTS = SHORT["the teacher drafts"]

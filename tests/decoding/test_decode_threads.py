@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from qstar.decoding.generate import generate
-from qstar.decoding.kv_cache import _quiet, eval_mode
+from qstar.decoding.modes import eval_mode, quiet
 from qstar.decoding.packed import packed
 
 PROMPT = torch.tensor([1, 4, 0])
@@ -51,7 +51,7 @@ def test_a_model_stays_in_eval_mode_until_the_last_of_its_users_has_left(shared)
 def test_a_model_that_is_tried_stays_in_eval_mode_for_who_decodes_with_it():
     """Trying a cache is a use like any other: it neither ends nor outlasts another's."""
     model = tiny.gpt2(1, dropout=0.5).train()
-    steps = overlapping(lambda: _quiet(model), lambda: eval_mode(model))
+    steps = overlapping(lambda: quiet(model), lambda: eval_mode(model))
     next(steps)
     assert not any(module.training for module in model.modules())
     next(steps)

@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, XLN
 
 import qstar
 from qstar.adapters import chat
-from qstar.decoding import kv_cache
+from qstar.decoding import cache_check, kv_cache
 from qstar.decoding.generate import generate
-from qstar.decoding.kv_cache import Reader
+from qstar.decoding.kv_cache import KVCache
 
 VOCAB = 31
 EXACT = 1e-9
@@ -151,7 +151,7 @@ def rows(*sizes):
 
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch):
-    monkeypatch.setattr(kv_cache, "_FOUND", {})
+    monkeypatch.setattr(cache_check, "_FOUND", {})
 
 
 # Rope factors that switch.
@@ -169,8 +169,8 @@ def test_stale_keys_would_show():
     """The control: with the switch unknown, the same text is read wrongly."""
     models = made("longrope", 1), made("longrope", 2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kv_cache, "_switch", lambda text, ropes: None)
-        patch.setattr(Reader, "check", lambda self, length, rows: None)
+        patch.setattr(kv_cache, "switch_of", lambda text, ropes: None)
+        patch.setattr(cache_check, "check", lambda cache, length, rows: None)
         assert furthest(*models, rows(7), scheme="plain") > 1e-3
 
 
@@ -179,7 +179,7 @@ def test_a_text_beyond_the_switch_is_read_once_and_then_from_the_cache(size):
     read = []
     model = made("longrope")
     model.register_forward_pre_hook(lambda module, args: read.append(args[0].shape[-1]))
-    given = Reader(model)
+    given = KVCache(model)
     ids = rows(size + 8)[0].tolist()
     calls = given.start([ids[:size]])
     for n in range(size, size + 8):
@@ -193,7 +193,7 @@ def test_a_text_beyond_the_switch_is_read_once_and_then_from_the_cache(size):
 
 def test_a_rejected_draft_leads_back_across_the_switch():
     model = made("longrope")
-    given = Reader(model)
+    given = KVCache(model)
     ids = rows(20)[0].tolist()
     given.start([ids[: SWITCH - 1]])
     for n in (SWITCH - 1, SWITCH):
@@ -226,7 +226,7 @@ def test_positions_that_do_not_begin_at_zero_are_left_to_the_model(kind):
 
 
 def test_positions_counted_from_zero_would_show(monkeypatch):
-    monkeypatch.setattr(Reader, "check", lambda self, length, rows: None)
+    monkeypatch.setattr(cache_check, "check", lambda cache, length, rows: None)
     models = made("roberta", 1), made("roberta", 2)
     assert furthest(*models, rows(5), count=4, scheme="plain") > 1e-3
 
@@ -272,10 +272,10 @@ def test_holes_in_a_window_by_any_name_are_refused(kind):
 
 def test_a_window_that_only_a_layer_knows_counts():
     model = llama()
-    assert not Reader(model).slides(64)
+    assert not KVCache(model).slides(64)
     model.model.layers[1].self_attn.local_window = 6
-    assert Reader(model).slides(7)
-    assert not Reader(model).slides(6)
+    assert KVCache(model).slides(7)
+    assert not KVCache(model).slides(6)
 
 
 # The check itself.
@@ -342,7 +342,7 @@ def test_a_model_that_its_cache_misleads_is_found_out(kind):
 
 
 def test_a_mistake_that_is_not_looked_for_would_show(monkeypatch):
-    monkeypatch.setattr(Reader, "check", lambda self, length, rows: None)
+    monkeypatch.setattr(cache_check, "check", lambda cache, length, rows: None)
     assert furthest(llama(1, kind=WrongWhenCached), llama(2), rows(5), scheme="plain") > 1e-3
 
 
@@ -370,18 +370,18 @@ def test_a_model_is_tried_once_and_left_as_it_was():
     torch.manual_seed(4)
     expected = torch.rand(3)
     torch.manual_seed(4)
-    Reader(model).check(20)
+    cache_check.check(KVCache(model), 20)
     assert torch.equal(torch.rand(3), expected)
     assert len(calls) > 2
     assert not any(calls)
     assert [module.training for module in model.modules()] == modes
     tried = len(calls)
-    Reader(model).check(30)
-    Reader(llama(2)).check(20)  # other weights, the same configuration
+    cache_check.check(KVCache(model), 30)
+    cache_check.check(KVCache(llama(2)), 20)  # other weights, the same configuration
     assert len(calls) == tried + 5, "a longer text is tried anew"
-    Reader(model).check(25)
+    cache_check.check(KVCache(model), 25)
     assert len(calls) == tried + 5
-    Reader(model).check(25, rows=2)
+    cache_check.check(KVCache(model), 25, rows=2)
     assert len(calls) > tried + 5, "several rows are another matter"
 
 
@@ -389,10 +389,10 @@ def test_a_model_is_tried_once_and_left_as_it_was():
 @pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])
 def test_rounding_raises_no_alarm(make, dtype):
     for seed in range(4):
-        kv_cache._FOUND.clear()
+        cache_check._FOUND.clear()
         for count in (1, 3):
-            given = Reader(make(seed, vocab=VOCAB, dtype=dtype))
-            given.check(60, rows=count)
+            given = KVCache(make(seed, vocab=VOCAB, dtype=dtype))
+            cache_check.check(given, 60, rows=count)
             assert not given.rereads
             assert not given.slides(60)
 
@@ -418,7 +418,7 @@ def test_scaled_positions_reach_as_far_as_they_are_scaled(name):
     scaling = {**SCALED[name], "rope_theta": 10_000.0}
     models = [llama(s, rope_parameters=dict(scaling), max_position_embeddings=16) for s in (1, 2)]
     reach = 16 if name == "yarn, stated" else 64
-    assert Reader(models[0]).window == reach
+    assert KVCache(models[0]).window == reach
     if reach > 16:
         assert furthest(*models, rows(24, 17), count=4, **SCHEMES["one-sided"]) < EXACT
     with pytest.raises(ValueError, match=f"holds {reach} tokens.* pass context_length"):
@@ -439,7 +439,7 @@ def test_a_table_of_positions_keeps_its_end():
     given = tiny.gpt2(1, vocab=VOCAB, window=16)
     with pytest.raises(ValueError, match="the policy's context window holds 16 tokens"):
         generate(given, llama(), rows(10), max_new_tokens=10, context_length=64)
-    assert Reader(given, context_length=8).window == 8
+    assert KVCache(given, context_length=8).window == 8
 
 
 @pytest.mark.parametrize("alibi", [True, False])
@@ -447,7 +447,7 @@ def test_slopes_in_place_of_positions_have_no_end(alibi):
     options = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 1, "alibi": alibi}
     options |= {"num_attention_heads": 2, "max_position_embeddings": 16}
     config = AutoConfig.for_model("falcon", **options)
-    window = Reader(AutoModelForCausalLM.from_config(config).eval()).window
+    window = KVCache(AutoModelForCausalLM.from_config(config).eval()).window
     assert window == (None if alibi else 16)
 
 

@@ -12,6 +12,7 @@ from covering import all_pairs
 
 import qstar
 from qstar.adapters import checkpoints
+from qstar.decoding import cache_check
 from qstar.decoding import generate as decode
 from qstar.decoding.costs import (
     Costs,
@@ -21,7 +22,7 @@ from qstar.decoding.costs import (
 )
 from qstar.decoding.diagnostics import measure
 from qstar.decoding.generate import PARENTS, PROPOSERS, Trace, generate
-from qstar.decoding.kv_cache import Reader
+from qstar.decoding.kv_cache import KVCache
 from qstar.decoding.latency import MEASURED_WIDTHS
 from qstar.result import STATUSES
 
@@ -362,7 +363,7 @@ def test_two_ways_to_the_laws_agree(llamas):
 
 def masked(model, outcomes, *, value=-torch.inf, from_call=0):
     """The model with some logits overwritten, from its n-th forward on."""
-    Reader(model).check(64)  # whose forwards are not counted
+    cache_check.check(KVCache(model), 64)  # whose forwards are not counted
     calls = itertools.count()
 
     def overwrite(module, arguments, output):

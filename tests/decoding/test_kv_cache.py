@@ -23,7 +23,7 @@ from transformers import (
 
 from qstar.decoding import kv_cache
 from qstar.decoding.generate import generate
-from qstar.decoding.kv_cache import Reader
+from qstar.decoding.kv_cache import KVCache
 
 VOCAB = 7
 SMALL = {
@@ -121,7 +121,7 @@ class Script:
     def __init__(self, model, prompts, seed, *, atol=EXACT):
         self.model, self.atol = model, atol
         self.rng = np.random.default_rng(seed)
-        self.reader = Reader(model)
+        self.reader = KVCache(model)
         self.read = [list(prompt[:-1]) for prompt in prompts]
         self.unread = [[prompt[-1]] for prompt in prompts]
         self.reader.start(prompts)
@@ -189,13 +189,13 @@ def test_the_cache_changes_no_law(family, attention, seed):
 def test_holes_are_squeezed_out_and_ends_are_cut_off(family, monkeypatch):
     """One row rejects everything, another nothing: the worst that can happen to a cache."""
     reached = {"squeeze": 0}
-    real = Reader._squeeze
+    real = KVCache._squeeze
 
     def squeeze(self):
         reached["squeeze"] += 1
         real(self)
 
-    monkeypatch.setattr(Reader, "_squeeze", squeeze)
+    monkeypatch.setattr(KVCache, "_squeeze", squeeze)
     monkeypatch.setattr(kv_cache, "SQUEEZE_FROM", 8)
     script = Script(FAMILIES[family](), [[3], [1, 4, 0, 2, 2], [6, 6]], 0)
     crops, widest = 0, 0
@@ -238,7 +238,7 @@ def test_eager_attention_in_float64_answers_nan_for_padding_and_is_read_without(
 
 def test_everything_can_be_taken_back():
     model = FAMILIES["Llama"]()
-    read = Reader(model)
+    read = KVCache(model)
     read.start([[1, 2, 3], [4, 5]])
     read.truncate([0, 0])
     assert read.lengths == [0, 0]
@@ -252,7 +252,7 @@ def test_a_long_prompt_is_read_in_pieces(width, monkeypatch):
     monkeypatch.setattr(kv_cache, "PREFILL_WIDTH", width)
     model = FAMILIES["Llama"]()
     prompts = [[3], [1, 4, 0, 2, 2, 6, 6, 1], [5, 6, 0]]
-    read = Reader(model)
+    read = KVCache(model)
     assert read.start(prompts) == -(-7 // width)
     laws = read.feed([[prompt[-1]] for prompt in prompts])
     for row, prompt in enumerate(prompts):
@@ -321,7 +321,7 @@ def test_a_recurrent_state_is_refused():
     )
     model = made(MambaForCausalLM, config)
     with pytest.raises(ValueError, match=r"the teacher \(MambaForCausalLM\) keeps"):
-        Reader(model, name="teacher")
+        KVCache(model, name="teacher")
 
 
 def test_an_encoder_is_refused():
@@ -330,12 +330,12 @@ def test_an_encoder_is_refused():
         decoder_start_token_id=0,
     )  # fmt: skip
     with pytest.raises(ValueError, match="must be a decoder-only language model"):
-        Reader(made(T5ForConditionalGeneration, config), name="policy")
+        KVCache(made(T5ForConditionalGeneration, config), name="policy")
 
 
 def test_the_memory_is_what_the_formula_says():
     model = FAMILIES["Llama"]()
-    read = Reader(model)
+    read = KVCache(model)
     read.start([[1, 2, 3, 4], [5, 6, 0, 1]])
     read.feed([[1, 2], [3, 4]])
     heads, size, layers, length, rows = 2, 4, 2, 5, 2
@@ -355,7 +355,7 @@ def test_a_squeeze_that_mixes_rows_up_is_caught(monkeypatch):
                 tensor = getattr(layer, name)
                 setattr(layer, name, tensor[:, :, order[0]])
 
-    monkeypatch.setattr(Reader, "_squeeze", squeeze)
+    monkeypatch.setattr(KVCache, "_squeeze", squeeze)
     monkeypatch.setattr(kv_cache, "SQUEEZE_FROM", 8)
     script = Script(FAMILIES["Llama"](), [[3], [1, 4, 0, 2, 2], [6, 6]], 0)
     with pytest.raises(AssertionError):
@@ -368,7 +368,7 @@ def test_a_truncation_that_keeps_the_last_tokens_is_caught(monkeypatch):
         rank = self._slots.flip(-1).cumsum(-1).flip(-1)
         self._slots = self._slots & (rank <= torch.tensor(self.lengths).unsqueeze(-1))
 
-    monkeypatch.setattr(Reader, "truncate", truncate)
+    monkeypatch.setattr(KVCache, "truncate", truncate)
     with pytest.raises(AssertionError):
         play(Script(FAMILIES["Llama"](), [[3], [1, 4, 0, 2, 2]], 0), 8)
 
@@ -388,7 +388,7 @@ def test_auto_leaves_batches_that_outgrow_a_sliding_window_plain(family):
 
 def test_two_readers_may_share_a_model():
     model = FAMILIES["Llama"]()
-    first, second, alone = Reader(model), Reader(model), Reader(model)
+    first, second, alone = KVCache(model), KVCache(model), KVCache(model)
     first.start([[1, 2, 3]])
     second.start([[4, 0]])
     alone.start([[1, 2, 3]])

@@ -50,7 +50,7 @@ from qstar import rows_torch
 from qstar.adapters import checkpoints
 from qstar.decoding import enumeration
 from qstar.decoding import generate as decode
-from qstar.decoding.kv_cache import Reader
+from qstar.decoding.kv_cache import KVCache
 
 from .. import shipped_model
 from ..files import RefusedError, cpu_name, in_own_process, provenance, write_json
@@ -391,7 +391,7 @@ def _forwards_of(shape: str, device: torch.device, *, quick: bool) -> dict[str, 
     model = random_model(shape, device)
     context = 64 if quick else CONTEXT
     text = _text(model.config.vocab_size, context, device)
-    reader = Reader(model)
+    reader = KVCache(model)
     reader.start([text.tolist()])
     read = list(reader.lengths)
     static = _Static(model, text)

@@ -18,7 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from qstar.adapters import checkpoints
-from qstar.decoding.kv_cache import PREFILL_WIDTH, Reader
+from qstar.decoding import cache_check
+from qstar.decoding.kv_cache import PREFILL_WIDTH, KVCache
 from qstar.families import montecarlo
 from qstar.theory.sequences import Particles, sample_token_level, smc
 
@@ -49,12 +50,12 @@ class ModelPair:
         *,
         ends: Sequence[int] = (),
     ):
-        self._readers = Reader(model), Reader(model)
+        self._readers = KVCache(model), KVCache(model)
         self._ends = np.asarray(list(ends), dtype=np.int64)
         self._last = np.full(num_particles, -1)
         for reader, ids in zip(self._readers, (policy_ids, teacher_ids), strict=True):
             # How long texts get is not known here: as long as the model can read.
-            reader.check(reader.window or len(ids) + PREFILL_WIDTH, rows=num_particles)
+            cache_check.check(reader, reader.window or len(ids) + PREFILL_WIDTH, rows=num_particles)
             reader.start([ids.tolist()] * num_particles)
         # Read only when their laws are asked for: nobody asks after the last token.
         self._unread = [[ids[-1:].tolist()] * num_particles for ids in (policy_ids, teacher_ids)]

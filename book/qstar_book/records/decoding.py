@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from qstar.adapters import checkpoints
 from qstar.decoding import costs
 from qstar.decoding import generate as decode
-from qstar.decoding.kv_cache import Reader
+from qstar.decoding.kv_cache import KVCache
 from qstar.decoding.packed import packed
 
 from .. import shipped_model
@@ -175,7 +175,7 @@ def seconds_by_width(
 
     Round by round each width has its turn; what was read is taken back.
     """
-    reader = Reader(model)
+    reader = KVCache(model)
     spent: dict[int, list[tuple[float, float]]] = {width: [] for width in WIDTHS}
     with torch.no_grad():
         reader.start([prompt.tolist()] * rows)
