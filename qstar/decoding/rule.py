@@ -17,6 +17,7 @@ from .filters import Shaping
 from .state import Proposal, State
 
 NO_FILTERS = Shaping()
+DISJOINT = STATUSES.index("disjoint")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,17 +112,16 @@ class Rule:
 
     def mix(self, log_policy: Tensor, log_teacher: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """log q_alpha at every position, and what the trace keeps of it."""
-        balance = rows_torch.solve_kl_symmetry(log_policy, log_teacher, validate=False)
-        alpha = balance.alpha
-        if self.alpha is not None:
-            alpha = torch.full_like(alpha, self.alpha)
-        log_q = rows_torch.log_geometric_mean(log_policy, log_teacher, alpha)
         if self.alpha is None:
-            minus_log_partition = balance.chernoff
-        else:
+            balance = rows_torch.solve_kl_symmetry(log_policy, log_teacher, validate=False)
+            alpha, minus_log_partition = balance.alpha, balance.chernoff
+        else:  # nothing to solve
+            alpha = torch.full_like(log_policy[..., 0], self.alpha)
             minus_log_partition = -rows_torch.log_partition(log_policy, log_teacher, alpha)
+            balance = _unsolved(minus_log_partition)
+        log_q = rows_torch.log_geometric_mean(log_policy, log_teacher, alpha)
         if self.disjoint == "mixture":
-            apart = balance.status == STATUSES.index("disjoint")
+            apart = balance.status == DISJOINT
             halves = torch.logaddexp(log_policy, log_teacher).log_softmax(-1)
             log_q = torch.where(apart.unsqueeze(-1), halves, log_q)
         known = {"alpha": alpha, "minus_log_partition": minus_log_partition}
@@ -181,3 +181,13 @@ class Rule:
         for name, log_parent in shaped.items():
             known[f"accept_{name}"] = torch.minimum(log_parent, target).exp().sum(-1).clamp(max=1)
         return Judged(verdict, exact, target, known)
+
+
+def _unsolved(minus_log_partition: Tensor) -> Any:
+    """The balance where the exponent was fixed: that there is none, and no more."""
+    nothing = torch.full_like(minus_log_partition, torch.nan)
+    apart = minus_log_partition == torch.inf
+    values = dict.fromkeys(Balance.__slots__, nothing)
+    status = torch.where(apart, DISJOINT, -1).to(torch.int8)
+    none = torch.zeros_like(apart, dtype=torch.int32)
+    return Balance(**values | {"status": status, "converged": apart & ~apart, "passes": none})

@@ -64,7 +64,9 @@ class Trace:
     statuses and proposers -1. Divergences are in nats, computed in the precision of the laws.
 
     Attributes:
-        balance: alpha*, the Chernoff information, the status and the rest of the solution.
+        balance: alpha*, the Chernoff information, the status and the rest of the solution. Where
+            the exponent was fixed nothing was solved: numbers are nan and statuses -1, but for
+            "disjoint".
         alpha: The exponent that was used: alpha*, unless it was fixed. Shape (*positions).
         minus_log_partition: -log Z(alpha); at alpha* it is the Chernoff information. Shape
             (*positions).
@@ -206,7 +208,7 @@ def assemble(
 def parents_are_equal(steps: Sequence[Step]) -> bool:
     """Whether the parents had one distribution wherever a token was drawn."""
     return all(
-        bool((step.known["balance.chernoff"][i, : len(fresh)] <= EQUAL_CHERNOFF).all())
+        bool((step.known["minus_log_partition"][i, : len(fresh)] <= EQUAL_CHERNOFF).all())
         for step in steps
         for i, fresh in enumerate(step.emitted)
     )

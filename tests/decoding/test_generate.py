@@ -11,6 +11,7 @@ import torch
 from covering import all_pairs
 
 import qstar
+from qstar import rows_torch
 from qstar.adapters import checkpoints
 from qstar.decoding import cache_check
 from qstar.decoding import generate as decode
@@ -207,7 +208,8 @@ def test_an_end_of_the_path_follows_one_parent(llamas, alpha, followed):
     torch.testing.assert_close(accept, torch.ones_like(accept), rtol=0, atol=1e-12)
     none = torch.zeros_like(accept)
     torch.testing.assert_close(mixed.trace.minus_log_partition, none, rtol=0, atol=1e-12)
-    assert (mixed.trace.balance.alpha != alpha).all()  # alpha* is reported all the same
+    assert mixed.trace.balance.alpha.isnan().all()  # nothing was solved
+    assert (mixed.trace.balance.status == -1).all()
 
 
 def test_one_sequence_is_a_batch_of_one(llamas):
@@ -830,3 +832,19 @@ def test_a_context_window_can_be_filled_to_the_brim(scheme):
         **SCHEMES[scheme] | third,
     )
     assert result.lengths == 12
+
+
+def test_a_fixed_exponent_is_not_solved_for(llamas, monkeypatch):
+    calls = []
+    solve = rows_torch.solve_kl_symmetry
+
+    def counted(*rows, **options):
+        calls.append(rows)
+        return solve(*rows, **options)
+
+    monkeypatch.setattr(rows_torch, "solve_kl_symmetry", counted)
+    options = {"max_new_tokens": 4, "generator": 0, "eos_token_id": None}
+    generate(*llamas, POLICY_PROMPT, alpha=0.3, **options)
+    assert calls == []
+    generate(*llamas, POLICY_PROMPT, **options)
+    assert calls

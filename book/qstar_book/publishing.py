@@ -1,0 +1,40 @@
+"""What a chapter tells the book: the numbers that its prose shows, and the verdicts it reaches.
+
+Nothing else of the book is imported here, so that a chapter hangs on these few lines alone.
+"""
+
+from collections.abc import Mapping
+
+from myst_nb import glue
+
+VERDICTS = ("confirmed", "corrected", "refuted", "qualified", "not measured")
+"""What can be said of a claim."""
+
+
+def publish(values: Mapping[str, float | int | str | bool]) -> None:
+    """Let prose show values: each under its key, which is unique in the book.
+
+    Args:
+        values: Plain Python values by key, such as {"ch3-row2-alpha": 0.353}.
+
+    Raises:
+        TypeError: A value is no plain float, int, string or bool.
+    """
+    for key, value in values.items():
+        if type(value) not in (float, int, str, bool):
+            raise TypeError(
+                f"{key} must be a plain float, int, str or bool: got {type(value).__name__}. "
+                f"Convert it, float(value)."
+            )
+        glue(key, value, display=False)
+
+
+def decide(claim: str, verdict: str) -> None:
+    """Say what became of a claim of the source, by its name in `data/claims.yaml`.
+
+    Raises:
+        ValueError: The verdict is none of `VERDICTS`.
+    """
+    if verdict not in VERDICTS:
+        raise ValueError(f"{claim}: a verdict is one of {', '.join(VERDICTS)}: got {verdict!r}.")
+    glue(f"claim-{claim}", verdict, display=False)
