@@ -4,7 +4,7 @@
     qstar-book claims --source FILE  # and its quotations against the source
 
 `data/claims.yaml` has one entry per claim, as `data/claims.schema.json` describes. A claim is
-decided by one cell of one notebook, which glues its verdict under `claim-<id>`; the register only
+decided by one cell of one notebook, which calls `decide` with its verdict; the register only
 repeats that verdict. Whatever disagrees, a verdict, a cell that is gone, a claim without a cell or
 a cell that decides an unknown claim, is reported by entry.
 """
@@ -33,7 +33,7 @@ class Claim:
     """One claim of the source.
 
     Attributes:
-        id: Its name; the deciding cell glues the verdict under `claim-<id>`.
+        id: Its name; the deciding cell says `decide(id, verdict)`.
         lines: The lines of the source that say it, the first of them first.
         original: What the source says, word for word.
         english: The same in English.
@@ -242,10 +242,9 @@ def _add(decisions: dict[str, Decision], name: str, decision: Decision) -> None:
 
 
 def deciding_cells(notebook: Path) -> dict[str, list[re.Pattern[str]]]:
-    """By cell id, the names of verdicts that a notebook's cells glue, as their source says it.
+    """By cell id, the names of verdicts that a notebook's cells reach, as their source says it.
 
-    A name that is put together, `glue(f"claim-row{row}", ...)`, becomes a pattern. It has to begin
-    with a literal `claim-`, so that the cell can be told from those that glue something else.
+    A name that is put together, `decide(f"row{row}", ...)`, becomes a pattern.
     """
     cells = {}
     for cell in json.loads(notebook.read_bytes())["cells"]:
@@ -256,9 +255,9 @@ def deciding_cells(notebook: Path) -> dict[str, list[re.Pattern[str]]]:
             for node in ast.walk(ast.parse("".join(cell["source"])))
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args
         ]
-        names = [name for called, name in calls if called == "glue"]
-        if found := [re.compile(name) for name in names if name.startswith(re.escape(PREFIX))]:
-            cells[cell["id"]] = found
+        names = [re.escape(PREFIX) + name for called, name in calls if called == "decide"]
+        if names:
+            cells[cell["id"]] = [re.compile(name) for name in names]
     return cells
 
 

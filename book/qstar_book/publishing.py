@@ -5,23 +5,25 @@ Nothing else of the book is imported here, so that a chapter hangs on these few 
 
 from collections.abc import Mapping
 
+from matplotlib.figure import Figure
 from myst_nb import glue
 
 VERDICTS = ("confirmed", "corrected", "refuted", "qualified", "not measured")
 """What can be said of a claim."""
 
 
-def publish(values: Mapping[str, float | int | str | bool]) -> None:
+def publish(values: Mapping[str, float | int | str | bool | Figure]) -> None:
     """Let prose show values: each under its key, which is unique in the book.
 
     Args:
-        values: Plain Python values by key, such as {"ch3-row2-alpha": 0.353}.
+        values: Plain Python values by key, such as {"ch3-row2-alpha": 0.353}; or figures, for other
+            pages to show.
 
     Raises:
-        TypeError: A value is no plain float, int, string or bool.
+        TypeError: A value is no plain float, int, string or bool, and no figure.
     """
     for key, value in values.items():
-        if type(value) not in (float, int, str, bool):
+        if type(value) not in (float, int, str, bool, Figure):
             raise TypeError(
                 f"{key} must be a plain float, int, str or bool: got {type(value).__name__}. "
                 f"Convert it, float(value)."

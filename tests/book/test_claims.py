@@ -194,8 +194,8 @@ def notebook(*cells):
 
 
 def test_verdicts_are_found_in_the_cells_that_glue_them(tmp_path):
-    one = ("one-verdict", 'for i in (1, 2):\n    glue(f"claim-row{i}-alpha", "refuted")')
-    two = ("two-verdict", 'glue("claim-two", verdict, display=False)\nglue(name, 1)')
+    one = ("one-verdict", 'for i in (1, 2):\n    decide(f"row{i}-alpha", "refuted")')
+    two = ("two-verdict", 'decide("two", verdict)\npublish({name: 1})')
     (tmp_path / "first.ipynb").write_text(notebook(one, two), encoding="utf8")
     held = {"claim-row1-alpha": "refuted", "claim-two": "confirmed", "ch1-x": 0.5}
     entries = {
@@ -210,7 +210,7 @@ def test_verdicts_are_found_in_the_cells_that_glue_them(tmp_path):
     with pytest.raises(ValueError, match=r"expected one cell that glues claim-two, got no cell"):
         read_held_decisions(tmp_path, tmp_path)
     (tmp_path / "first.ipynb").write_text(
-        notebook(one, two, ("three", 'glue("claim-two", "refuted")')), encoding="utf8"
+        notebook(one, two, ("three", 'decide("two", "refuted")')), encoding="utf8"
     )
     with pytest.raises(ValueError, match=r"claim-two, got two-verdict and three"):
         read_held_decisions(tmp_path, tmp_path)

@@ -13,11 +13,11 @@ CELLS = {
     "data": "for one in range(3):\n    pass\nmeasured = [0.2 + seed]\nruns.append('data')",
     "numbers": "gap = max(measured)\nruns.append('numbers')",
     "other": "for one in [1]:\n    other = one\nruns.append('other')",
-    "honest": 'glue("claim-a", "refuted" if gap < limit * other else "confirmed", display=False)',
-    "typed": 'seen = gap\nglue("claim-b", "refuted", display=False)',
-    "printed": 'print(gap)\nglue("ch1-gap", gap)\nglue("claim-c", "refuted", display=False)',
+    "honest": 'decide("a", "refuted" if gap < limit * other else "confirmed")',
+    "typed": 'seen = gap\ndecide("b", "refuted")',
+    "printed": 'print(gap)\npublish({"ch1-gap": gap})\ndecide("c", "refuted")',
     "code": "import math\nroot = math.sqrt",
-    "coded": 'glue("claim-d", "refuted" if root(4) < math.e else "confirmed", display=False)',
+    "coded": 'decide("d", "refuted" if root(4) < math.e else "confirmed")',
 }
 RUNS = []
 """The cells that were run, in turn."""

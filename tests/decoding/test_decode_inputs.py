@@ -581,7 +581,8 @@ def told(proposal, judged, log_parents):
     assert all(value.is_cuda for value in judged.known.values())
     kept, width = [proposal.counts[0], 0], max(1, proposal.width)
     signs = dict.fromkeys(SIGNS, np.zeros((2, width + 1), dtype=bool))
-    accept = dict.fromkeys(("accept_policy", "accept_teacher", "accept_coin"), np.ones((2, width + 1)))
+    ones = np.ones((2, width + 1))
+    accept = dict.fromkeys(("accept_policy", "accept_teacher", "accept_coin"), ones)
     seen = {"accepted": kept, "tested": kept, "next": [1, 1], "tokens": [[1] * width] * 2}
     return seen | signs | accept
 

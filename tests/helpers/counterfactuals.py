@@ -143,7 +143,7 @@ def decide_in(chapter: Chapter, claim: str, cell: str, data: Mapping[str, Any]) 
             code = callable(old) or isinstance(old, types.ModuleType)
             assert not code, f"{name} is code, not data: name what was measured or solved"
             names[name] = value.how(old) if isinstance(value, Changed) else value
-    return run(chapter.code[cell], names, chapter.folder)[f"claim-{claim}"]
+    return run(chapter.code[cell], names, chapter.folder)[claim]
 
 
 @dataclasses.dataclass
@@ -256,18 +256,15 @@ def lacking(notebook: str, cases: Iterable[Case]) -> list[str]:
 
 
 def _without_telling(source: str) -> str:
-    """A cell without the statements that print, or publish something other than a verdict."""
+    """A cell without the statements that print, or publish a number."""
     body = ast.parse(source).body
     return "\n".join(ast.unparse(statement) for statement in body if not _only_tells(statement))
 
 
 def _only_tells(statement: ast.stmt) -> bool:
     match statement:
-        case ast.Expr(value=ast.Call(func=ast.Name(id="print"))):
+        case ast.Expr(value=ast.Call(func=ast.Name(id="print" | "publish"))):
             return True
-        case ast.Expr(value=ast.Call(func=ast.Name(id="glue"), args=[name, *_])):
-            first = name.values[0] if isinstance(name, ast.JoinedStr) else name
-            return isinstance(first, ast.Constant) and not first.value.startswith("claim-")
     return False
 
 
@@ -372,16 +369,10 @@ def _follow_all(nodes: Iterable[ast.AST], names: Names, bound: set[str]) -> None
 
 
 def run(source: str, names: dict[str, Any], folder: Path) -> dict[str, str]:
-    """Run a cell in these names, quietly, from the notebook's folder; the verdicts it glues."""
-    glued: dict[str, str] = {}
-
-    def glue(name: str, value: Any, display: bool = True) -> None:
-        if name.startswith("claim-"):
-            glued[name] = value
-
-    if "myst_nb" in source:
-        source = source.replace("from myst_nb import glue", "")
-    names["glue"] = glue
+    """Run a cell in these names, quietly, from the notebook's folder; the verdicts it reaches."""
+    decided: dict[str, str] = {}
+    source = source.replace("from qstar_book.publishing import decide, publish", "")
+    names |= {"decide": decided.__setitem__, "publish": lambda values: None}
     with (
         contextlib.chdir(folder),
         contextlib.redirect_stdout(io.StringIO()),
@@ -391,4 +382,4 @@ def run(source: str, names: dict[str, Any], folder: Path) -> dict[str, str]:
     ):
         warnings.simplefilter("ignore")
         exec(compile(source, "cell", "exec"), names)
-    return glued
+    return decided
