@@ -12,16 +12,16 @@ from torch import Tensor
 from ..arguments import check_count, check_fixed_alpha
 from ..sampling.rules import Chance, RowCoins
 from . import planner
-from .costs import PARENTS, Costs
+from .costs import PARENTS
 from .filters import FILTERED, MEMORYLESS, Shaping, shaping
 from .kv_cache import Reader, bare
 from .rule import Rule
+from .sampling_options import Sampling, Stop
 from .state import State
 
 SCHEMES = (*planner.SCHEMES, "auto")
 
 Prompts = Tensor | Sequence[Tensor]
-Stop = Callable[[Tensor, Any], Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,9 +38,7 @@ class Setup:
         stopping_criteria: What else may end it.
         scheme: One of `SCHEMES`.
         gamma: The draft length, None to adapt it.
-        drafter: Who drafts, None to choose.
-        costs: What forward passes take, None if nobody said.
-        one_call: Whether one model reads for both parents in one call, None to choose.
+        sampling: All that was asked for, as it was.
         on_tokens: Called after each round.
         single: Whether the prompts came without a batch axis.
         device: Theirs.
@@ -55,64 +53,52 @@ class Setup:
     stopping_criteria: tuple[Stop, ...]
     scheme: str
     gamma: int | None
-    drafter: str | None
-    costs: Costs | None
-    one_call: bool | None
+    sampling: Sampling
     on_tokens: Callable[[Tensor], object] | None
     single: bool
     device: torch.device
 
 
 def check(
-    *,
     policy: Any,
     teacher: Any,
     policy_ids: Prompts,
-    teacher_ids: Prompts | None,
-    max_new_tokens: int,
-    scheme: str | None,
-    gamma: int | None,
-    alpha: float | None,
-    greedy: bool,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    logits_processor: Sequence[Any],
-    filtered: str,
-    generator: torch.Generator | Chance | int | None,
-    eos_token_id: int | Sequence[int] | str | None,
-    stopping_criteria: Sequence[Stop],
-    shown_ids: Sequence[Tensor] | None,
-    drafter: str | None,
-    draft_model: Any,
-    draft_ids: Prompts | None,
-    block_verification: bool,
-    disjoint: str | None,
-    vocab: int | None,
-    context_length: int | None,
-    one_call: bool | None,
-    costs: Costs | None,
-    on_tokens: Callable[[Tensor], object] | None,
+    teacher_ids: Prompts | None = None,
+    *,
+    sampling: Sampling | None = None,
+    generator: torch.Generator | Chance | int | None = None,
+    draft_model: Any = None,
+    draft_ids: Prompts | None = None,
+    shown_ids: Sequence[Tensor] | None = None,
+    on_tokens: Callable[[Tensor], object] | None = None,
+    **options: Any,
 ) -> Setup:
     """The arguments of `generate`, which documents them, as a decode needs them.
 
     Each kind of model is tried with its cache here, once a process.
 
     Raises:
+        TypeError: An option is no field of `Sampling`.
         ValueError: As `generate`.
     """
+    if sampling is not None and options:
+        raise ValueError(
+            f"{', '.join(options)} came by name beside sampling=..., which says it too: use "
+            f"dataclasses.replace(sampling, ...)."
+        )
+    asked = Sampling(**options) if sampling is None else sampling
     policy, teacher, draft_model = bare(policy), bare(teacher), bare(draft_model)
     models = {"policy": policy, "teacher": teacher, "draft": draft_model}
     caches = {
-        name: Reader(model, name=name, context_length=context_length)
+        name: Reader(model, name=name, context_length=asked.context_length)
         for name, model in models.items()
         if name != "draft" or model is not None
     }
     _check_weights({"policy": policy, "teacher": teacher, "draft model": draft_model})
-    max_new_tokens = check_count("max_new_tokens", max_new_tokens)
-    gamma = _check_scheme(scheme, gamma, drafter, draft_model, draft_ids, costs, block_verification)
-    _check_choice("filtered", filtered, FILTERED)
-    size = _check_vocab(caches, vocab)
+    max_new_tokens = check_count("max_new_tokens", asked.max_new_tokens)
+    gamma = _check_scheme(asked, draft_model, draft_ids)
+    _check_choice("filtered", asked.filtered, FILTERED)
+    size = _check_vocab(caches, asked.vocab)
     prompts, single, device = _check_prompts(
         caches,
         size,
@@ -121,13 +107,13 @@ def check(
     )
     rows = len(prompts["policy"])
     longest = max(len(prompt) for texts in prompts.values() for prompt in texts) + max_new_tokens
-    in_one_call = policy is teacher and one_call is not False
-    paired = in_one_call and scheme in (None, *planner.TOGETHER, "auto")
+    in_one_call = policy is teacher and asked.one_call is not False
+    paired = in_one_call and asked.scheme in (None, *planner.TOGETHER, "auto")
     for name, cache in caches.items():
         cache.check(longest, rows=rows + (paired and name != "draft"))
     holed = _holed(caches, prompts, max_new_tokens)
     scheme, gamma = planner.asked_for(
-        scheme,
+        asked.scheme,
         gamma,
         in_one_call=in_one_call,
         has_draft=draft_model is not None,
@@ -140,25 +126,25 @@ def check(
             f"may outgrow that. Leave scheme and gamma out, or pass scheme='plain', which is exact "
             f"for a batch too; or decode its rows one at a time."
         )
-    if one_call and (policy is not teacher or scheme not in (*planner.TOGETHER, "auto")):
+    if asked.one_call and (policy is not teacher or scheme not in (*planner.TOGETHER, "auto")):
         raise ValueError(
             f"one_call needs one model as both parents, and a scheme in which both read the same "
             f"tokens at once ({', '.join(planner.TOGETHER)}): got scheme={scheme!r} and "
             f"{'one model' if policy is teacher else 'two models'}."
         )
     filters = shaping(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        logits_processor=_check_callable("logits_processor", logits_processor),
-        greedy=greedy,
+        temperature=asked.temperature,
+        top_k=asked.top_k,
+        top_p=asked.top_p,
+        logits_processor=_check_callable("logits_processor", asked.logits_processor),
+        greedy=asked.greedy,
     )
     rule = Rule(
-        alpha=check_fixed_alpha(alpha),
+        alpha=check_fixed_alpha(asked.alpha),
         filters=filters,
-        filtered=filtered,
-        disjoint=_check_disjoint(disjoint, filters, filtered, size),
-        blocks=block_verification,
+        filtered=asked.filtered,
+        disjoint=_check_disjoint(asked, filters, size),
+        blocks=asked.block_verification,
     )
     return Setup(
         caches=caches,
@@ -172,13 +158,11 @@ def check(
         rule=rule,
         chance=_check_generator(generator, rows),
         vocab=size,
-        ends=_check_ends(eos_token_id, policy, size),
-        stopping_criteria=_check_callable("stopping_criteria", stopping_criteria),
+        ends=_check_ends(asked.eos_token_id, policy, size),
+        stopping_criteria=_check_callable("stopping_criteria", asked.stopping_criteria),
         scheme=scheme,
         gamma=gamma,
-        drafter=drafter,
-        costs=costs,
-        one_call=one_call,
+        sampling=asked,
         on_tokens=on_tokens,
         single=single,
         device=device,
@@ -260,23 +244,26 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}: got {value!r}.")
 
 
-def _check_scheme(
-    scheme: str | None,
-    gamma: int | None,
-    drafter: str | None,
-    draft_model: Any,
-    draft_ids: Any,
-    costs: Costs | None,
-    blocks: bool,
-) -> int | None:
+def _check_scheme(asked: Sampling, draft_model: Any, draft_ids: Any) -> int | None:
     """The draft length as an int, once what was asked for fits together."""
+    scheme, gamma, stay, drafter = asked.scheme, asked.gamma, asked.stay, asked.drafter
     if scheme is not None:
         _check_choice("scheme", scheme, SCHEMES)
-    if scheme == "coin" and blocks:
+    if scheme == "coin" and asked.block_verification:
         raise ValueError(
             "scheme='coin' judges token by token: with block_verification=True how long a block is "
             "would depend on who proposes. Leave out one of the two."
         )
+    if stay is not None:
+        if scheme != "coin":
+            raise ValueError(
+                f"stay weighs the coin of scheme='coin': got stay={stay!r} with scheme={scheme!r}."
+            )
+        if not 0 <= float(stay) < 1:
+            raise ValueError(
+                f"stay is the probability that a parent goes on proposing and must lie in [0, 1): "
+                f"got {stay}. None lets the planner choose it."
+            )
     if gamma is not None:
         try:
             gamma = check_count("gamma", gamma)
@@ -301,7 +288,7 @@ def _check_scheme(
             )
         if draft_ids is not None:
             raise ValueError("draft_ids are read by a draft model: pass draft_model=... too.")
-    elif scheme in (None, "draft-model", "auto") and costs is not None and costs.draft is None:
+    elif scheme in (None, "draft-model", "auto") and asked.costs and asked.costs.draft is None:
         raise ValueError(
             "costs say nothing of the draft model: pass Costs(..., draft={1: seconds}), or leave "
             "costs out."
@@ -319,13 +306,13 @@ def _check_callable(name: str, functions: Any) -> tuple[Any, ...]:
     return tuple(functions)
 
 
-def _check_disjoint(disjoint: str | None, filters: Shaping, filtered: str, vocab: int) -> str:
+def _check_disjoint(asked: Sampling, filters: Shaping, vocab: int) -> str:
     """What to do without a q*; ValueError where nobody said and filters make it to be expected."""
-    if disjoint is not None:
-        _check_choice("disjoint", disjoint, ("raise", "mixture"))
-        return disjoint
+    if asked.disjoint is not None:
+        _check_choice("disjoint", asked.disjoint, ("raise", "mixture"))
+        return asked.disjoint
     cut = [type(step).__name__ for step in filters.steps if _cuts(step, vocab)]
-    if filtered == "parents" and cut:
+    if asked.filtered == "parents" and cut:
         raise ValueError(
             f"{', '.join(cut)} on the parents can leave them without a shared token, where q* does "
             f"not exist. Apply it to q* (filtered='target'), or say what is to be done there: "
