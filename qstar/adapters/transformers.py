@@ -94,7 +94,7 @@ def q_star(
 
     A streamer gets the prompt and then the tokens one at a time. transformers' TextStreamer and
     TextIteratorStreamer decode new tokens without what stands before, and lose spaces with some
-    tokenizers; `qstar.adapters.chat.PieceStreamer` does not. What transformers refuses before it
+    tokenizers; `qstar.adapters.pieces.PieceStreamer` does not. What transformers refuses before it
     calls this function (beams with a streamer) leaves the stream without an end, as always there.
     transformers (5.23) loses the `tokenizer` that `stop_strings` needs before it calls a function
     like this one: pass `stopping_criteria=[StopStringCriteria(tokenizer, [...])]`.

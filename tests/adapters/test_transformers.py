@@ -32,7 +32,7 @@ from transformers.generation import logits_process
 from transformers.generation import utils as generation_utils
 
 import qstar
-from qstar.adapters.chat import PieceStreamer, new_text
+from qstar.adapters.pieces import PieceStreamer, new_text
 from qstar.adapters.processors import OF_SOUND, REMEMBERING
 from qstar.adapters.transformers import OF_THE_CONFIG, q_star
 from qstar.decoding import generate as decode
