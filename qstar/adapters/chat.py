@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from ..decoding import generate as decode
-from ..decoding.generate import Generation, Prompts
+from ..decoding.generate import Generation
+from ..decoding.inputs import Prompts
 from ..decoding.kv_cache import Reader
 from ..decoding.sampling_options import Sampling
 from .checkpoints import Messages, chat_ids, check_same_vocabulary

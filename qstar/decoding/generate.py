@@ -23,10 +23,11 @@ from .. import _quiet  # noqa: F401 - before transformers
 from ..sampling.rules import NO_TOKEN, Chance
 from . import planner
 from .costs import PARENTS, Costs
+from .inputs import Prompts
 from .kv_cache import eval_mode
 from .latency import measured_costs
 from .observations import Observations
-from .options import SCHEMES, Prompts, Setup, check
+from .options import SCHEMES, Setup, check
 from .parents import Parents
 from .round import Setting, decode_round
 from .sampling_options import Sampling, shows_options
