@@ -148,10 +148,10 @@ class OptimalSpeculativeDecoder:
                 though different ones were asked for.
         """
         _check_stop(stop)
+        sampling, others = self._asked(options)
         ids = self._prompts(prompt, teacher_prompt, system, teacher_system)
         context = ids[0].tolist() if isinstance(prompt, str) else []
         pieces = Pieces(self.tokenizer, context, skip_special_tokens=skip_special_tokens)
-        sampling, others = self._asked(options)
         if stop:
             sampling = _stopping(sampling, _StopInText(stop, pieces, len(ids[0])))
         result = self._generate(ids, sampling, others)

@@ -72,12 +72,12 @@ def generate(
     have two prompts. The models are put in eval mode and given back as they were. Once a process
     each kind of model is tried before its cache is trusted
     (`qstar.decoding.kv_cache.Reader.check`); one that a cache would mislead is read anew for every
-    token, with a warning. All schemes have the same law:
+    token, with a warning. All schemes have the same output distribution:
 
     - "plain": both parents read every token; the reference.
     - "one-sided": one parent drafts gamma tokens, the other verifies them in one forward.
-    - "alternating": the verifier's own law at the next position, which costs nothing more, is the
-      next proposal. With gamma = 1 never more forwards than "plain".
+    - "alternating": a proposal from the verifier's own distribution at the next position, which
+      costs nothing more, is the next draft. With gamma = 1 never more forwards than "plain".
     - "coin": a coin decides which parent proposes next; q* judges the mixture of both, which is
       kept more often than either. For one row: a batch would wait for its most stubborn coin. See
       `qstar.decoding.coin`.
@@ -94,7 +94,7 @@ def generate(
 
     A seed means the same on every machine, as long as the same choices are made. By default none
     hangs on a clock: only rounding in the logits can make another draw of the same seed, of the
-    same law. A named scheme with gamma=None chooses its draft lengths by the acceptance that it has
+    same distribution. A named scheme with gamma=None chooses its draft lengths by the acceptance that it has
     observed (and by `costs`, if given), "one-sided" without `drafter` and "alternating" after a
     rejection choose the drafter by the same. "auto" hangs on what it has measured: once per pair of
     models, so that calls within a process agree; pass its `trace.costs` on to agree across
@@ -105,7 +105,7 @@ def generate(
     tokens do not hang on its neighbours (rounding apart) with "plain", nor with "one-sided",
     "lookup" and "draft-model" at a given `gamma` (and `drafter`). With "alternating", and wherever
     observed acceptance decides, who proposes how much does hang on them: with other neighbours the
-    same seed is another draw of the same law.
+    same seed is another draw of the same distribution.
 
     Memory: a cache takes 2 * layers * key-value heads * head size * bytes per number for each
     token, row and model, up to twice that in a batch whose rows accept different numbers of drafts;
@@ -133,6 +133,7 @@ def generate(
         A `Generation` on the device of the prompt.
 
     Raises:
+        TypeError: An option is no field of `Sampling`.
         ValueError: An argument makes no sense, the vocabularies differ in size, the text would
             exceed a context window, a model's cache cannot take tokens back, two models are one set
             of weights, a model answers nan, or the parents share no token at some position. The
