@@ -94,11 +94,11 @@ def generate(
 
     A seed means the same on every machine, as long as the same choices are made. By default none
     hangs on a clock: only rounding in the logits can make another draw of the same seed, of the
-    same distribution. A named scheme with gamma=None chooses its draft lengths by the acceptance that it has
-    observed (and by `costs`, if given), "one-sided" without `drafter` and "alternating" after a
-    rejection choose the drafter by the same. "auto" hangs on what it has measured: once per pair of
-    models, so that calls within a process agree; pass its `trace.costs` on to agree across
-    processes.
+    same distribution. A named scheme with gamma=None chooses its draft lengths by the acceptance
+    that it has observed (and by `costs`, if given), "coin" without `stay` its weights, "one-sided"
+    without `drafter` and "alternating" after a rejection the drafter by the same. "auto" hangs on
+    what it has measured: once per pair of models, so that calls within a process agree; pass its
+    `trace.costs` on to agree across processes.
 
     Each row of a batch has randomness of its own: the first row's is `generator` itself, as if it
     were alone, another row's follows from the generator's state and the row's index. So a row's
