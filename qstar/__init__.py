@@ -30,6 +30,7 @@ __all__ = [
     "Balance",
     "Gaussian",
     "OptimalSpeculativeDecoder",
+    "Sampling",
     "Status",
     "acceptance_probability",
     "cumulants",
@@ -46,6 +47,7 @@ __all__ = [
 
 _ON_FIRST_USE = {  # the names of the face that need torch or transformers
     "OptimalSpeculativeDecoder": ".adapters.chat",
+    "Sampling": ".decoding.sampling_options",
     "generate": ".decoding.generate",
 }
 

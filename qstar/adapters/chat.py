@@ -3,46 +3,41 @@
     decoder = OptimalSpeculativeDecoder(policy, teacher, tokenizer=tokenizer, max_new_tokens=80)
     decoder.complete(messages, system="You are a pirate.", teacher_system="You are a chemist.").text
 
-Everything is `qstar.generate`; this keeps the pair, its tokenizer and its options together.
+Everything is `qstar.generate`; this keeps the pair, its tokenizer and its `Sampling` together.
 
 What the text of new tokens is: a text that is continued gets what decoding prompt and new tokens
 together adds to the decoded prompt, so that the two can be written one behind the other (a token
 may stand for a word with the space before it, for a part of a word, or for one byte of a
 character). The answer in a chat is a text of its own, decoded alone: it may be put into a message,
 and begins without the space that a SentencePiece tokenizer would put between it and the prompt.
-Text that is given piece by piece (`Pieces`) joins to the same, with any tokenizer.
+Text that is given piece by piece (`qstar.adapters.pieces`) joins to the same, with any tokenizer.
 """
 
 import contextvars
-import inspect
 import queue
-import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.generation.streamers import BaseStreamer
 
 from ..decoding import generate as decode
-from ..decoding.generate import Generation, Prompts
+from ..decoding.generate import Generation
+from ..decoding.inputs import Prompts
 from ..decoding.kv_cache import KVCache
+from ..decoding.sampling_options import Sampling
 from .checkpoints import Messages, chat_ids, check_same_vocabulary
+from .pieces import Pieces, new_text
 
 Prompt = str | Messages
 """A text to be continued as it stands, or the messages of a chat (`checkpoints.chat_ids`)."""
 
-OPTIONS = frozenset(
-    name
-    for name, parameter in inspect.signature(decode.generate).parameters.items()
-    if parameter.kind is parameter.KEYWORD_ONLY
-)
-KEPT = 32
-"""Tokens that are decoded again for those that come after them."""
+OTHERS = ("generator", "draft_model", "draft_ids", "on_tokens")
+"""What a decoder takes as options besides the fields of `Sampling`: see `qstar.generate`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +62,8 @@ class OptimalSpeculativeDecoder:
         teacher: Another one, or the policy itself, which then wants a prompt of its own.
         tokenizer: The policy's; without one only `generate` works.
         teacher_tokenizer: The teacher's: of the same vocabulary, with its own chat template.
-        options: Options of `qstar.generate` for every call; a call's own come first.
+        sampling: The options of every call; a call's own come first.
+        others: The same for what else `qstar.generate` takes (`OTHERS`).
 
     Source: the class of this name in the analysis, problem 1, with exact acceptance.
     """
@@ -86,11 +82,17 @@ class OptimalSpeculativeDecoder:
         Where the models' output layers are padded to different sizes, `vocab` is taken from the
         tokenizer.
 
+        Args:
+            policy: As the three that follow, an attribute of the class.
+            teacher: The other parent.
+            tokenizer: The policy's.
+            teacher_tokenizer: None for the policy's.
+            options: For every call: fields of `Sampling`, and `OTHERS`.
+
         Raises:
-            TypeError: An option is none of `qstar.generate`.
+            TypeError: An option is none of these.
             ValueError: A model's cache cannot take tokens back, or the vocabularies differ.
         """
-        _check_options(options)
         sizes = [
             KVCache(model, name=name).vocab
             for name, model in (("policy", policy), ("teacher", teacher))
@@ -103,15 +105,14 @@ class OptimalSpeculativeDecoder:
         self.teacher = teacher
         self.tokenizer = tokenizer
         self.teacher_tokenizer = tokenizer if teacher_tokenizer is None else teacher_tokenizer
-        self.options = options
+        fields, self.others = _apart(options)
+        self.sampling = Sampling(**fields)
 
     def generate(
         self, policy_ids: Prompts, teacher_ids: Prompts | None = None, **options: Any
     ) -> Generation:
-        """Draw tokens: `qstar.generate` of the pair, with its options and these."""
-        _check_options(options)
-        options = self.options | options
-        return decode.generate(self.policy, self.teacher, policy_ids, teacher_ids, **options)
+        """Draw tokens: `qstar.generate` of the pair, with its options, but for these."""
+        return self._generate((policy_ids, teacher_ids), *self._asked(options))
 
     __call__ = generate
 
@@ -135,7 +136,7 @@ class OptimalSpeculativeDecoder:
             teacher_system: The teacher's; None for the policy's. The empty string is none at all.
             stop: Strings that end the new text as soon as one is in it, and behind that string.
             skip_special_tokens: Leave the tokenizer's special tokens out of the text.
-            options: Of `qstar.generate`.
+            options: As when the decoder was made; these come first.
 
         Raises:
             ValueError: There is no tokenizer, or no chat template; the template refuses the
@@ -147,10 +148,13 @@ class OptimalSpeculativeDecoder:
                 though different ones were asked for.
         """
         _check_stop(stop)
+        sampling, others = self._asked(options)
         ids = self._prompts(prompt, teacher_prompt, system, teacher_system)
         context = ids[0].tolist() if isinstance(prompt, str) else []
         pieces = Pieces(self.tokenizer, context, skip_special_tokens=skip_special_tokens)
-        result = self.generate(*ids, **self._stopping(stop, pieces, len(ids[0]), options))
+        if stop:
+            sampling = _stopping(sampling, _StopInText(stop, pieces, len(ids[0])))
+        result = self._generate(ids, sampling, others)
         tokens = result.tokens[: int(result.lengths)].tolist()
         text = new_text(self.tokenizer, context, tokens, skip_special_tokens=skip_special_tokens)
         return Completion(text[: _end_of_stop(text, stop)], result)
@@ -171,23 +175,28 @@ class OptimalSpeculativeDecoder:
         The models run in a thread; closing the iterator ends it with its current round. Whatever
         `complete` would raise is raised here, at the first piece at the latest that it concerns.
         """
-        _check_options(options)
         _check_stop(stop)
+        sampling, others = self._asked(options)
         ids = self._prompts(prompt, teacher_prompt, system, teacher_system)
         context = ids[0].tolist() if isinstance(prompt, str) else []
         pieces, seen = (
             Pieces(self.tokenizer, context, skip_special_tokens=skip_special_tokens)
             for _ in range(2)
         )
-        options = self._stopping(stop, seen, len(ids[0]), options)
-        return _up_to_stop(self._pieces(ids, pieces, options), stop)
+        if stop:
+            sampling = _stopping(sampling, _StopInText(stop, seen, len(ids[0])))
+        return _up_to_stop(self._pieces(ids, pieces, sampling, others), stop)
 
     def _pieces(
-        self, ids: tuple[Tensor, Tensor], pieces: "Pieces", options: dict[str, Any]
+        self,
+        ids: tuple[Tensor, Tensor],
+        pieces: Pieces,
+        sampling: Sampling,
+        others: dict[str, Any],
     ) -> Iterator[str]:
         rounds: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
         left = threading.Event()
-        listener = options.pop("on_tokens", self.options.get("on_tokens"))
+        listener = others.get("on_tokens")
 
         def on_tokens(tokens: Tensor) -> None:
             if listener is not None:
@@ -198,8 +207,10 @@ class OptimalSpeculativeDecoder:
 
         def run() -> None:
             try:
-                with _autocast_as(precision):
-                    self.generate(*ids, on_tokens=on_tokens, **options)
+                with ExitStack() as stack:
+                    for autocast in precision:
+                        stack.enter_context(autocast)
+                    self._generate(ids, sampling, others | {"on_tokens": on_tokens})
                 rounds.put(None)
             except _UnreadError:
                 pass
@@ -216,7 +227,7 @@ class OptimalSpeculativeDecoder:
                     yield piece
             if new is not None:
                 raise new
-            if piece := pieces.end():
+            if piece := pieces.rest():
                 yield piece
         finally:
             left.set()
@@ -248,206 +259,26 @@ class OptimalSpeculativeDecoder:
             )
         return ids
 
-    def _stopping(
-        self, stop: Sequence[str], pieces: "Pieces", read: int, options: dict[str, Any]
-    ) -> dict[str, Any]:
-        if not stop:
-            return dict(options)
-        criteria = options.get("stopping_criteria", self.options.get("stopping_criteria", ()))
-        return options | {"stopping_criteria": [*criteria, _StopInText(stop, pieces, read)]}
+    # --- Options
 
+    def _asked(self, options: dict[str, Any]) -> tuple[Sampling, dict[str, Any]]:
+        """This decoder's options, but for a call's own."""
+        fields, others = _apart(options)
+        return replace(self.sampling, **fields), self.others | others
 
-# --- Text from tokens ----------------------------------------------------------------------------
-
-
-def new_text(
-    tokenizer: Any, context: Sequence[int], tokens: Sequence[int], *, skip_special_tokens: bool
-) -> str:
-    """What tokens add to the text of those before them; without any, what they decode to alone."""
-    before, whole = (
-        tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens) if ids else ""
-        for ids in (context, [*context, *tokens])
-    )
-    return str(whole[_common(before, whole) :])
-
-
-class Pieces:
-    """The text of tokens that come one after another, each piece as soon as it cannot change.
-
-    The pieces join to `new_text` of all the tokens. Held back are characters whose bytes are not
-    all there, runs of byte tokens (one bad byte spoils a run as a whole), and spaces that the
-    tokenizer may yet clean up. A piece costs the decoding of some `KEPT` tokens, however long the
-    text is.
-    """
-
-    def __init__(
-        self, tokenizer: Any, context: Sequence[int] = (), *, skip_special_tokens: bool = True
-    ) -> None:
-        """Begin behind `context`, the tokens of a text that is continued."""
-        self._tokenizer = tokenizer
-        self._skip = skip_special_tokens
-        self._cleans = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
-        self._special = _special_ids(tokenizer) if skip_special_tokens else set()
-        self._context, self._tokens = list(context), list[int]()
-        self._given = list[str]()
-        self._window = list(context)  # the last tokens, from one whose text is known to fit
-        self._text = self._before = self._decode(self._window)
-        self._done: int | None = None  # how much of the window's text is given; None: nothing new
-        self._retry = 2 * KEPT
-        self._shorten(len(self._text) - len(self._certain()))
-        self._before = self._text
-
-    def put(self, tokens: Sequence[int]) -> str:
-        """Take in what follows, and return what is certain now and has not been returned yet."""
-        self._tokens += tokens
-        self._window += tokens
-        self._text = self._decode(self._window)
-        certain = self._certain()
-        if self._done is None:
-            common = _common(self._before, certain)
-            if common == len(certain):
-                return ""
-            self._done = common
-        piece = certain[self._done :]
-        self._done = max(self._done, len(certain))
-        self._given.append(piece)
-        self._shorten(len(self._text) - self._done)
-        return piece
-
-    @property
-    def pending(self) -> str:
-        """What the tokens so far decode to beyond what was returned, if none came after them."""
-        done = _common(self._before, self._text) if self._done is None else self._done
-        return self._text[done:]
-
-    def end(self) -> str:
-        """The rest, when there are no more tokens."""
-        whole = new_text(
-            self._tokenizer, self._context, self._tokens, skip_special_tokens=self._skip
-        )
-        given = "".join(self._given)
-        if whole.startswith(given):
-            return whole[len(given) :]
-        warnings.warn(
-            f"the pieces that were given do not join to the text as a whole: this tokenizer "
-            f"({type(self._tokenizer).__name__}) changes text by what comes long after it. Decode "
-            f"the tokens together.",
-            stacklevel=2,
-        )
-        return self.pending
-
-    def _decode(self, tokens: list[int], **options: bool) -> str:
-        if not tokens:
-            return ""
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=self._skip, **options))
-
-    def _certain(self) -> str:
-        """The window's text but for what may change with the tokens that come."""
-        end, run = len(self._window), False
-        while end > 0 and (
-            self._window[end - 1] in self._special or self._is_byte(self._window[end - 1])
-        ):
-            run = run or self._window[end - 1] not in self._special
-            end -= 1
-        text = self._decode(self._window[:end]) if run else self._text
-        if not self._cleans:
-            return BROKEN.sub("", text)
-        raw = self._decode(self._window[:end], clean_up_tokenization_spaces=False)
-        certain = LOOSE.sub("", BROKEN.sub("", raw))
-        return certain if raw == text else str(self._tokenizer.clean_up_tokenization(certain))
-
-    def _is_byte(self, token: int) -> bool:
-        name = self._tokenizer.convert_ids_to_tokens(token)
-        return isinstance(name, str) and BYTE.fullmatch(name) is not None
-
-    def _shorten(self, open_: int) -> None:
-        """Let the window begin later, where what it decodes to is the end of the text as it is."""
-        if len(self._window) < self._retry:
-            return
-        for start in range(len(self._window) - KEPT, max(0, len(self._window) - 2 * KEPT), -4):
-            text = self._decode(self._window[start:])
-            if len(text) >= open_ + KEPT // 4 and self._text.endswith(text):
-                if self._done is not None:
-                    self._done -= len(self._text) - len(text)
-                self._window, self._text = self._window[start:], text
-                break
-        self._retry = len(self._window) + KEPT
-
-
-BROKEN = re.compile("\N{REPLACEMENT CHARACTER}{1,4}\\Z")
-"""What a tokenizer writes for the bytes of a character that has not come to its end."""
-
-BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
-"""The name of a token that is one byte, in tokenizers that fall back to bytes."""
-
-LOOSE = re.compile(r"(?: +(?:n|'|n'))* +n?'?[vr]?\Z")
-"""What `clean_up_tokenization_spaces` may yet pull together, as in "do n't" and "they ' re"."""
-
-
-class PieceStreamer(BaseStreamer):  # type: ignore[misc]
-    """A streamer for transformers' `generate` or the adapter's: iterate over it for pieces.
-
-    transformers' own TextStreamer decodes new tokens without what stands before them, and begins
-    anew after each line: with a SentencePiece tokenizer it loses a space each time.
-    """
-
-    def __init__(
+    def _generate(
         self,
-        tokenizer: Any,
-        *,
-        continues: bool = True,
-        skip_special_tokens: bool = True,
-        timeout: float | None = None,
-    ) -> None:
-        """Say how to decode.
-
-        Args:
-            tokenizer: The policy's.
-            continues: Whether the new text continues the prompt; False for the answer in a chat.
-            skip_special_tokens: Leave the tokenizer's special tokens out of the text.
-            timeout: The seconds to wait for a piece, then `queue.Empty` is raised; None waits for
-                as long as it takes.
-        """
-        self._make: Callable[[Sequence[int]], Pieces] = lambda prompt: Pieces(
-            tokenizer, prompt if continues else (), skip_special_tokens=skip_special_tokens
-        )
-        self._timeout = timeout
-        self._pieces: Pieces | None = None
-        self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-
-    def put(self, value: Tensor) -> None:
-        """The prompt first, then new tokens. Shape (1, length) or (length,)."""
-        if value.ndim > 1 and len(value) > 1:
-            raise ValueError(f"a streamer follows one row: got {len(value)}.")
-        tokens = value.reshape(-1).tolist()
-        if self._pieces is None:
-            self._pieces = self._make(tokens)
-        elif piece := self._pieces.put(tokens):
-            self._queue.put(piece)
-
-    def end(self) -> None:
-        """No more tokens."""
-        if self._pieces is not None and (piece := self._pieces.end()):
-            self._queue.put(piece)
-        self._pieces = None
-        self._queue.put(None)
-
-    def __iter__(self) -> Iterator[str]:
-        while (piece := self._queue.get(timeout=self._timeout)) is not None:
-            yield piece
+        ids: tuple[Prompts, Prompts | None],
+        sampling: Sampling,
+        others: dict[str, Any],
+    ) -> Generation:
+        return decode.generate(self.policy, self.teacher, *ids, sampling=sampling, **others)
 
 
-def _special_ids(tokenizer: Any) -> set[int]:
-    """The tokens that `skip_special_tokens` leaves out."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    return {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
-
-
-def _common(one: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
-    if other.startswith(one):
-        return len(one)
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))
+def _apart(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of `Sampling`, and what else there is for `qstar.generate`."""
+    others = {name: options[name] for name in OTHERS if name in options}
+    return {name: value for name, value in options.items() if name not in others}, others
 
 
 # --- Where the text ends -------------------------------------------------------------------------
@@ -466,9 +297,13 @@ class _StopInText:
         new = ids[0, self._read :].tolist()
         self._read = ids.shape[-1]
         certain = self._tail + self._pieces.put(new)
-        found = _end_of_stop(certain + self._pieces.pending, self._stop) is not None
+        found = _end_of_stop(certain + self._pieces.rest(), self._stop) is not None
         self._tail = certain[-max(map(len, self._stop)) :]
         return found
+
+
+def _stopping(sampling: Sampling, stop: _StopInText) -> Sampling:
+    return replace(sampling, stopping_criteria=[*sampling.stopping_criteria, stop])
 
 
 def _up_to_stop(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
@@ -502,22 +337,15 @@ def _check_stop(stop: Sequence[str]) -> None:
 
 # --- The thread of a stream ----------------------------------------------------------------------
 
-_Autocast = list[tuple[str, torch.dtype]]
 
-
-def _autocast_here(*models: Any) -> _Autocast:
-    """Where torch computes in another precision now; a new thread would not know."""
+def _autocast_here(*models: Any) -> list[torch.autocast]:
+    """In which precision torch computes now; a new thread would not know."""
     kinds = sorted({"cpu", *(model.device.type for model in models)})
     return [
-        (kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind)
+        torch.autocast(kind, dtype=torch.get_autocast_dtype(kind))
+        for kind in kinds
+        if torch.is_autocast_enabled(kind)
     ]
-
-
-def _autocast_as(precision: _Autocast) -> ExitStack:
-    stack = ExitStack()
-    for kind, dtype in precision:
-        stack.enter_context(torch.autocast(kind, dtype=dtype))
-    return stack
 
 
 class _UnreadError(Exception):
@@ -534,12 +362,3 @@ def _ids(tokenizer: Any, prompt: Prompt, system: str | None) -> Tensor:
             'it stands: pass [{"role": "user", "content": ...}].'
         )
     return torch.tensor(tokenizer(prompt).input_ids, dtype=torch.long)
-
-
-def _check_options(options: Mapping[str, Any]) -> None:
-    unknown = sorted(options.keys() - OPTIONS)
-    if unknown:
-        raise TypeError(
-            f"qstar.generate has no option {', '.join(unknown)}; it has "
-            f"{', '.join(sorted(OPTIONS))}."
-        )

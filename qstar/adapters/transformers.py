@@ -9,50 +9,28 @@ the tokens by `qstar.generate`. What cannot be done that way is refused, by name
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation import (
-    EncoderNoRepeatNGramLogitsProcessor,
-    EncoderRepetitionPenaltyLogitsProcessor,
     EosTokenCriteria,
-    LogitNormalization,
     LogitsProcessorList,
     MaxLengthCriteria,
-    PrefixConstrainedLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
     StoppingCriteriaList,
-    SynthIDTextWatermarkLogitsProcessor,
-    UnbatchedClassifierFreeGuidanceLogitsProcessor,
-)
-from transformers.generation.logits_process import (
-    ClassifierFreeGuidanceLogitsProcessor,
-    DiaClassifierFreeGuidanceLogitsProcessor,
-    DiaEOSChannelFilterLogitsProcessor,
-    DiaEOSDelayPatternLogitsProcessor,
-    WhisperNoSpeechDetection,
 )
 from transformers.utils import ModelOutput
 
 from ..arguments import check_fixed_alpha
-from ..decoding.costs import Costs
-from ..decoding.filters import Processor, is_gauged, reads_text
 from ..decoding.generate import Generation, Trace, generate
+from ..decoding.sampling_options import Sampling, shows_options
 from ..sampling.rules import Chance
-
-OF_OTHER_MODELS = (
-    ClassifierFreeGuidanceLogitsProcessor,
-    DiaClassifierFreeGuidanceLogitsProcessor,
-    DiaEOSChannelFilterLogitsProcessor,
-    DiaEOSDelayPatternLogitsProcessor,
-    WhisperNoSpeechDetection,
-)
-"""Processors of models of sound, which see several rows for one, or keep what they saw."""
+from .processors import check_gauge, for_one_row, seen_with_padding
 
 
 @dataclass
@@ -73,6 +51,16 @@ class QStarOutput(ModelOutput):  # type: ignore[misc]
     trace: Trace | None = None
 
 
+OF_THE_CONFIG = (
+    *("max_new_tokens", "greedy", "temperature", "top_k", "top_p", "logits_processor"),
+    *("eos_token_id", "stopping_criteria"),
+)
+"""The options that transformers' `generate` has prepared from its config."""
+
+OPTIONS = {field.name for field in fields(Sampling)}.difference(OF_THE_CONFIG)
+
+
+@partial(shows_options, but=OF_THE_CONFIG)  # transformers hands on what a signature names
 def q_star(
     model: Any,
     input_ids: Tensor,
@@ -83,23 +71,12 @@ def q_star(
     teacher: Any = None,
     teacher_input_ids: Tensor | None = None,
     teacher_attention_mask: Tensor | None = None,
-    scheme: str | None = None,
-    gamma: int | None = None,
-    alpha: float | None = None,
-    filtered: str = "target",
-    drafter: str | None = None,
     draft_model: Any = None,
     draft_input_ids: Tensor | None = None,
     draft_attention_mask: Tensor | None = None,
-    block_verification: bool = False,
-    disjoint: str | None = None,
-    vocab: int | None = None,
-    context_length: int | None = None,
-    one_call: bool | None = None,
-    costs: Costs | None = None,
     generator: torch.Generator | Chance | int | None = None,
     streamer: Any = None,
-    **model_kwargs: Any,
+    **others: Any,
 ) -> Tensor | QStarOutput:
     """Draw from q* of two models, called by `policy.generate(custom_generate=q_star, ...)`.
 
@@ -117,7 +94,7 @@ def q_star(
 
     A streamer gets the prompt and then the tokens one at a time. transformers' TextStreamer and
     TextIteratorStreamer decode new tokens without what stands before, and lose spaces with some
-    tokenizers; `qstar.adapters.chat.PieceStreamer` does not. What transformers refuses before it
+    tokenizers; `qstar.adapters.pieces.PieceStreamer` does not. What transformers refuses before it
     calls this function (beams with a streamer) leaves the stream without an end, as always there.
     transformers (5.23) loses the `tokenizer` that `stop_strings` needs before it calls a function
     like this one: pass `stopping_criteria=[StopStringCriteria(tokenizer, [...])]`.
@@ -132,23 +109,13 @@ def q_star(
         teacher_input_ids: Its prompts; None for the policy's. Shape (rows, length).
         teacher_attention_mask: Zeros on the padding of its prompts, which must be on the left.
             Shape (rows, length).
-        scheme: As all that follow but the draft's prompts, an option of `qstar.generate`.
-        gamma: Draft tokens per round.
-        alpha: The exponent on the policy, None for alpha*.
-        filtered: What the processors apply to.
-        drafter: Who drafts in "one-sided".
         draft_model: A third model, which drafts.
         draft_input_ids: Its prompts; None for the policy's. Shape (rows, length).
         draft_attention_mask: As for the teacher. Shape (rows, length).
-        block_verification: Judge a round's drafts together.
-        disjoint: What to do where the parents share no token.
-        vocab: How many ids the models share, if their output layers are padded.
-        context_length: The most tokens of a text, in place of what the configurations say.
-        one_call: Whether one model that is both parents reads both texts in one call.
-        costs: What forwards take.
         generator: None means torch's own CPU generator, which `torch.manual_seed` seeds.
         streamer: Given to `generate`.
-        model_kwargs: What else `generate` prepared for the policy's forward.
+        others: The options of `qstar.generate` that the config does not have (`Sampling`: scheme,
+            gamma, alpha, ...), and what `generate` prepared for the policy's forward pass.
 
     Returns:
         The prompts and the new tokens, rows that ended early padded with the pad token (the first
@@ -163,47 +130,41 @@ def q_star(
         UserWarning: `generate` is not the one this was written for, and hides its streamer.
     """
     asked = _forgotten_arguments()
+    sampling = Sampling(**{name: others.pop(name) for name in OPTIONS & others.keys()})
     with _following(asked["streamer"] if streamer is None else streamer, input_ids) as on_tokens:
-        _check_request(teacher, generation_config, asked, model_kwargs)
-        mask = _mask(input_ids, model_kwargs)
+        _check_request(teacher, generation_config, asked, others)
+        mask = _mask(input_ids, others)
         rows = _rows("input_ids", input_ids, mask)
         padded = bool((~mask).any())
         pad = _pad_token(generation_config)
         copies = generation_config.num_return_sequences or 1
-        steps = _processors(logits_processor, mask, filtered)
-        if check_fixed_alpha(alpha) in (0, 1):
-            _check_gauge(alpha, logits_processor, rows[0], vocab or _vocab(model, teacher))
+        steps = for_one_row(logits_processor, mask, sampling.filtered)
+        if check_fixed_alpha(sampling.alpha) in (0, 1):
+            vocab = sampling.vocab or _vocab(model, teacher)
+            check_gauge(sampling.alpha, logits_processor, rows[0], vocab)
         result = generate(
             model,
             teacher,
             rows,
             _other_rows("teacher", teacher_input_ids, teacher_attention_mask, pad, rows, copies),
-            max_new_tokens=_limit(stopping_criteria, generation_config) - input_ids.shape[-1],
-            scheme=scheme,
-            gamma=gamma,
-            alpha=alpha,
-            greedy=not generation_config.do_sample,
-            logits_processor=steps,
-            filtered=filtered,
+            sampling=replace(
+                sampling,
+                max_new_tokens=_limit(stopping_criteria, generation_config) - input_ids.shape[-1],
+                greedy=not generation_config.do_sample,
+                logits_processor=steps,
+                eos_token_id=_ends(stopping_criteria),
+                stopping_criteria=[
+                    seen_with_padding(stop) if padded else stop
+                    for stop in stopping_criteria
+                    if not isinstance(stop, EosTokenCriteria | MaxLengthCriteria)
+                ],
+            ),
             generator=generator,
-            eos_token_id=_ends(stopping_criteria),
-            stopping_criteria=[
-                _seen_with_padding(stop) if padded else stop
-                for stop in stopping_criteria
-                if not isinstance(stop, EosTokenCriteria | MaxLengthCriteria)
-            ],
-            shown_ids=list(torch.where(mask, input_ids, ~input_ids)) if padded else None,
-            drafter=drafter,
             draft_model=draft_model,
             draft_ids=_other_rows(
                 "draft", draft_input_ids, draft_attention_mask, pad, rows, copies
             ),
-            block_verification=block_verification,
-            disjoint=disjoint,
-            vocab=vocab,
-            context_length=context_length,
-            one_call=one_call,
-            costs=costs,
+            shown_ids=list(torch.where(mask, input_ids, ~input_ids)) if padded else None,
             on_tokens=on_tokens,
         )
     sequences = _sequences(input_ids, result, pad)
@@ -349,7 +310,7 @@ def _pad_token(config: GenerationConfig) -> int | None:
     return None
 
 
-# --- Processors and criteria ---------------------------------------------------------------------
+# --- What ends a row ---------------------------------------------------------------------
 
 
 def _limit(criteria: StoppingCriteriaList, config: GenerationConfig) -> int:
@@ -364,95 +325,8 @@ def _ends(criteria: StoppingCriteriaList) -> list[int] | None:
     return [int(token) for ids in found for token in ids] or None
 
 
-def _processors(processors: Sequence[Processor], mask: Tensor, filtered: str) -> list[Processor]:
-    """The same processors, ready to be asked about one row and one position at a time."""
-    steps: list[Processor] = []
-    for step in processors:
-        name = type(step).__name__
-        if filtered == "parents" and reads_text(step):
-            raise ValueError(
-                f"{name} reads the text, and filtered='parents' shows it each parent's own, whose "
-                f"prompt may have another length than the one it was prepared for: leave filtered "
-                f"out, or call qstar.generate with processors of your own."
-            )
-        if isinstance(
-            step,
-            SynthIDTextWatermarkLogitsProcessor | UnbatchedClassifierFreeGuidanceLogitsProcessor,
-        ):
-            raise ValueError(
-                f"{name} remembers what it was asked before, and a draft may be asked about and "
-                f"thrown away: use processors that are functions of (ids, scores) alone."
-            )
-        if isinstance(step, OF_OTHER_MODELS):
-            raise ValueError(
-                f"{name} belongs to a model of sound: q_star draws from models of text, one token "
-                f"a row."
-            )
-        if len(mask) > 1 and isinstance(
-            step,
-            EncoderNoRepeatNGramLogitsProcessor
-            | EncoderRepetitionPenaltyLogitsProcessor
-            | PrefixConstrainedLogitsProcessor,
-        ):
-            raise ValueError(f"{name} treats each row in its own way: decode them one by one.")
-        if isinstance(step, RepetitionPenaltyLogitsProcessor) and isinstance(
-            step.prompt_ignore_length, Tensor
-        ):
-            if not torch.equal(step.prompt_ignore_length.cpu(), (~mask).sum(-1).cpu()):
-                raise ValueError(
-                    f"{name} may ignore the padding of each row, or the same number of tokens in "
-                    f"all of them (an int): got {step.prompt_ignore_length.tolist()}."
-                )
-            steps.append(_penalty_without_padding(step.penalty))
-        elif reads_text(step) and not bool(mask.all()):
-            steps.append(_seen_with_padding(step))
-        else:
-            steps.append(step)
-    return steps
-
-
-def _check_gauge(
-    alpha: float | None, processors: Sequence[Processor], ids: Tensor, vocab: int
-) -> None:
-    """Refuse what would not mean at alpha = 1 (0) what it means in the parent's own `generate`."""
-    for step in processors:
-        if type(step) is LogitNormalization:
-            return  # what comes after it sees the same scores here and there
-        if is_gauged(step, ids, vocab):
-            parent = "policy" if alpha == 1 else "teacher"
-            raise ValueError(
-                f"{type(step).__name__} depends on what is added to all logits alike: with "
-                f"alpha={alpha} it would see log-probabilities here, and raw logits in the "
-                f"{parent}'s own generate, which this should equal. Leave it out, call that, or "
-                f"pass logits_processor=[LogitNormalization(), ...] with it behind, which means "
-                f"the same in both."
-            )
-
-
 def _vocab(*models: Any) -> int:
     return min(int(model.config.get_text_config().vocab_size) for model in models)
-
-
-# The decoder shows ~id where id is padding.
-
-
-def _seen_with_padding(function: Callable[..., Any]) -> Callable[[Tensor, Any], Any]:
-    """The same processor or criterion, which counts the padding as transformers has it."""
-
-    def seen(ids: Tensor, scores: Any) -> Any:
-        return function(torch.where(ids < 0, ~ids, ids), scores)
-
-    return seen
-
-
-def _penalty_without_padding(penalty: float) -> Processor:
-    """A repetition penalty on the text alone."""
-
-    def seen(ids: Tensor, scores: Tensor) -> Tensor:
-        padding = (ids < 0).sum(-1)
-        return RepetitionPenaltyLogitsProcessor(penalty, padding)(ids, scores)  # type: ignore[no-any-return]
-
-    return seen
 
 
 # --- What goes out -------------------------------------------------------------------------------

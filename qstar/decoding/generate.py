@@ -23,13 +23,14 @@ from .. import _quiet  # noqa: F401 - before transformers
 from ..sampling.rules import NO_TOKEN, Chance
 from . import planner
 from .costs import PARENTS, Costs
-from .filters import Processor
+from .inputs import Prompts
 from .latency import measured_costs
 from .modes import eval_mode
 from .observations import Observations
-from .options import SCHEMES, Prompts, Setup, Stop, check
+from .options import SCHEMES, Setup, check
 from .parents import Parents
 from .round import Setting, decode_round
+from .sampling_options import Sampling, shows_options
 from .state import PROPOSERS, Step
 from .trace import Generation, RoundTrace, Trace, assemble, parents_are_equal
 
@@ -50,36 +51,20 @@ class EqualParentsWarning(UserWarning):
     """The parents had one and the same distribution wherever a token was drawn."""
 
 
+@shows_options
 def generate(
     policy: Any,
     teacher: Any,
     policy_ids: Prompts,
     teacher_ids: Prompts | None = None,
     *,
-    max_new_tokens: int,
-    scheme: str | None = None,
-    gamma: int | None = None,
-    alpha: float | None = None,
-    greedy: bool = False,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    logits_processor: Sequence[Processor] = (),
-    filtered: str = "target",
+    sampling: Sampling | None = None,
     generator: torch.Generator | Chance | int | None = None,
-    eos_token_id: int | Sequence[int] | str | None = "policy",
-    stopping_criteria: Sequence[Stop] = (),
-    shown_ids: Sequence[Tensor] | None = None,
-    drafter: str | None = None,
     draft_model: Any = None,
     draft_ids: Prompts | None = None,
-    block_verification: bool = False,
-    disjoint: str | None = None,
-    vocab: int | None = None,
-    context_length: int | None = None,
-    one_call: bool | None = None,
-    costs: Costs | None = None,
+    shown_ids: Sequence[Tensor] | None = None,
     on_tokens: Callable[[Tensor], object] | None = None,
+    **options: Any,
 ) -> Generation:
     """Draw tokens from q*, the KL-symmetric geometric mean of two language models.
 
@@ -87,12 +72,15 @@ def generate(
     have two prompts. The models are put in eval mode and given back as they were. Once a process
     each kind of model is tried before its cache is trusted
     (`qstar.decoding.cache_check`); one that a cache would mislead is read anew for every
-    token, with a warning. All schemes have the same law:
+    token, with a warning. All schemes have the same output distribution:
 
     - "plain": both parents read every token; the reference.
     - "one-sided": one parent drafts gamma tokens, the other verifies them in one forward.
-    - "alternating": the verifier's own law at the next position, which costs nothing more, is the
-      next proposal. With gamma = 1 never more forwards than "plain".
+    - "alternating": a proposal from the verifier's own distribution at the next position, which
+      costs nothing more, is the next draft. With gamma = 1 never more forwards than "plain".
+    - "coin": a coin decides which parent proposes next; q* judges the mixture of both, which is
+      kept more often than either. For one row: a batch would wait for its most stubborn coin. See
+      `qstar.decoding.coin`.
     - "lookup": what followed the last tokens earlier in the text, verified by both parents.
     - "draft-model": a third, cheaper model drafts, both parents verify.
     - "auto": measures what forwards of each width take, watches the acceptance, and goes on with
@@ -106,18 +94,18 @@ def generate(
 
     A seed means the same on every machine, as long as the same choices are made. By default none
     hangs on a clock: only rounding in the logits can make another draw of the same seed, of the
-    same law. A named scheme with gamma=None chooses its draft lengths by the acceptance that it has
-    observed (and by `costs`, if given), "one-sided" without `drafter` and "alternating" after a
-    rejection choose the drafter by the same. "auto" hangs on what it has measured: once per pair of
-    models, so that calls within a process agree; pass its `trace.costs` on to agree across
-    processes.
+    same distribution. A named scheme with gamma=None chooses its draft lengths by the acceptance
+    that it has observed (and by `costs`, if given), "coin" without `stay` its weights, "one-sided"
+    without `drafter` and "alternating" after a rejection the drafter by the same. "auto" hangs on
+    what it has measured: once per pair of models, so that calls within a process agree; pass its
+    `trace.costs` on to agree across processes.
 
     Each row of a batch has randomness of its own: the first row's is `generator` itself, as if it
     were alone, another row's follows from the generator's state and the row's index. So a row's
     tokens do not hang on its neighbours (rounding apart) with "plain", nor with "one-sided",
     "lookup" and "draft-model" at a given `gamma` (and `drafter`). With "alternating", and wherever
     observed acceptance decides, who proposes how much does hang on them: with other neighbours the
-    same seed is another draw of the same law.
+    same seed is another draw of the same distribution.
 
     Memory: a cache takes 2 * layers * key-value heads * head size * bytes per number for each
     token, row and model, up to twice that in a batch whose rows accept different numbers of drafts;
@@ -130,55 +118,22 @@ def generate(
         policy_ids: The policy's prompt. One dimension for one sequence; two for a batch of
             prompts of equal length; a list of one-dimensional tensors for a ragged batch.
         teacher_ids: The teacher's prompt, None for the policy's; it may have another length.
-        max_new_tokens: The most tokens to draw for each row.
-        scheme: One of `SCHEMES`; None decides by the other arguments (above).
-        gamma: Draft tokens per round. None adapts a named scheme's to the acceptance that was
-            observed, and to the costs.
-        alpha: The exponent on the policy. None solves for alpha* at each position; a number in
-            [0, 1] fixes it (1 follows the policy, 0 the teacher).
-        greedy: Take the most probable token in place of a draw.
-        temperature: Of the law that is drawn from; 1 leaves it as it is.
-        top_k: Keep the most probable tokens of that law only, this many.
-        top_p: Keep the fewest most probable tokens that together have this probability.
-        logits_processor: Processors of transformers, functions of (ids, scores) alone; they see
-            the policy's text and the log-probabilities of the law.
-        filtered: "target" filters q*; "parents" filters the parents' laws before q* is formed,
-            which can cut their supports apart (see `disjoint`), and lets processors see each
-            parent's own text.
+        sampling: What is drawn, and how.
         generator: A CPU generator, or a seed; None means torch's own CPU generator.
-        eos_token_id: What ends a row: "policy" takes the policy's generation config's, None lets
-            every row run on. Ids outside the vocabulary are ignored.
-        stopping_criteria: Criteria of transformers: called after each new token of a row with
-            (ids, None), the ids being the policy's prompt and the new tokens so far.
+        draft_model: A third causal language model over the same vocabulary.
+        draft_ids: Its prompt; None for the policy's.
         shown_ids: What processors and criteria see in place of the policy's prompts, one for each
             row: `qstar.adapters.transformers` shows the padding of a batch, which lengths are
             counted with there. Shape (length,).
-        drafter: Who drafts in "one-sided": "policy" or "teacher"; None is the better one.
-        draft_model: A third causal language model over the same vocabulary.
-        draft_ids: Its prompt; None for the policy's.
-        block_verification: Judge a round's drafts together (`rules.verify_block`): as exact,
-            and never fewer tokens a round.
-        disjoint: What to do where the parents share no token, so that q* does not exist: "raise",
-            which loses what was drawn before, or "mixture" for their even mixture, the limit that
-            smoothing gives; the trace's status says where. None is "raise", save where top-k or
-            the like cuts the parents' supports apart (filtered="parents"): there it must be named.
-        vocab: Use only the first this many ids, for models whose output layers are padded to
-            different sizes. None expects equal sizes.
-        context_length: The most tokens of a text, for each model, in place of what configurations
-            say: rotary positions go on as far as one likes, a table of positions ends where it
-            ends. None follows the configurations, scaled positions (linear, YaRN) included.
-        one_call: Whether one model that is both parents reads both texts in one call, as two rows
-            of a batch; it can then not draft for itself. None does so in the schemes that allow
-            it ("plain", "lookup", "draft-model"), and in "auto" if that was measured to be faster.
-        costs: What forwards take, for the choice of schemes and draft lengths. None measures it for
-            "auto", and else assumes that a forward takes the same at every width, of either parent.
         on_tokens: Called after each round with its new tokens, on the CPU, one row each, -1 where a
             row has fewer. Shape (batch, new).
+        options: In place of `sampling`, its fields by their names (`Sampling` says what they mean).
 
     Returns:
         A `Generation` on the device of the prompt.
 
     Raises:
+        TypeError: An option is no field of `Sampling`.
         ValueError: An argument makes no sense, the vocabularies differ in size, the text would
             exceed a context window, a model's cache cannot take tokens back, two models are one set
             of weights, a model answers nan, or the parents share no token at some position. The
@@ -191,7 +146,19 @@ def generate(
         Fu et al. (2025), "Fast large language model collaborative decoding via speculation",
         ICML (PMLR 267:17764).
     """
-    setup = check(**locals())  # of all arguments, and nothing else is local yet
+    setup = check(
+        policy,
+        teacher,
+        policy_ids,
+        teacher_ids,
+        sampling=sampling,
+        generator=generator,
+        draft_model=draft_model,
+        draft_ids=draft_ids,
+        shown_ids=shown_ids,
+        on_tokens=on_tokens,
+        **options,
+    )
     result, steps = decode(setup)
     matters = setup.rule.alpha not in (0.0, 1.0) and not setup.rule.of_parents.steps
     if matters and parents_are_equal(steps):
@@ -220,7 +187,8 @@ def decode(setup: Setup) -> tuple[Generation, list[Step]]:
         choose = planner.Planner(
             scheme=setup.scheme,
             gamma=setup.gamma,
-            drafter=setup.drafter,
+            drafter=setup.sampling.drafter,
+            stay=setup.sampling.stay,
             costs=costs,
             has_draft="draft" in setup.caches,
             batch=len(setup.state.rows),
@@ -251,7 +219,7 @@ def decode(setup: Setup) -> tuple[Generation, list[Step]]:
 
 def _resolve(setup: Setup) -> tuple[Costs | None, bool]:
     """What forward passes take, measured if "auto" needs it; and whether one call serves both."""
-    costs, one_call = setup.costs, setup.one_call
+    costs, one_call = setup.sampling.costs, setup.sampling.one_call
     if setup.scheme == "auto" and costs is None:
         costs = measured_costs(Parents(setup.caches, vocab=setup.vocab), setup.state)
     if setup.caches["policy"].model is not setup.caches["teacher"].model:
@@ -267,14 +235,15 @@ def _resolve(setup: Setup) -> tuple[Costs | None, bool]:
 def _ends(setup: Setup) -> Callable[[int, Sequence[int]], bool]:
     """Whether a row's last token ends it. To be asked once of each: a criterion may count."""
     device = setup.caches["policy"].model.device
+    criteria = setup.stopping_criteria
 
     def ends(row: int, new: Sequence[int]) -> bool:
         if new[-1] in setup.ends:
             return True
-        if not setup.stopping_criteria:
+        if not criteria:
             return False
         ids = torch.tensor([[*setup.state.shown[row], *new]], device=device)
-        return any(bool(torch.as_tensor(s(ids, None)).any()) for s in setup.stopping_criteria)
+        return any(bool(torch.as_tensor(s(ids, None)).any()) for s in criteria)
 
     return ends
 

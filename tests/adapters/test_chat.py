@@ -15,14 +15,11 @@ from tokenizers_of_all_kinds import KINDS, llama_like
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from qstar.adapters.chat import (
-    LOOSE,
     OptimalSpeculativeDecoder,
-    Pieces,
-    PieceStreamer,
     _StopInText,
-    new_text,
 )
 from qstar.adapters.checkpoints import chat_ids
+from qstar.adapters.pieces import LOOSE, Pieces, PieceStreamer, new_text
 from qstar.decoding import generate as decode
 
 TEMPLATE = (
@@ -65,7 +62,7 @@ def test_it_is_generate_with_the_ids_of_each_parents_text():
         "<system>a poet<user>why<assistant>",
         "<system>a judge<user>why<assistant>",
     ]
-    own = decode.generate(*pair(), *ids, **decoder().options)
+    own = decode.generate(*pair(), *ids, sampling=decoder().sampling, generator=0)
     assert whole.generation.tokens.tolist() == own.tokens.tolist()
     assert whole.text == TOKENIZER.decode(own.tokens)
     assert decoder()(*ids).tokens.tolist() == own.tokens.tolist()
@@ -131,7 +128,7 @@ def chopped(tokens, chance):
 
 def piecewise(tokenizer, context, tokens, chance, **options):
     pieces = Pieces(tokenizer, context, **options)
-    return [*(pieces.put(chunk) for chunk in chopped(tokens, chance)), pieces.end()]
+    return [*(pieces.put(chunk) for chunk in chopped(tokens, chance)), pieces.rest()]
 
 
 def random_texts(tokenizer, chance, trials):
@@ -188,7 +185,7 @@ def test_a_run_of_byte_tokens_is_given_once_it_has_ended():
         ([the, *run, the], ["the", "é中 the"]),
     ]:
         pieces = Pieces(tokenizer)
-        given = [*(pieces.put([token]) for token in tokens), pieces.end()]
+        given = [*(pieces.put([token]) for token in tokens), pieces.rest()]
         assert [piece for piece in given if piece] == said
 
 
@@ -200,19 +197,6 @@ def test_what_a_tokenizer_may_clean_up_later_is_held_back():
         for end in range(1, 5):
             assert clean(text).startswith(clean(LOOSE.sub("", text[:end])))
     assert not clean("do n't").startswith(clean("do n")), "the control does nothing"
-
-
-def test_a_tokenizer_that_takes_text_back_is_named():
-    class Reversing(PreTrainedTokenizerFast):
-        def decode(self, tokens, **options):
-            return super().decode(tokens[::-1], **options)
-
-    tokenizer = Reversing(tokenizer_object=TOKENIZER.backend_tokenizer)
-    pieces = Pieces(tokenizer)
-    pieces.put([65, 66])
-    pieces.put([67])
-    with pytest.warns(UserWarning, match=r"\(Reversing\) changes text by what comes long after"):
-        pieces.end()
 
 
 def spelling(tokens, read):
@@ -387,7 +371,7 @@ def test_the_padding_of_output_layers_is_left_out():
     """The teacher has 8 ids more than the tokenizer knows."""
     models_ = pair(teacher_vocab=264)
     padded = OptimalSpeculativeDecoder(*models_, tokenizer=TOKENIZER, max_new_tokens=5)
-    assert padded.options["vocab"] == 256
+    assert padded.sampling.vocab == 256
     assert padded.complete("x").generation.lengths == 5
     with pytest.raises(ValueError, match="pass vocab=len"):
         OptimalSpeculativeDecoder(*models_, max_new_tokens=5)(torch.tensor([1]))
@@ -402,10 +386,10 @@ def test_what_makes_no_sense_is_refused():
             tokenizer=TOKENIZER,
             teacher_tokenizer=bytes_tokenizer(swapped=True),
         )
-    with pytest.raises(TypeError, match=r"no option gama; it has .*gamma"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'gama'"):
         decoder(gama=3)
     for call in (decoder().complete, decoder().stream):
-        with pytest.raises(TypeError, match="no option gama"):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'gama'"):
             call("x", gama=3)
         with pytest.raises(ValueError, match="a system prompt goes before messages"):
             call("x", system="a poet")

@@ -32,8 +32,9 @@ from transformers.generation import logits_process
 from transformers.generation import utils as generation_utils
 
 import qstar
-from qstar.adapters.chat import PieceStreamer, new_text
-from qstar.adapters.transformers import OF_OTHER_MODELS, q_star
+from qstar.adapters.pieces import PieceStreamer, new_text
+from qstar.adapters.processors import OF_SOUND, REMEMBERING
+from qstar.adapters.transformers import OF_THE_CONFIG, q_star
 from qstar.decoding import generate as decode
 from qstar.decoding.filters import GAUGED
 
@@ -343,11 +344,8 @@ THEIRS = {
     if inspect.isclass(value) and issubclass(value, logits_process.LogitsProcessor)
 } - {"LogitsProcessor"}
 BY_NAME = {
-    "remembers what it was asked": {
-        "UnbatchedClassifierFreeGuidanceLogitsProcessor",
-        "SynthIDTextWatermarkLogitsProcessor",
-    },
-    "belongs to a model of sound": {kind.__name__ for kind in OF_OTHER_MODELS},
+    "remembers what it was asked": {kind.__name__ for kind in REMEMBERING},
+    "belongs to a model of sound": {kind.__name__ for kind in OF_SOUND},
     "depends on what is added to all logits alike": {kind.__name__ for kind in GAUGED},
 }
 
@@ -681,18 +679,9 @@ def test_every_option_of_the_decoder_is_handed_on_or_is_transformers_affair():
         "teacher_ids": "teacher_input_ids",
         "draft_ids": "draft_input_ids",
     }
-    prepared = {
-        "max_new_tokens",
-        "greedy",
-        "temperature",
-        "top_k",
-        "top_p",
-        "eos_token_id",
-        "shown_ids",
-        "on_tokens",
-    }
+    prepared = {*OF_THE_CONFIG, "sampling", "shown_ids", "on_tokens"}
     taken = set(inspect.signature(q_star).parameters)
-    assert own - taken == prepared | set(theirs)
+    assert own - taken == prepared - {"logits_processor", "stopping_criteria"} | set(theirs)
     assert set(theirs.values()) <= taken
 
 

@@ -1,6 +1,8 @@
 """What a caller may get wrong, or may have that is unusual: said clearly, or done right."""
 
+import inspect
 import weakref
+from dataclasses import fields, replace
 from functools import partial
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import tiny
 import torch
 from covering import all_pairs
+from decoder_laws import enumerated_law, expected_law
 from sampling import FALSE_ALARM, p_value
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,6 +24,7 @@ from qstar.decoding.observations import Observations
 from qstar.decoding.parents import Parents
 from qstar.decoding.planner import Plan
 from qstar.decoding.rule import Rule
+from qstar.decoding.sampling_options import Sampling
 from qstar.decoding.state import State
 from qstar.result import STATUSES
 from qstar.sampling import rules
@@ -107,6 +111,15 @@ BAD = {
     "an end by name": ({"eos_token_id": "</s>"}, "eos_token_id must be an id, several, None or"),
     "half a vocabulary": ({"vocab": 0}, "vocab must be a whole number, 1 or more: got 0"),
     "too large a vocabulary": ({"vocab": 8}, "vocab is how many ids all .*, from 1 to 7: got 8"),
+    "no end of tokens": ({"max_new_tokens": None}, "max_new_tokens must be a whole number"),
+    "no coin to weigh": ({"stay": 0.5}, r"scheme='coin': got stay=0\.5 with scheme=None"),
+    "a coin that never leaves": ({"scheme": "coin", "stay": 1}, r"in \[0, 1\): got 1\."),
+    "a coin below zero": ({"scheme": "coin", "stay": -0.1}, r"in \[0, 1\): got -0\.1\."),
+    "a coin that is nan": ({"scheme": "coin", "stay": float("nan")}, r"in \[0, 1\): got nan"),
+    "options beside a sampling": (
+        {"sampling": Sampling(max_new_tokens=3), "alpha": 0.5},
+        r"max_new_tokens, alpha came by name beside sampling=\.\.\.",
+    ),
     "a shown row too many": (
         {"shown_ids": [PROMPT, PROMPT]},
         "shown_ids must have a row for each .* got 2 rows for 1",
@@ -120,6 +133,46 @@ def test_bad_input_is_refused(name):
     asked = {"policy_ids": PROMPT, "teacher_ids": TEACHER_PROMPT, "max_new_tokens": 3}
     with pytest.raises(ValueError, match=message):
         generate(*pair(), **asked | options)
+
+
+def test_a_sampling_is_its_fields_by_name():
+    options = {"max_new_tokens": 9, "scheme": "alternating", "gamma": 2, "top_k": 5, "alpha": 0.4}
+    by_name = generate(*pair(), PROMPT, TEACHER_PROMPT, generator=3, **options)
+    sampling = Sampling(**options)
+    kept = generate(*pair(), PROMPT, TEACHER_PROMPT, generator=3, sampling=sampling)
+    other = replace(sampling, alpha=0.9)
+    assert kept.tokens.tolist() == by_name.tokens.tolist()
+    assert generate(*pair(), PROMPT, generator=3, sampling=other).trace.alpha.tolist() == [0.9] * 9
+    with pytest.raises(TypeError, match="unexpected keyword argument 'gama'"):
+        generate(*pair(), PROMPT, max_new_tokens=3, gama=2)
+
+
+def test_the_signature_names_every_option_with_its_default():
+    shown = inspect.signature(generate).parameters
+    for option in fields(Sampling):
+        assert shown[option.name].default == option.default
+        assert shown[option.name].kind is inspect.Parameter.KEYWORD_ONLY
+    assert "options" not in shown
+
+
+class Unweighed(Rule):
+    """Judges a coin's proposals as if the coin had been fair, whatever was asked for."""
+
+    def judge(self, state, proposal, *rest):
+        if proposal.weights is not None:
+            told = tuple(tuple(0.5 if w == 0.25 else w for w in row) for row in proposal.weights)
+            proposal = replace(proposal, weights=told)
+        return super().judge(state, proposal, *rest)
+
+
+@pytest.mark.parametrize(("rule", "exact"), [(Rule, True), (Unweighed, False)])
+def test_a_coin_stays_as_often_as_asked_and_its_mixture_knows(rule, exact):
+    models = tiny.llama(1, vocab=2, sharpness=2.0), tiny.gpt2(2, vocab=2, sharpness=0.5)
+    prompts = torch.tensor([1]), torch.tensor([0, 1, 1])
+    asked = {"scheme": "coin", "gamma": 2, "stay": 0.25, "rule": rule}
+    law, _ = enumerated_law(models, [prompts], 2, vocab=2, **asked)
+    off = np.abs(law[0] - expected_law(models, prompts, 2, vocab=2)).max()
+    assert off < 1e-12 if exact else off > 1e-4
 
 
 def test_vocabularies_of_two_sizes_are_refused_unless_told():
