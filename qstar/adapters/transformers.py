@@ -29,7 +29,7 @@ from transformers.utils import ModelOutput
 from ..arguments import check_fixed_alpha
 from ..decoding.generate import Generation, Trace, generate
 from ..decoding.sampling_options import Sampling, shows_options
-from ..sampling.rules import Chance
+from ..sampling.chance import Chance
 from .processors import check_gauge, for_one_row, seen_with_padding
 
 

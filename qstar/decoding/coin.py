@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..sampling.rules import Chance
+from ..sampling.chance import Chance
 from .costs import PARENTS
 from .state import Proposal
 

@@ -148,7 +148,7 @@ def decoder_law(
 
 
 class _Scripts:
-    """A `rules.Chance` for a batch: row i makes the choices that the digits of i spell.
+    """A `chance.Chance` for a batch: row i makes the choices that the digits of i spell.
 
     A call with n options takes the next digit in base n, and multiplies the choice's probability
     into the row's weight.

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .. import _quiet  # noqa: F401 - before transformers
-from ..sampling.rules import NO_TOKEN, Chance
+from ..sampling.chance import NO_TOKEN, Chance
 from . import planner
 from .costs import PARENTS, Costs
 from .inputs import Prompts

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import check_count, check_fixed_alpha
-from ..sampling.rules import Chance, RowCoins
+from ..sampling.chance import Chance, RowCoins
 from . import cache_check, planner
 from .costs import PARENTS
 from .filters import FILTERED, MEMORYLESS, Shaping, shaping

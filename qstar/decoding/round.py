@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..result import STATUSES
 from ..sampling import rules
-from ..sampling.rules import Chance, RowCoins
+from ..sampling.chance import Chance, RowCoins
 from .coin import Tosses, toss, toss_for_first, weighed
 from .costs import PARENTS, PROPOSING, TURNS, other
 from .faults import check_emitted

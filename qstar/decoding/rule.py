@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import rows_torch
 from ..result import STATUSES, Balance
 from ..sampling import rules
-from ..sampling.rules import Chance
+from ..sampling.chance import Chance
 from .coin import log_even_mixture, log_mixture
 from .costs import PARENTS, other
 from .filters import Shaping

@@ -19,7 +19,7 @@ Outcome = TypeVar("Outcome")
 
 
 class Every:
-    """A `rules.Chance` that follows one scripted branch, and weighs it in every row.
+    """A `chance.Chance` that follows one scripted branch, and weighs it in every row.
 
     Attributes:
         weight: The probability of the branch so far, per row.
@@ -106,9 +106,9 @@ def pick_law(
     """What a rule for a single position emits, and how often it accepts, both exactly.
 
     Args:
-        rule: Such as `rules.accept_or_redraw`, called as rule(candidates, log_draft,
+        rule: Such as `picks.accept_or_redraw`, called as rule(candidates, log_draft,
             log_target, generator=...) and returning a `Pick`; anything else it needs is bound.
-        draw_candidates: `rules.draw_candidates`, or a drafter that lies about its law.
+        draw_candidates: `picks.draw_candidates`, or a drafter that lies about its law.
         log_draft: The draft's log-probabilities. Shape (vocab,).
         log_target: The target's. Shape (vocab,).
         num_candidates: How many candidates are drawn.

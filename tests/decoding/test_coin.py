@@ -21,8 +21,8 @@ from qstar.decoding.enumeration import tiny_model
 from qstar.decoding.generate import generate
 from qstar.decoding.rule import Rule
 from qstar.sampling import rules
+from qstar.sampling.chance import RowCoins
 from qstar.sampling.enumeration import every_outcome
-from qstar.sampling.rules import RowCoins
 
 EXACT = 1e-12
 PROMPTS = torch.tensor([1]), torch.tensor([0, 1, 1])

@@ -28,7 +28,7 @@ from qstar.decoding.sampling_options import Sampling
 from qstar.decoding.state import State
 from qstar.result import STATUSES
 from qstar.sampling import rules
-from qstar.sampling.rules import Coins
+from qstar.sampling.chance import Coins
 
 VOCAB = 7
 PROMPT = torch.tensor([1, 4, 0])

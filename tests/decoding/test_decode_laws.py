@@ -29,7 +29,7 @@ from qstar.decoding import kv_cache
 from qstar.decoding.costs import PARENTS, Costs
 from qstar.decoding.generate import generate
 from qstar.decoding.rule import Rule
-from qstar.sampling import enumeration, rules
+from qstar.sampling import chance, enumeration, rules
 
 EXACT = 1e-12
 VOCAB = 3
@@ -578,9 +578,9 @@ def test_a_generator_reseeded_while_drafts_are_judged_is_caught(sampled_pair, mo
     """Mistake 5, which no enumeration of choices can see."""
 
     def reseeded(self, log_probability):
-        return rules.Coins(torch.Generator().manual_seed(0)).keep(log_probability)
+        return chance.Coins(torch.Generator().manual_seed(0)).keep(log_probability)
 
-    monkeypatch.setattr(rules.RowCoins, "keep", reseeded)
+    monkeypatch.setattr(chance.RowCoins, "keep", reseeded)
     assert min(sampled_p_values(sampled_pair, SAMPLED["the teacher drafts 1"])) < FALSE_ALARM
 
 

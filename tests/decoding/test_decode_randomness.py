@@ -14,7 +14,9 @@ from qstar.decoding import generate as decode
 from qstar.decoding import latency, planner
 from qstar.decoding.costs import Costs
 from qstar.decoding.generate import generate
-from qstar.sampling.rules import NO_TOKEN, Coins, RowCoins, draw, draw_candidates, verify
+from qstar.sampling.chance import NO_TOKEN, Coins, RowCoins
+from qstar.sampling.picks import draw_candidates
+from qstar.sampling.rules import draw, verify
 
 PROMPT, OTHER, THIRD = torch.tensor([1, 4, 0]), torch.tensor([5, 3, 3, 6, 2]), torch.tensor([2])
 CLOCKS = (

@@ -22,7 +22,8 @@ from qstar import (
     solve_kl_symmetry,
     total_variation,
 )
-from qstar.sampling import rules as sp
+from qstar.sampling import picks, rules
+from qstar.sampling.chance import NO_TOKEN, Coins, chance_of
 from qstar.sampling.enumeration import block_law, every_outcome, joint_law, pick_law, token_law
 from qstar.theory.acceptance import source_loop_law, tokens_per_round
 
@@ -59,9 +60,9 @@ def distance(law, other):
 @pytest.mark.parametrize("name", PAIRS)
 def test_accept_or_redraw_emits_the_target(name, num_candidates, replacement):
     log_draft, log_target = PAIRS[name]
-    rule = partial(sp.accept_or_redraw, replacement=replacement)
+    rule = partial(picks.accept_or_redraw, replacement=replacement)
     law, _ = pick_law(
-        rule, sp.draw_candidates, log_draft, log_target, num_candidates, replacement=replacement
+        rule, picks.draw_candidates, log_draft, log_target, num_candidates, replacement=replacement
     )
     np.testing.assert_allclose(law, np.exp(log_target), rtol=0, atol=EXACT)
 
@@ -70,7 +71,7 @@ def test_accept_or_redraw_emits_the_target(name, num_candidates, replacement):
 def test_one_candidate_is_accepted_with_one_minus_the_total_variation(name):
     log_draft, log_target = PAIRS[name]
     _, accepted = pick_law(
-        sp.accept_or_redraw, sp.draw_candidates, log_draft, log_target, 1, replacement=True
+        picks.accept_or_redraw, picks.draw_candidates, log_draft, log_target, 1, replacement=True
     )
     assert abs(accepted - acceptance_probability(log_draft, log_target)) < EXACT
     assert abs(accepted - (1 - total_variation(log_draft, log_target))) < EXACT
@@ -81,9 +82,9 @@ def test_candidates_without_replacement_are_accepted_more_often():
     log_draft, log_target = PAIRS["the source's three tokens"]
     accepted = {}
     for replacement in (True, False):
-        rule = partial(sp.accept_or_redraw, replacement=replacement)
+        rule = partial(picks.accept_or_redraw, replacement=replacement)
         _, accepted[replacement] = pick_law(
-            rule, sp.draw_candidates, log_draft, log_target, 2, replacement=replacement
+            rule, picks.draw_candidates, log_draft, log_target, 2, replacement=replacement
         )
     draft, target = np.exp(log_draft), np.exp(log_target)
     first = np.minimum(draft, target).sum()
@@ -104,7 +105,12 @@ def test_candidates_without_replacement_are_accepted_more_often():
 def test_von_neumann_with_a_last_resort_emits_the_target(name, num_candidates):
     log_draft, log_target = PAIRS[name]
     law, accepted = pick_law(
-        sp.von_neumann, sp.draw_candidates, log_draft, log_target, num_candidates, replacement=True
+        picks.von_neumann,
+        picks.draw_candidates,
+        log_draft,
+        log_target,
+        num_candidates,
+        replacement=True,
     )
     np.testing.assert_allclose(law, np.exp(log_target), rtol=0, atol=EXACT)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -117,7 +123,12 @@ def test_von_neumann_with_a_last_resort_emits_the_target(name, num_candidates):
 def test_the_source_loop_has_the_derived_biased_law(name, num_candidates):
     log_draft, log_target = PAIRS[name]
     law, _ = pick_law(
-        sp.source_loop, sp.draw_candidates, log_draft, log_target, num_candidates, replacement=True
+        picks.source_loop,
+        picks.draw_candidates,
+        log_draft,
+        log_target,
+        num_candidates,
+        replacement=True,
     )
     expected = source_loop_law(log_draft, log_target, num_candidates)
     np.testing.assert_allclose(law, expected, rtol=0, atol=EXACT)
@@ -139,7 +150,12 @@ def test_the_source_loop_without_replacement_has_the_law_of_ordered_subsets(num_
             mass *= 1 - keep[token]
         expected += mass * target
     law, _ = pick_law(
-        sp.source_loop, sp.draw_candidates, log_draft, log_target, num_candidates, replacement=False
+        picks.source_loop,
+        picks.draw_candidates,
+        log_draft,
+        log_target,
+        num_candidates,
+        replacement=False,
     )
     np.testing.assert_allclose(law, expected, rtol=0, atol=EXACT)
     assert distance(law, target) > 0.08
@@ -152,7 +168,7 @@ def test_candidates_without_replacement_have_the_law_of_ordered_subsets(num_cand
         log_draft = torch.tensor(np.log(draft))
     seen = {}
     for tokens, weight in every_outcome(
-        lambda chance: sp.draw_candidates(
+        lambda chance: picks.draw_candidates(
             log_draft, num_candidates, replacement=False, generator=chance
         )
     ):
@@ -162,7 +178,7 @@ def test_candidates_without_replacement_have_the_law_of_ordered_subsets(num_cand
         expected, left = 1.0, 1.0
         for position, token in enumerate(subset):
             repeated = token in subset[:position]
-            expected *= 0.0 if repeated or token == sp.NO_TOKEN else draft[token] / left
+            expected *= 0.0 if repeated or token == NO_TOKEN else draft[token] / left
             left -= 0.0 if repeated else draft[token]
         assert abs(mass - expected) < EXACT
     assert abs(sum(seen.values()) - 1) < EXACT
@@ -179,7 +195,7 @@ def test_the_envelope_keeps_tokens_of_the_geometric_mean(name, alpha):
     alpha = float(balance.alpha) if alpha == "solved" else alpha
     law = token_law(
         lambda chance: (
-            sp.envelope(
+            picks.envelope(
                 torch.tensor(log_policy),
                 torch.tensor(log_teacher),
                 torch.tensor(alpha, dtype=torch.float64),
@@ -205,7 +221,9 @@ def test_the_envelope_is_exact_for_whole_sequences():
     log_policy, log_teacher = (torch.tensor(np.log(joint_law(p))) for p in (policy, teacher))
     alpha = torch.tensor(0.3, dtype=torch.float64)
     log_mixture = torch.logaddexp(alpha.log() + log_policy, (1 - alpha).log() + log_teacher)
-    kept = (log_mixture + sp.log_envelope_acceptance(log_policy, log_teacher, alpha)).exp().numpy()
+    kept = (
+        (log_mixture + picks.log_envelope_acceptance(log_policy, log_teacher, alpha)).exp().numpy()
+    )
     joint = log_policy.numpy().ravel(), log_teacher.numpy().ravel()
     sequence = np.exp(log_geometric_mean(*joint, 0.3))
     token = joint_law([log_geometric_mean(p, t, 0.3) for p, t in zip(policy, teacher, strict=True)])
@@ -245,7 +263,7 @@ def random_tree(seed, *, vocab=3, gamma=2, alpha=None, scale=1.5, holes=False):
     return Tree(policy, teacher, target)
 
 
-@pytest.mark.parametrize("rule", [sp.verify, sp.verify_block])
+@pytest.mark.parametrize("rule", [rules.verify, rules.verify_block])
 @pytest.mark.parametrize("drafter", ["policy", "teacher"])
 @pytest.mark.parametrize("alpha", [None, 0.3])
 @pytest.mark.parametrize(("vocab", "gamma"), [(4, 0), (5, 1), (4, 2), (3, 3), (2, 4)])
@@ -257,7 +275,7 @@ def test_a_round_emits_the_joint_law_of_the_target(rule, drafter, alpha, vocab, 
     assert accepted @ np.arange(gamma + 1) <= tested + EXACT
 
 
-@pytest.mark.parametrize("rule", [sp.verify, sp.verify_block])
+@pytest.mark.parametrize("rule", [rules.verify, rules.verify_block])
 @pytest.mark.parametrize("seed", range(10))
 def test_a_round_respects_supports(rule, seed):
     tree = random_tree(seed, vocab=4, gamma=2, holes=True)
@@ -268,7 +286,7 @@ def test_a_round_respects_supports(rule, seed):
     np.testing.assert_allclose(law, expected, rtol=0, atol=EXACT)
 
 
-@pytest.mark.parametrize("rule", [sp.verify, sp.verify_block])
+@pytest.mark.parametrize("rule", [rules.verify, rules.verify_block])
 @pytest.mark.parametrize("drafted", [0, 1, 2, 3])
 def test_rows_may_draft_less_than_gamma(rule, drafted):
     tree = random_tree(7, vocab=3, gamma=3)
@@ -280,14 +298,14 @@ def test_rows_may_draft_less_than_gamma(rule, drafted):
     assert abs(tested - shorter[2]) < EXACT
 
 
-@pytest.mark.parametrize("rule", [sp.verify, sp.verify_block])
+@pytest.mark.parametrize("rule", [rules.verify, rules.verify_block])
 def test_what_pads_a_shorter_draft_is_never_read(rule):
     tree = random_tree(7, vocab=4, gamma=3)
     log_draft, log_target = (
         torch.tensor(np.stack([row.reshape(-1, 4)[0] for row in laws])).repeat(200, 1, 1)
         for laws in (tree.policy[:3], tree.target)
     )
-    tokens = sp.draw(log_draft, generator=torch.Generator().manual_seed(0))
+    tokens = rules.draw(log_draft, generator=torch.Generator().manual_seed(0))
     drafted = torch.arange(200) % 4
     padding = torch.arange(3) >= drafted[:, None]
     beyond = torch.arange(4) > drafted[:, None]
@@ -296,7 +314,7 @@ def test_what_pads_a_shorter_draft_is_never_read(rule):
         for laws in (
             (tokens, log_draft, log_target),
             (
-                tokens.masked_fill(padding, sp.NO_TOKEN),
+                tokens.masked_fill(padding, NO_TOKEN),
                 log_draft.masked_fill(padding[..., None], torch.nan),
                 log_target.masked_fill(beyond[..., None], torch.nan),
             ),
@@ -305,14 +323,14 @@ def test_what_pads_a_shorter_draft_is_never_read(rule):
     assert torch.equal(plain.tokens, padded.tokens)
 
 
-@pytest.mark.parametrize("rule", [sp.verify, sp.verify_block])
+@pytest.mark.parametrize("rule", [rules.verify, rules.verify_block])
 def test_a_round_in_single_precision_is_exact_to_single_precision(rule):
     tree = random_tree(8, vocab=4, gamma=2)
     law, *_ = block_law(rule, tree.policy[:2], tree.target, dtype=torch.float32)
     np.testing.assert_allclose(law, joint_law(tree.target), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("rule", [sp.verify, sp.verify_block])
+@pytest.mark.parametrize("rule", [rules.verify, rules.verify_block])
 def test_a_draft_equal_to_the_target_is_kept_whole(rule):
     tree = random_tree(9, vocab=3, gamma=3)
     law, accepted, tested = block_law(rule, tree.policy[:3], tree.policy)
@@ -325,7 +343,8 @@ def test_a_draft_equal_to_the_target_is_kept_whole(rule):
 def test_a_block_accepts_at_least_as_many_as_its_tokens_one_by_one(seed):
     tree = random_tree(seed, vocab=3, gamma=3)
     by_token, by_block = (
-        block_law(rule, tree.policy[:3], tree.target)[1] for rule in (sp.verify, sp.verify_block)
+        block_law(rule, tree.policy[:3], tree.target)[1]
+        for rule in (rules.verify, rules.verify_block)
     )
     more = (np.cumsum(by_token) - np.cumsum(by_block))[:-1]  # P(at least i), for every i
     assert (more >= -EXACT).all()
@@ -335,7 +354,8 @@ def test_a_block_accepts_at_least_as_many_as_its_tokens_one_by_one(seed):
 def test_one_draft_token_is_verified_the_same_by_both_rules():
     tree = random_tree(3, vocab=4, gamma=1)
     by_token, by_block = (
-        block_law(rule, tree.policy[:1], tree.target)[1] for rule in (sp.verify, sp.verify_block)
+        block_law(rule, tree.policy[:1], tree.target)[1]
+        for rule in (rules.verify, rules.verify_block)
     )
     np.testing.assert_allclose(by_token, by_block, rtol=0, atol=EXACT)
 
@@ -346,7 +366,7 @@ def test_block_verification_reproduces_its_paper_s_example():
     laws = [[np.broadcast_to(row, (2,) * (i + 1)) for i in range(3)] for row in (draft, target)]
     means = [
         block_law(rule, laws[0][:2], laws[1])[1] @ np.arange(3)
-        for rule in (sp.verify, sp.verify_block)
+        for rule in (rules.verify, rules.verify_block)
     ]
     np.testing.assert_allclose(means, [10 / 9, 11 / 9], rtol=0, atol=EXACT)
 
@@ -358,7 +378,7 @@ def test_accepted_over_tested_is_the_acceptance_probability_and_over_drafted_is_
     laws = [
         [np.broadcast_to(row, (2,) * (i + 1)) for i in range(gamma + 1)] for row in (draft, target)
     ]
-    _, accepted, tested = block_law(sp.verify, laws[0][:gamma], laws[1])
+    _, accepted, tested = block_law(rules.verify, laws[0][:gamma], laws[1])
     mean_accepted = accepted @ np.arange(gamma + 1)
     assert abs(mean_accepted / tested - probability) < EXACT
     assert abs(1 + mean_accepted - tokens_per_round(probability, gamma)) < EXACT
@@ -382,7 +402,7 @@ def sample_blocks(rule, draft, target, *, seed, rows=ROWS, drafted=None):
     for position in range(gamma):
         log_draft.append(flat["draft"][position][prefix])
         log_target.append(flat["target"][position][prefix])
-        tokens.append(sp.draw(log_draft[-1], generator=generator))
+        tokens.append(rules.draw(log_draft[-1], generator=generator))
         prefix = prefix * vocab + tokens[-1]
     log_target.append(flat["target"][gamma][prefix])
     round_ = rule(
@@ -394,13 +414,13 @@ def sample_blocks(rule, draft, target, *, seed, rows=ROWS, drafted=None):
     )
     block = torch.zeros(rows, dtype=torch.int64)
     for position in range(gamma + 1):
-        fresh = sp.draw(flat["target"][position][block], generator=generator)
+        fresh = rules.draw(flat["target"][position][block], generator=generator)
         emitted = round_.tokens[:, position]
         block = block * vocab + torch.where(position <= round_.accepted, emitted, fresh)
     return block, round_
 
 
-@pytest.mark.parametrize("rule", [sp.verify, sp.verify_block])
+@pytest.mark.parametrize("rule", [rules.verify, rules.verify_block])
 @pytest.mark.parametrize("drafter", ["policy", "teacher"])
 @pytest.mark.parametrize("alpha", [None, 0.3])
 def test_sampled_blocks_follow_the_target(rule, drafter, alpha):
@@ -409,7 +429,7 @@ def test_sampled_blocks_follow_the_target(rule, drafter, alpha):
     assert p_value(blocks, joint_law(tree.target)) > FALSE_ALARM
 
 
-@pytest.mark.parametrize("rule", [sp.verify, sp.verify_block])
+@pytest.mark.parametrize("rule", [rules.verify, rules.verify_block])
 def test_sampled_blocks_of_ragged_drafts_follow_the_target(rule):
     tree = random_tree(12, vocab=VOCAB, gamma=GAMMA, scale=1.0)
     drafted = torch.arange(ROWS) % (GAMMA + 1)
@@ -422,7 +442,7 @@ def test_sampled_blocks_of_ragged_drafts_follow_the_target(rule):
 def test_sampled_acceptance_rate_estimates_the_acceptance_probability():
     draft, target = np.log([0.6, 0.4]), np.log([0.3, 0.7])
     laws = [[np.broadcast_to(row, (2,) * (i + 1)) for i in range(4)] for row in (draft, target)]
-    _, round_ = sample_blocks(sp.verify, laws[0][:3], laws[1], seed=2)
+    _, round_ = sample_blocks(rules.verify, laws[0][:3], laws[1], seed=2)
     tested = int(round_.tested.sum())
     rate = int(round_.accepted.sum()) / tested
     probability = float(acceptance_probability(draft, target))
@@ -433,17 +453,17 @@ def test_sampled_acceptance_rate_estimates_the_acceptance_probability():
 def sampled_picks(rule, log_draft, log_target, num_candidates, *, replacement, seed):
     generator = torch.Generator().manual_seed(seed)
     draft, target = (torch.tensor(law).expand(ROWS, -1) for law in (log_draft, log_target))
-    candidates = sp.draw_candidates(
+    candidates = picks.draw_candidates(
         draft, num_candidates, replacement=replacement, generator=generator
     )
     return rule(candidates, draft, target, generator=generator).token
 
 
 SINGLE = {
-    "one candidate": (sp.accept_or_redraw, 1, True),
-    "three with replacement": (sp.accept_or_redraw, 3, True),
-    "three without": (partial(sp.accept_or_redraw, replacement=False), 3, False),
-    "von Neumann": (sp.von_neumann, 3, True),
+    "one candidate": (picks.accept_or_redraw, 1, True),
+    "three with replacement": (picks.accept_or_redraw, 3, True),
+    "three without": (partial(picks.accept_or_redraw, replacement=False), 3, False),
+    "von Neumann": (picks.von_neumann, 3, True),
 }
 
 
@@ -451,16 +471,16 @@ SINGLE = {
 def test_sampled_picks_follow_the_target(name):
     rule, num_candidates, replacement = SINGLE[name]
     log_draft, log_target = PAIRS["flat"]
-    picks = sampled_picks(
+    drawn = sampled_picks(
         rule, log_draft, log_target, num_candidates, replacement=replacement, seed=3
     )
-    assert p_value(picks, np.exp(log_target)) > FALSE_ALARM
+    assert p_value(drawn, np.exp(log_target)) > FALSE_ALARM
 
 
 def test_sampled_tries_of_the_envelope_follow_the_geometric_mean():
     log_policy, log_teacher = PAIRS["flat"]
     balance = solve_kl_symmetry(log_policy, log_teacher)
-    pick = sp.envelope(
+    pick = picks.envelope(
         torch.tensor(log_policy).expand(ROWS, -1),
         torch.tensor(log_teacher).expand(ROWS, -1),
         torch.full((ROWS,), float(balance.alpha), dtype=torch.float64),
@@ -486,7 +506,7 @@ class KeepsAfterARejection:
     """A `Chance` under which a draft kept after a rejected one still counts."""
 
     def __init__(self, chance):
-        self.chance = sp._chance(chance)
+        self.chance = chance_of(chance)
 
     def keep(self, log_probability):
         kept = self.chance.keep(log_probability)
@@ -506,7 +526,7 @@ def with_bonus_of(tree):
     def rule(tokens, log_draft, log_target, **options):
         last = torch.tensor(tree.teacher[GAMMA])[tuple(tokens.unbind(-1))]
         log_target = torch.cat([log_target[..., :-1, :], last[..., None, :]], -2)
-        return sp.verify(tokens, log_draft, log_target, **options)
+        return rules.verify(tokens, log_draft, log_target, **options)
 
     return rule
 
@@ -515,13 +535,13 @@ def judged_by(change):
     """A round that judges the draft by another law than the one that drew it."""
 
     def rule(tokens, log_draft, log_target, **options):
-        return sp.verify(tokens, change(log_draft), log_target, **options)
+        return rules.verify(tokens, change(log_draft), log_target, **options)
 
     return rule
 
 
 def keeping_after_a_rejection(tokens, log_draft, log_target, *, generator, **options):
-    return sp.verify(
+    return rules.verify(
         tokens, log_draft, log_target, generator=KeepsAfterARejection(generator), **options
     )
 
@@ -532,14 +552,15 @@ def swapped(tree):
 
 
 def redraws_from_the_target(monkeypatch):
-    monkeypatch.setattr(sp, "_log_excess", lambda log_draft, log_target: log_target)
+    monkeypatch.setattr(rules, "_log_excess", lambda log_draft, log_target: log_target)
 
 
 def adds_an_epsilon(monkeypatch):
     def log_ratio(log_draft, log_target):
         return (log_target.exp() / (log_draft.exp() + 0.02)).clamp(max=1).log()
 
-    monkeypatch.setattr(sp, "log_acceptance", log_ratio)
+    for module in (rules, picks):
+        monkeypatch.setattr(module, "log_acceptance", log_ratio)
 
 
 CONTROLS = {  # name -> (what is patched, the rule given the tree)
@@ -565,7 +586,7 @@ def wrong_rule(request, monkeypatch):
     tree = random_tree(11, vocab=VOCAB, gamma=GAMMA, alpha=0.3, scale=1.0)
     if patch:
         patch(monkeypatch)
-    return tree, make(tree) if make else sp.verify
+    return tree, make(tree) if make else rules.verify
 
 
 def test_enumeration_finds_every_control_wrong(wrong_rule):
@@ -583,15 +604,17 @@ def test_sampling_finds_every_control_wrong(wrong_rule):
 
 def test_roles_swapped_at_a_fixed_alpha_are_found():
     tree = random_tree(11, vocab=VOCAB, gamma=GAMMA, alpha=0.3, scale=1.0)
-    blocks, _ = sample_blocks(sp.verify, tree.policy[:GAMMA], swapped(tree), seed=0)
+    blocks, _ = sample_blocks(rules.verify, tree.policy[:GAMMA], swapped(tree), seed=0)
     assert p_value(blocks, joint_law(tree.target)) < FALSE_ALARM
 
 
 @pytest.mark.parametrize("replacement", [True, False])
 def test_the_source_loop_is_found(replacement):
     log_draft, log_target = PAIRS["the source's three tokens"]
-    picks = sampled_picks(sp.source_loop, log_draft, log_target, 2, replacement=replacement, seed=5)
-    assert p_value(picks, np.exp(log_target)) < FALSE_ALARM
+    drawn = sampled_picks(
+        picks.source_loop, log_draft, log_target, 2, replacement=replacement, seed=5
+    )
+    assert p_value(drawn, np.exp(log_target)) < FALSE_ALARM
 
 
 def test_a_draft_filtered_after_it_was_drawn_is_refused():
@@ -599,9 +622,9 @@ def test_a_draft_filtered_after_it_was_drawn_is_refused():
     log_draft = torch.tensor(random_tree(11, vocab=VOCAB).policy[0]).expand(64, 1, VOCAB)
     log_target = torch.tensor(random_tree(12, vocab=VOCAB).policy[0]).expand(64, 2, VOCAB)
     generator = torch.Generator().manual_seed(0)
-    tokens = sp.draw(log_draft, generator=generator)
+    tokens = rules.draw(log_draft, generator=generator)
     with pytest.raises(ValueError, match="has no mass under log_draft, so it was not drawn from"):
-        sp.verify(tokens, top_two(log_draft), log_target, generator=generator)
+        rules.verify(tokens, top_two(log_draft), log_target, generator=generator)
 
 
 # Chance, edges and errors.
@@ -611,16 +634,16 @@ def test_a_draw_reaches_exactly_the_tokens_with_mass(monkeypatch):
     with np.errstate(divide="ignore"):
         log_law = torch.tensor(np.log([0.0, 0.25, 0.0, 0.5, 0.25, 0.0]))
     ends = torch.tensor([0.0, 0.25 - 2**-54, 0.25, 0.5, 0.75, 1 - 2**-53], dtype=torch.float64)
-    monkeypatch.setattr(sp.Coins, "_lots", lambda self, like: ends)
-    coins = sp.Coins(torch.Generator())
+    monkeypatch.setattr(Coins, "_lots", lambda self, like: ends)
+    coins = Coins(torch.Generator())
     assert coins.draw(log_law.expand(6, -1)).tolist() == [1, 1, 3, 3, 4, 4]
 
 
 def test_rare_tokens_of_a_single_precision_row_are_reached(monkeypatch):
     log_law = torch.tensor([0.0, -40.0], dtype=torch.float32)  # 4e-18: below any float32 uniform
     uniform = torch.tensor([1 - 2**-53], dtype=torch.float64)
-    monkeypatch.setattr(sp.Coins, "_lots", lambda self, like: uniform)
-    coins = sp.Coins(torch.Generator())
+    monkeypatch.setattr(Coins, "_lots", lambda self, like: uniform)
+    coins = Coins(torch.Generator())
     assert coins.draw(log_law[None]).tolist() == [0]
     log_law = torch.tensor([0.0, -30.0], dtype=torch.float32)  # 9e-14
     assert coins.draw(log_law[None]).tolist() == [1]
@@ -628,11 +651,11 @@ def test_rare_tokens_of_a_single_precision_row_are_reached(monkeypatch):
 
 def test_certainties_are_certain(monkeypatch):
     monkeypatch.setattr(
-        sp.Coins,
+        Coins,
         "_coins",
         lambda self, like: torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64),
     )
-    coins = sp.Coins(torch.Generator())
+    coins = Coins(torch.Generator())
     assert coins.keep(torch.zeros(2)).tolist() == [True, True]
     assert coins.keep(torch.full((2,), -torch.inf)).tolist() == [False, False]
     assert coins.keep(torch.full((2,), torch.nan)).tolist() == [False, False]
@@ -641,11 +664,11 @@ def test_certainties_are_certain(monkeypatch):
 def test_a_draft_that_runs_out_of_outcomes_says_so():
     with np.errstate(divide="ignore"):
         log_draft = torch.tensor(np.log([[1.0, 0, 0], [0.5, 0.5, 0]]))
-    candidates = sp.draw_candidates(
+    candidates = picks.draw_candidates(
         log_draft, 3, replacement=False, generator=torch.Generator().manual_seed(0)
     )
-    assert candidates[0].tolist() == [0, sp.NO_TOKEN, sp.NO_TOKEN]
-    assert sorted(candidates[1].tolist()) == [sp.NO_TOKEN, 0, 1]
+    assert candidates[0].tolist() == [0, NO_TOKEN, NO_TOKEN]
+    assert sorted(candidates[1].tolist()) == [NO_TOKEN, 0, 1]
     careless = torch.multinomial(log_draft[0].exp(), 2)  # no error, and an impossible token
     assert log_draft[0][careless[1]] == -torch.inf
 
@@ -656,10 +679,10 @@ def test_a_rejection_in_one_row_changes_nothing_in_the_others():
     log_draft = torch.tensor(np.stack([row.reshape(-1, VOCAB)[0] for row in tree.policy[:GAMMA]]))
     log_target = torch.tensor(np.stack([row.reshape(-1, VOCAB)[0] for row in tree.target]))
     log_draft, log_target = log_draft.repeat(50, 1, 1), log_target.repeat(50, 1, 1)
-    tokens = sp.draw(log_draft, generator=generator)
+    tokens = rules.draw(log_draft, generator=generator)
     never = log_target.clone()  # row 0 rejects everything
-    never[0, :, :] = sp.log_point_mass((tokens[0, 0] + 1) % VOCAB, VOCAB, dtype=torch.float64)
-    for rule in (sp.verify, sp.verify_block):
+    never[0, :, :] = rules.log_point_mass((tokens[0, 0] + 1) % VOCAB, VOCAB, dtype=torch.float64)
+    for rule in (rules.verify, rules.verify_block):
         plain, other = (
             rule(tokens, log_draft, law, generator=torch.Generator().manual_seed(1))
             for law in (log_target, never)
@@ -676,8 +699,8 @@ def test_the_tokens_of_a_round_line_up():
         torch.tensor(np.stack([row.reshape(-1, VOCAB)[0] for row in laws])).repeat(5, 40, 1, 1)
         for laws in (tree.policy[:GAMMA], tree.target)
     )
-    tokens = sp.draw(log_draft, generator=generator)
-    round_ = sp.verify(tokens, log_draft, log_target, generator=generator)
+    tokens = rules.draw(log_draft, generator=generator)
+    round_ = rules.verify(tokens, log_draft, log_target, generator=generator)
     assert round_.tokens.shape == (5, 40, GAMMA + 1)
     assert set(round_.accepted.unique().tolist()) == {0, 1, 2}
     for index in np.ndindex(5, 40):
@@ -685,14 +708,14 @@ def test_the_tokens_of_a_round_line_up():
         row = round_.tokens[index].tolist()
         assert row[:accepted] == tokens[index][:accepted].tolist()
         assert row[accepted] == round_.next_token[index]
-        assert row[accepted + 1 :] == [sp.NO_TOKEN] * (GAMMA - accepted)
+        assert row[accepted + 1 :] == [NO_TOKEN] * (GAMMA - accepted)
         assert round_.tested[index] == min(accepted + 1, GAMMA)
 
 
 def test_a_seed_gives_the_same_round_again():
     tree = random_tree(15, vocab=VOCAB, gamma=GAMMA)
     first, again, other = (
-        sample_blocks(sp.verify, tree.policy[:GAMMA], tree.target, seed=seed, rows=100)[0]
+        sample_blocks(rules.verify, tree.policy[:GAMMA], tree.target, seed=seed, rows=100)[0]
         for seed in (0, 0, 1)
     )
     assert torch.equal(first, again)
@@ -701,14 +724,14 @@ def test_a_seed_gives_the_same_round_again():
 
 def test_a_looked_up_token_is_kept_with_the_target_s_own_probability():
     log_target = np.log([0.5, 0.3, 0.2])
-    log_draft = sp.log_point_mass(torch.tensor([1]), 3, dtype=torch.float64)[0].numpy()
+    log_draft = rules.log_point_mass(torch.tensor([1]), 3, dtype=torch.float64)[0].numpy()
     _, accepted = pick_law(
-        sp.accept_or_redraw, sp.draw_candidates, log_draft, log_target, 1, replacement=True
+        picks.accept_or_redraw, picks.draw_candidates, log_draft, log_target, 1, replacement=True
     )
     assert abs(accepted - 0.3) < EXACT
 
 
-@pytest.mark.parametrize("rule", [sp.verify, sp.verify_block])
+@pytest.mark.parametrize("rule", [rules.verify, rules.verify_block])
 def test_a_round_runs_on_an_accelerator_without_waiting_for_it(rule):
     """Fake CUDA tensors raise on mixed devices and on every read by the host."""
     generator = torch.Generator().manual_seed(0)
@@ -730,14 +753,14 @@ def test_single_position_rules_run_on_an_accelerator_without_waiting_for_it():
     with FakeTensorMode():
         law = torch.zeros(3, 7, device="cuda").log_softmax(-1)
         for replacement in (True, False):
-            candidates = sp.draw_candidates(law, 2, replacement=replacement, generator=generator)
-            pick = sp.accept_or_redraw(
+            candidates = picks.draw_candidates(law, 2, replacement=replacement, generator=generator)
+            pick = picks.accept_or_redraw(
                 candidates, law, law, replacement=replacement, generator=generator
             )
             assert pick.token.device.type == "cuda"
-        assert sp.von_neumann(candidates, law, law, generator=generator).token.is_cuda
+        assert picks.von_neumann(candidates, law, law, generator=generator).token.is_cuda
         alpha = torch.full((3,), 0.5, device="cuda")
-        assert sp.envelope(law, law, alpha, generator=generator).token.is_cuda
+        assert picks.envelope(law, law, alpha, generator=generator).token.is_cuda
 
 
 BAD = {
@@ -755,7 +778,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("rule", [sp.verify, sp.verify_block])
+@pytest.mark.parametrize("rule", [rules.verify, rules.verify_block])
 @pytest.mark.parametrize("name", BAD)
 def test_bad_laws_are_refused(rule, name):
     spoil, message = BAD[name]
@@ -773,7 +796,7 @@ def test_bad_drafts_are_refused():
         torch.zeros(3, 3, 5).log_softmax(-1),
     )
     tokens = torch.zeros(3, 2, dtype=torch.int64)
-    verify = partial(sp.verify, generator=torch.Generator())
+    verify = partial(rules.verify, generator=torch.Generator())
     with pytest.raises(ValueError, match=r"index into the vocabulary of 5: entry \(0, 0\) is 9"):
         verify(tokens + 9, log_draft, log_target)
     with pytest.raises(ValueError, match=r"drafted must lie between 0 and gamma = 2"):
@@ -781,11 +804,11 @@ def test_bad_drafts_are_refused():
     with pytest.raises(ValueError, match=r"drafted counts .* expected shape \(3,\), got \(2,\)"):
         verify(tokens, log_draft, log_target, drafted=torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"one draft law and one target law per row"):
-        sp.accept_or_redraw(tokens, log_draft, log_target[:, :2], generator=torch.Generator())
+        picks.accept_or_redraw(tokens, log_draft, log_target[:, :2], generator=torch.Generator())
     with pytest.raises(ValueError, match=r"has no mass under log_draft"):
-        sp.accept_or_redraw(
+        picks.accept_or_redraw(
             torch.tensor([1]),
-            sp.log_point_mass(torch.tensor(0), 5),
+            rules.log_point_mass(torch.tensor(0), 5),
             torch.zeros(5).log_softmax(-1),
             generator=torch.Generator(),
         )

@@ -9,7 +9,7 @@ from scipy.stats import norm
 
 from qstar import acceptance_probability, kl, log_geometric_mean, solve_kl_symmetry, total_variation
 from qstar.sampling.enumeration import mended_loop, patched_loop, pick_law, token_law
-from qstar.sampling.rules import accept_or_redraw, draw_candidates, source_loop
+from qstar.sampling.picks import accept_or_redraw, draw_candidates, source_loop
 from qstar.theory.acceptance import (
     bretagnolle_huber_acceptance_bound,
     pair_at,

@@ -1,0 +1,150 @@
+"""Where choices come from: to keep a token, and to draw one.
+
+`generator` is a `torch.Generator` on any device (a CPU generator serves tensors on an accelerator),
+or anything that can `keep` and `draw` as `Chance` does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NO_TOKEN = -1
+"""Stands where there is no token: past the end of a round, or when a draft has run out of them."""
+
+
+@runtime_checkable
+class Chance(Protocol):
+    """A source of the two kinds of choice that the rules make.
+
+    `Coins` makes them at random; `qstar.sampling.enumeration` makes every one of them in turn.
+    """
+
+    def keep(self, log_probability: Tensor) -> Tensor:
+        """True with the given probability, independently in every entry."""
+
+    def draw(self, log_law: Tensor) -> Tensor:
+        """One token from each row of log-probabilities, independently."""
+
+
+class _Numbers:
+    """Choices made by uniform numbers in double precision, one for each."""
+
+    __slots__ = ()
+
+    def keep(self, log_probability: Tensor) -> Tensor:
+        """True with the given probability: never at -inf (or nan), always at 0."""
+        return self._coins(log_probability) < log_probability.double().exp()
+
+    def draw(self, log_law: Tensor) -> Tensor:
+        """The inverse distribution function at a uniform number; never a token of no mass.
+
+        `NO_TOKEN` where a row has no token to give: all -inf, or nan. In double precision whatever
+        the dtype of the row: with single precision, tokens rarer than 2^-24 would come too often or
+        not at all.
+        """
+        law = log_law.double().exp()
+        # Only tokens with mass can be hit, also where a parallel sum is not quite monotone.
+        cumulative = law.cumsum(-1).masked_fill(law == 0, -torch.inf)
+        total = cumulative.amax(-1)
+        threshold = (self._lots(total) * total).unsqueeze(-1)
+        above = cumulative > threshold
+        token = above.to(torch.uint8).argmax(-1)
+        return torch.where(above.any(-1), token, NO_TOKEN)
+
+    def _coins(self, like: Tensor) -> Tensor:
+        """Uniform numbers in [0, 1) to keep tokens by, in the shape of `like`."""
+        raise NotImplementedError
+
+    def _lots(self, like: Tensor) -> Tensor:
+        """The same to draw tokens by."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Coins(_Numbers):
+    """Choices made at random, one uniform number in double precision for each.
+
+    Attributes:
+        generator: The only source of randomness; on the CPU or on the tensors' own device.
+    """
+
+    generator: torch.Generator
+
+    def _coins(self, like: Tensor) -> Tensor:
+        uniform = torch.rand(
+            like.shape,
+            generator=self.generator,
+            dtype=torch.float64,
+            device=self.generator.device,
+        )
+        return uniform.to(like.device, non_blocking=True)
+
+    _lots = _coins
+
+
+@dataclass(frozen=True, slots=True)
+class RowCoins(_Numbers):
+    """Choices made at random, each row of a batch by numbers of its own.
+
+    What a row is given hangs on no other row: neither on how many there are, nor on how much
+    randomness they use. Row 0 uses the generator itself, as a row alone would. Each other one has
+    a stream that follows from the generator's state and the row's index.
+
+    Attributes:
+        streams: One for each row.
+        coins: How many tokens of each row may be kept, if not the same number in all: the numbers
+            for what is beyond are not drawn.
+        lots: The same of the tokens that are drawn.
+    """
+
+    streams: tuple[torch.Generator | np.random.Generator, ...]
+    coins: Sequence[int] | None = None
+    lots: Sequence[int] | None = None
+
+    @classmethod
+    def of(cls, generator: torch.Generator, rows: int) -> "RowCoins":
+        """The streams of a batch; a CPU generator, which is left as it was."""
+        aside = torch.Generator()
+        aside.set_state(generator.get_state())
+        words = torch.randint(2**32, (4,), generator=aside).tolist()
+        others = (
+            np.random.default_rng(np.random.SeedSequence(words, spawn_key=(row,)))
+            for row in range(1, rows)
+        )
+        return cls((generator, *others))
+
+    def only(
+        self,
+        rows: Sequence[int],
+        *,
+        coins: Sequence[int] | None = None,
+        lots: Sequence[int] | None = None,
+    ) -> "RowCoins":
+        """The same streams for some of the rows, in this order."""
+        return RowCoins(tuple(self.streams[row] for row in rows), coins, lots)
+
+    def _coins(self, like: Tensor) -> Tensor:
+        return self._numbers(like, self.coins)
+
+    def _lots(self, like: Tensor) -> Tensor:
+        return self._numbers(like, self.lots)
+
+    def _numbers(self, like: Tensor, counts: Sequence[int] | None) -> Tensor:
+        rows, most = len(self.streams), like.shape[1:].numel()
+        numbers = np.zeros((rows, most))
+        for row, stream in enumerate(self.streams):
+            count = most if counts is None else min(most, counts[row])
+            if isinstance(stream, np.random.Generator):
+                numbers[row, :count] = stream.random(count)
+            else:
+                drawn = torch.rand(count, generator=stream, dtype=torch.float64)
+                numbers[row, :count] = drawn.numpy()
+        return torch.from_numpy(numbers).reshape(like.shape).to(like.device, non_blocking=True)
+
+
+def chance_of(generator: torch.Generator | Chance) -> Chance:
+    return Coins(generator) if isinstance(generator, torch.Generator) else generator
