@@ -16,6 +16,7 @@ import textwrap
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -25,6 +26,7 @@ from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
+from sphinx.ext.autodoc.preserve_defaults import update_defvalue
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import make_refnode
@@ -280,6 +282,14 @@ def _resolve_types(
     return text
 
 
+def _defaults_as_written(app: Sphinx, documented: Any, bound_method: bool) -> None:
+    """Defaults as the source says them; but where a signature was made, the source has not all."""
+    if not hasattr(documented, "__signature__"):
+        app.config.autodoc_preserve_defaults = True
+        update_defvalue(app, documented, bound_method)
+        app.config.autodoc_preserve_defaults = False  # else the environment is out of date
+
+
 def setup(app: Sphinx) -> ExtensionMetadata:
     app.set_html_assets_policy("always")  # titles with mathematics appear on every page
     app.add_directive("pasted-figure", PastedFigure)
@@ -292,6 +302,7 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.connect("html-page-context", _mend_markup)
     app.connect("html-page-context", _link_to_the_sources, priority=900)
     app.setup_extension("sphinx.ext.autodoc")  # whose events these are, whoever comes first
+    app.connect("autodoc-before-process-signature", _defaults_as_written)
     app.connect("autodoc-process-signature", _signature_as_written)
     app.connect("autodoc-process-docstring", _docstring_for_people, priority=400)
     app.connect("missing-reference", _resolve_types)
