@@ -358,6 +358,8 @@ def _turns(
     longest = {name: sum(k * p for k, p in lengths[name].items()) for name in PARENTS}
     tokens, seconds, leave = {}, {}, {}
     for proposer in PARENTS:
+        for accept in (first[proposer], further[proposer]):
+            _tokens(accept, 1)  # checks it
         verifier, policy = other(proposer), policy_redrafts[proposer]
         kept = {0: 1.0}  # the probability that so many tokens are all kept
         for k in range(1, max(lengths[proposer]) + 1):

@@ -13,6 +13,7 @@ from scipy.special import log_softmax
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qstar.adapters.checkpoints import log_laws
+from qstar.decoding import cache_check
 from qstar.families.montecarlo import solve_sample
 from qstar.theory.sequences import SequenceLaw, sample_token_level, sequence_level, smc, token_level
 from qstar_book.__main__ import main
@@ -100,6 +101,8 @@ def test_a_model_that_a_cache_would_mislead_is_read_anew():
 
 def test_a_cache_that_is_not_copied_is_caught(model, monkeypatch):
     """The control: particles change places, their caches stay."""
+    monkeypatch.setattr(cache_check, "_FOUND", {})  # what is found below is true only here
+    monkeypatch.setattr(cache_check, "check", lambda cache, length, rows: None)
     monkeypatch.setattr(answers.KVCache, "select", lambda self, rows: None)
     drawn = smc(
         ModelPair(model, POLICY, TEACHER, 6),

@@ -5,6 +5,7 @@ the model, for every token anew.
 """
 
 import functools
+import inspect
 import warnings
 
 import numpy as np
@@ -14,10 +15,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, XLNetLMHeadModel
 
 import qstar
-from qstar.adapters import chat
 from qstar.decoding import cache_check, kv_cache
 from qstar.decoding.generate import generate
 from qstar.decoding.kv_cache import KVCache
+from qstar.decoding.sampling_options import Sampling
 
 VOCAB = 31
 EXACT = 1e-9
@@ -432,7 +433,7 @@ def test_the_context_length_may_be_said():
         generate(*models, rows(20), max_new_tokens=4, context_length=22)
     with pytest.raises(ValueError, match="context window holds 8 tokens"):
         generate(*models, rows(8), max_new_tokens=4, context_length=8)
-    assert "context_length" in chat.OPTIONS
+    assert "context_length" in inspect.signature(Sampling).parameters
 
 
 def test_a_table_of_positions_keeps_its_end():
