@@ -9,6 +9,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(autouse=True)
+def no_finding_outlives_a_patch(request):
+    """What a cache is found to do while something is patched is true in that test alone."""
+    tried = sys.modules.get("qstar.decoding.cache_check")
+    if tried is not None and "monkeypatch" in request.fixturenames:
+        patch = request.getfixturevalue("monkeypatch")
+        patch.setattr(tried, "_FOUND", dict(tried._FOUND))
+
+
 @pytest.fixture(scope="session")
 def chapters():
     """The book's chapters, brought up to date: a second after `make book`, minutes before it."""

@@ -23,8 +23,8 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from .files import RefusedError
 from .numbers import read_cells, read_expected, read_glued
+from .publishing import VERDICTS
 
-VERDICTS = ("confirmed", "corrected", "refuted", "qualified", "not measured")
 PREFIX = "claim-"
 
 

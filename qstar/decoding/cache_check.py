@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .eval_mode import quiet
 from .kv_cache import KVCache, said
-from .modes import quiet
 from .traits import Sliding
 
 CHECK_LENGTH = 48

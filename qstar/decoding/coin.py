@@ -12,7 +12,8 @@ Acceptance: m >= exp(-d) policy^alpha teacher^(1-alpha) by the inequality of the
 divergence of a coin with probability w from one with alpha, so that a proposal is kept with
 probability sum min(q*, m) >= exp(-C - d); at w = alpha d is 0. One parent alone guarantees only
 1 - sqrt(C / 2). And it is at least the coin's average of the parents' own probabilities, for the
-total variation distance is convex. Alternating is the coin that never stays.
+total variation distance is convex. Alternating, one proposal at a time, is the coin that
+never stays.
 
 Each row tosses for itself, so rows stay independent: under one coin for all each row would still be
 exact by itself, but two rows would not be independent.

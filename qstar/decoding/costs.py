@@ -183,6 +183,8 @@ def coin(
         token are 1 + (1 - a) / (1 - s).
     """
     gamma = check_count("gamma", gamma)
+    for acceptance in (accept_policy, accept_teacher, accept_coin):
+        _tokens(acceptance, 1)  # checks it
     staying = dict(zip(PARENTS, stay, strict=True))
     for name, s in staying.items():
         if not 0 <= s < 1:

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from .costs import PARENTS
+from .judging import Rule
 from .parents import Parents
-from .rule import Rule
 from .state import Proposal, State
 
 SIGNS = ("nan_policy", "nan_teacher", "nan_draft", "nan_target", "disjoint")

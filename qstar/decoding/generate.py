@@ -23,9 +23,9 @@ from .. import _quiet  # noqa: F401 - before transformers
 from ..sampling.chance import NO_TOKEN, Chance
 from . import planner
 from .costs import PARENTS, Costs
+from .eval_mode import eval_mode
 from .inputs import Prompts
 from .latency import measured_costs
-from .modes import eval_mode
 from .observations import Observations
 from .options import SCHEMES, Setup, check
 from .parents import Parents

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from .modes import quiet
+from .eval_mode import quiet
 from .traits import (
     bare,
     check_cache,

@@ -14,8 +14,8 @@ from . import cache_check, planner
 from .costs import PARENTS
 from .filters import FILTERED, MEMORYLESS, Shaping, shaping
 from .inputs import Prompts, check_prompts, check_shown, check_vocab, check_weights
+from .judging import Rule
 from .kv_cache import KVCache
-from .rule import Rule
 from .sampling_options import Sampling, Stop
 from .state import State
 from .traits import bare

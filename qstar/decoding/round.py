@@ -25,9 +25,9 @@ from ..sampling.chance import Chance, RowCoins
 from .coin import Tosses, toss, toss_for_first, weighed
 from .costs import PARENTS, PROPOSING, TURNS, other
 from .faults import check_emitted
+from .judging import Judged, Rule
 from .parents import Parents
 from .planner import Plan
-from .rule import Judged, Rule
 from .state import Begun, Draft, Proposal, State, Step
 
 

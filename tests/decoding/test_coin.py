@@ -19,7 +19,7 @@ from qstar.decoding import coin
 from qstar.decoding.costs import forwards_per_token
 from qstar.decoding.enumeration import tiny_model
 from qstar.decoding.generate import generate
-from qstar.decoding.rule import Rule
+from qstar.decoding.judging import Rule
 from qstar.sampling import rules
 from qstar.sampling.chance import RowCoins
 from qstar.sampling.enumeration import every_outcome

@@ -20,10 +20,10 @@ from qstar.decoding import kv_cache, options, round
 from qstar.decoding.faults import SIGNS
 from qstar.decoding.filters import shaping
 from qstar.decoding.generate import EqualParentsWarning, generate
+from qstar.decoding.judging import Rule
 from qstar.decoding.observations import Observations
 from qstar.decoding.parents import Parents
 from qstar.decoding.planner import Plan
-from qstar.decoding.rule import Rule
 from qstar.decoding.sampling_options import Sampling
 from qstar.decoding.state import State
 from qstar.result import STATUSES

@@ -28,7 +28,7 @@ from scipy.stats import chisquare
 from qstar.decoding import kv_cache, planner
 from qstar.decoding.costs import PARENTS, Costs
 from qstar.decoding.generate import generate
-from qstar.decoding.rule import Rule
+from qstar.decoding.judging import Rule
 from qstar.sampling import chance, enumeration, rules
 
 EXACT = 1e-12

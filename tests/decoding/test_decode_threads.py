@@ -7,8 +7,8 @@ import tiny
 import torch
 from torch import nn
 
+from qstar.decoding.eval_mode import eval_mode, quiet
 from qstar.decoding.generate import generate
-from qstar.decoding.modes import eval_mode, quiet
 from qstar.decoding.packed import packed
 
 PROMPT = torch.tensor([1, 4, 0])

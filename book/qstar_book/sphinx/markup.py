@@ -32,7 +32,8 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import make_refnode
 from sphinx.util.typing import ExtensionMetadata
 
-VERDICTS = ("confirmed", "corrected", "refuted", "qualified", "not measured")
+from qstar_book.publishing import VERDICTS
+
 MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts/woff-v2")
 BRANCH = "main"
 
