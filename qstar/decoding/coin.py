@@ -15,6 +15,10 @@ probability sum min(q*, m) >= exp(-C - d); at w = alpha d is 0. One parent alone
 total variation distance is convex. Alternating, one proposal at a time, is the coin that
 never stays.
 
+The mixture judges in both cases or in none: where the coin said "stay" its proposal was judged at
+once, so where it did not, what the other parent drew has to be judged as well. `go_on_with` sees to
+that when the plan changes in between.
+
 Each row tosses for itself, so rows stay independent: under one coin for all each row would still be
 exact by itself, but two rows would not be independent.
 
@@ -29,8 +33,9 @@ import torch
 from torch import Tensor
 
 from ..sampling.chance import Chance
-from .costs import PARENTS
-from .state import Proposal
+from .costs import PARENTS, TURNS
+from .planner import Plan
+from .state import Begun, Proposal
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,13 @@ def toss_for_first(chance: Chance, stay: tuple[float, float]) -> tuple[str, floa
     weight = (stay[0] + 1 - stay[1]) / 2  # between what it is after the policy and the teacher
     policy = bool(chance.keep(torch.tensor([[weight]], dtype=torch.float64).log()))
     return (PARENTS[0], weight) if policy else (PARENTS[1], 1 - weight)
+
+
+def go_on_with(begun: Begun | None, plan: Plan) -> Plan:
+    """The plan of a round, but one that judges what is begun if a coin decided who began it."""
+    if begun is None or plan.scheme in TURNS or all(weight == 1 for weight in begun.weights):
+        return plan
+    return replace(plan, scheme="alternating", gamma=1, stay=None)
 
 
 def weighed(

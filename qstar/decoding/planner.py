@@ -3,7 +3,8 @@
 Nothing here touches a model or a tensor. A planner is told what was observed (`Evidence`), predicts
 the seconds per token of every scheme from it (`qstar.decoding.costs`), and names the cheapest. Its
 choice never depends on a token that is proposed but not yet emitted: to drop such a proposal, or to
-judge it, is then exact either way.
+judge it, is then exact either way. (But for a proposal that a coin was tossed for: the round judges
+it whatever is planned, `qstar.decoding.coin`.)
 """
 
 from collections.abc import Mapping, Sequence

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..result import STATUSES
 from ..sampling import rules
 from ..sampling.chance import Chance, RowCoins
-from .coin import Tosses, toss, toss_for_first, weighed
+from .coin import Tosses, go_on_with, toss, toss_for_first, weighed
 from .costs import PARENTS, PROPOSING, TURNS, other
 from .faults import check_emitted
 from .judging import Judged, Rule
@@ -58,7 +58,8 @@ def decode_round(to: Setting, state: State, plan: Plan) -> tuple[State, Step]:
         state: The texts so far, and what is proposed and not judged yet.
         plan: Who proposes how much.
     """
-    # 1. Who proposes, and what. A proposal that is begun may be dropped: nothing rests on it.
+    # 1. Who proposes, and what. A proposal that is begun may be dropped, unless a coin began it.
+    plan = go_on_with(state.pending, plan)
     begun = state.pending if plan.scheme in TURNS else None
     proposal = propose(to, state, plan) if begun is None else go_on(to, state, begun, plan)
 

@@ -10,21 +10,23 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from decoder_laws import expected_law, generate_by
+from decoder_laws import enumerated_law, expected_law, generate_by
 from sampling import FALSE_ALARM, p_value, smallest_detectable_tv
 from scipy.special import log_softmax, rel_entr
 
 import qstar
 from qstar.decoding import coin
-from qstar.decoding.costs import forwards_per_token
+from qstar.decoding.costs import Costs, forwards_per_token
 from qstar.decoding.enumeration import tiny_model
 from qstar.decoding.generate import generate
 from qstar.decoding.judging import Rule
+from qstar.decoding.planner import Plan, Planner
 from qstar.sampling import rules
 from qstar.sampling.chance import RowCoins
 from qstar.sampling.enumeration import every_outcome
 
 EXACT = 1e-12
+COSTS = Costs({1: 1.0}, {1: 1.0})
 PROMPTS = torch.tensor([1]), torch.tensor([0, 1, 1])
 
 
@@ -87,6 +89,26 @@ def error(length, **options):
 def test_a_row_alone_has_the_token_level_distribution():
     """Its first proposer is tossed for, too; and a parent may go on."""
     assert error(2, gamma=2) < EXACT
+
+
+LEAVING = {  # what follows a round of coins, whatever the proposals that wait were drawn by
+    "plain": Plan("plain", 0, "policy"),
+    "lookup": Plan("lookup", 1, "policy"),
+    "one-sided": Plan("one-sided", 1, "teacher"),
+    "alternating": Plan("alternating", 1, "teacher"),
+    "another coin": Plan("coin", 2, "teacher", (0.25, 0.6)),
+}
+
+
+@pytest.mark.parametrize("name", LEAVING)
+def test_a_proposal_that_was_tossed_for_is_judged_whatever_comes_next(name, monkeypatch):
+    """Where the coin said "stay" the mixture judged: where it did not, it has to judge as well."""
+    plans = [Plan("coin", 2, "policy", (0.5, 0.5)), LEAVING[name]]
+    monkeypatch.setattr(Planner, "plan", lambda self, evidence: plans[evidence.outstanding])
+    law, result = enumerated_law(pair(), [PROMPTS], 2, vocab=2, scheme="auto", costs=COSTS)
+    wanted = expected_law(pair(), PROMPTS, 2, vocab=2)
+    assert np.abs(law[0] - wanted).max() < EXACT
+    assert len(result.trace.rounds) > 1
 
 
 class UnknownLimit(Rule):
