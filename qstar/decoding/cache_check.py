@@ -1,7 +1,7 @@
 """Whether a model's cache changes what it answers: tried before it is trusted.
 
 What a model answers to a text is what it answers when it reads that text alone, at once, without a
-cache, and works the positions out itcache. Not every model is built so that a cache leaves that
+cache, and works the positions out itself. Not every model is built so that a cache leaves that
 alone. Where it does not, each text is read anew for every token, which is slow and right.
 """
 
@@ -90,12 +90,21 @@ def check(cache: KVCache, length: int, *, rows: int = 1) -> None:
     within = max([within, *(min(at + 16, length) for at in cache.odd_windows if at < length)])
     if cache.sliding is not None and cache.sliding.length < min(length, CHECK_AT_MOST):
         within = max(within, min(cache.sliding.length + 16, length))
-    key = (several, cache.slides(within), *_fingerprint(cache))
+    key = (several, cache.slides(within), cache.static, *_fingerprint(cache))
     found = _FOUND.get(key)
     if found is None or found.length < within:
         with quiet(cache.model):
             found = _FOUND[key] = _examine(cache, within, several)
-    if not found.cached:
+    if cache.static and not (found.cached and (found.holes or not several)):
+        if found.seen:
+            warnings.warn(
+                f"the {cache.name} ({type(cache.core).__name__}) is read from a dynamic cache: "
+                f"{found.seen}.",
+                stacklevel=3,
+            )
+        cache.static = False
+        check(cache, length, rows=rows)
+    elif not found.cached:
         cache.rereads = True
         if found.seen:
             warnings.warn(

@@ -35,7 +35,7 @@ from torch import Tensor
 from ..sampling.chance import Chance
 from .costs import PARENTS, TURNS
 from .planner import Plan
-from .state import Begun, Proposal
+from .state import Begun, Proposal, tensor_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def log_mixture(proposal: Proposal, log_other: Tensor) -> Tensor:
     if proposal.weights is None:
         return proposal.log_draft
     padded = [(*row, *[1.0] * (proposal.width - len(row))) for row in proposal.weights]
-    own = torch.tensor(padded, dtype=log_other.dtype, device=log_other.device).unsqueeze(-1)
+    own = tensor_on(log_other.device, padded, log_other.dtype).unsqueeze(-1)
     return torch.logaddexp(own.log() + proposal.log_draft, (-own).log1p() + log_other)
 
 

@@ -31,7 +31,7 @@ from .options import SCHEMES, Setup, check
 from .parents import Parents
 from .round import Setting, decode_round
 from .sampling_options import Sampling, shows_options
-from .state import PROPOSERS, Step
+from .state import PROPOSERS, Step, tensor_on
 from .trace import Generation, RoundTrace, Trace, assemble, parents_are_equal
 
 __all__ = [
@@ -242,7 +242,7 @@ def _ends(setup: Setup) -> Callable[[int, Sequence[int]], bool]:
             return True
         if not criteria:
             return False
-        ids = torch.tensor([[*setup.state.shown[row], *new]], device=device)
+        ids = tensor_on(device, [[*setup.state.shown[row], *new]])
         return any(bool(torch.as_tensor(s(ids, None)).any()) for s in criteria)
 
     return ends

@@ -14,7 +14,7 @@ from ..sampling.chance import Chance
 from .coin import log_even_mixture, log_mixture
 from .costs import PARENTS, other
 from .filters import Shaping
-from .state import Proposal, State
+from .state import Proposal, State, tensor_on
 
 NO_FILTERS = Shaping()
 DISJOINT = STATUSES.index("disjoint")
@@ -160,7 +160,7 @@ class Rule:
         if proposal.weights is not None:
             log_draft = log_mixture(proposal, shaped[other(proposal.by)][:, : proposal.width])
         target = self.of_target(log_q, texts, proposal.tokens)
-        drafted = torch.tensor(proposal.counts, device=log_q.device)
+        drafted = tensor_on(log_q.device, proposal.counts)
         exact = target.shape[1] > proposal.width
         log_target = target
         if not exact:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from .captured import FixedCache, why_not
 from .eval_mode import quiet
 from .traits import (
     bare,
@@ -53,6 +54,8 @@ class KVCache:
         window: The most tokens of a text it can hold, None if it does not say.
         lengths: How many tokens of each row's text it has read.
         rereads: Whether it reads each text anew for every token, without a cache.
+        static: Whether its cache has a fixed size (`qstar.decoding.captured`).
+        reserved: The most tokens that a text will have, as far as is known: a fixed size.
     """
 
     _cache: Any
@@ -60,7 +63,12 @@ class KVCache:
     _ids: Tensor
 
     def __init__(
-        self, model: Any, *, name: str = "model", context_length: int | None = None
+        self,
+        model: Any,
+        *,
+        name: str = "model",
+        context_length: int | None = None,
+        implementation: str | None = None,
     ) -> None:
         """Look at a model; `name` is what errors call it.
 
@@ -70,9 +78,12 @@ class KVCache:
             name: What errors call it.
             context_length: The most tokens of a text, in place of what the configuration says. A
                 table of positions keeps its end.
+            implementation: "static" for a cache of fixed size, "dynamic" for one that grows; None
+                for the first on an accelerator, where the model allows it.
 
         Raises:
-            ValueError: It is no causal language model, or its cache cannot take tokens back.
+            ValueError: It is no causal language model, or its cache cannot take tokens back, or
+                cannot be static as was asked.
         """
         self.model = bare(model)
         self.name = name
@@ -90,8 +101,10 @@ class KVCache:
         self._cache_name = names[0] if names else None  # transformers 5.24 renamed it
         self.why_anew = shares_scales(self.core)
         self.rereads = not names or bool(self.why_anew)
-        self.vocab = self._count_tokens()
+        self.static = self._can_be_static(implementation)
+        self.reserved = 0
         self.lengths: list[int] = []
+        self.vocab = self._count_tokens()
         self._reset(0)
 
     def again(self) -> "KVCache":
@@ -99,6 +112,27 @@ class KVCache:
         other = copy.copy(self)
         other._reset(0)
         return other
+
+    def _can_be_static(self, implementation: str | None) -> bool:
+        """Whether the cache has a fixed size; ValueError if it must and cannot."""
+        on_cpu = self.model.device.type == "cpu"
+        if implementation == "dynamic" or (implementation is None and on_cpu):
+            return False
+        seen = why_not(self.model, self.core)
+        if not {"position_ids", "attention_mask", "past_key_values"} <= self._parameters:
+            seen = seen or "its forward does not say that it takes positions, a mask and a cache"
+        if self.rereads or self.sliding is not None or self.switch is not None or self._ropes_move:
+            seen = seen or self.why_anew or "what it answers depends on how much it has read"
+        if seen and implementation == "static":
+            raise ValueError(
+                f"the {self.name} ({type(self.core).__name__}) cannot be read from a static cache: "
+                f"{seen}. Leave cache_implementation out: it is then read from a dynamic one."
+            )
+        return not seen
+
+    @property
+    def _ropes_move(self) -> bool:
+        return any("dynamic" in rope["rope_type"] for rope in self._ropes)
 
     def check_room(self, length: int) -> None:
         """Raise ValueError if a text of so many tokens exceeds the model's context window."""
@@ -191,7 +225,7 @@ class KVCache:
         used = self._slots.any(0)
         end = int(used.nonzero()[-1]) + 1 if used.any() else 0
         if end < self._slots.shape[-1]:
-            if end == 0:
+            if end == 0 and not self.static:
                 self._cache = DynamicCache()
             elif self._held:
                 self._cache.crop(end - self._slots.shape[-1])
@@ -203,12 +237,14 @@ class KVCache:
         """Keep only these rows, in this order."""
         self.lengths = [self.lengths[row] for row in rows]
         self._slots, self._ids = self._slots[list(rows)], self._ids[list(rows)]
-        if self._slots.shape[-1] > 0 and self._held:
+        if self.static:
+            self._cache.keep_rows(rows)
+        elif self._slots.shape[-1] > 0 and self._held:
             self._cache.batch_select_indices(torch.tensor(list(rows), device=self.model.device))
 
     @property
     def cache_bytes(self) -> int:
-        """What the keys and values take at this moment."""
+        """What the keys and values take at this moment; a fixed size, its empty slots too."""
         return sum(
             tensor.numel() * tensor.element_size()
             for layer in self._cache.layers
@@ -222,7 +258,11 @@ class KVCache:
     def _reset(self, rows: int) -> None:
         """Nothing is read."""
         self.lengths = [0] * rows
-        self._cache = DynamicCache()
+        self._cache = None  # whose memory the next one may take
+        if self.static and rows:
+            self._cache = FixedCache(self.model, self.core, rows, self.reserved)
+        else:
+            self._cache = DynamicCache()
         self._slots = torch.zeros(rows, 0, dtype=torch.bool)  # which are of a row's text
         self._ids = torch.zeros(rows, 0, dtype=torch.long, device=self.model.device)
         self._held = not self.rereads  # whether the cache holds these slots
@@ -299,6 +339,11 @@ class KVCache:
 
     def _read_on(self, place: Tensor, positions: int) -> Tensor:
         """Read the last columns, which stand there in their texts; the cache has those before."""
+        if self.static:
+            width = place.shape[-1]
+            if not self._cache.has_room(width) and not bool(self._slots.all()):
+                self._squeeze(width)
+            return self._cache.read(self._ids[:, -width:], place, self._slots, positions)
         device, slots = self.model.device, self._slots
         # Without holes no mask is needed, which leaves the faster kernels to the model.
         mask = None if bool(slots.all()) else slots.long().to(device, non_blocking=True)
@@ -355,6 +400,9 @@ class KVCache:
         whole = torch.cat([order, rest], dim=-1)
         self._slots = self._slots.gather(-1, whole)
         self._ids = self._ids.gather(-1, whole.to(self._ids.device))
+        if self.static:
+            self._cache.reorder(order)
+            return
         for layer in self._cache.layers:
             if layer.keys is None:
                 continue

@@ -34,7 +34,8 @@ def measured_costs(parents: Parents, state: State) -> Costs:
     swapped = ["forward" in vars(module) for model in models for module in model.modules()]
     # Weak references, for a later model may be given the address of one that is gone.
     kinds = [(weakref.ref(model), str(model.device), model.dtype) for model in models]
-    key = (len(state.rows), sum(swapped), *kinds)
+    static = tuple(cache.static for cache in caches.values())
+    key = (len(state.rows), sum(swapped), static, *kinds)
     kept = _COSTS.setdefault(policy, {})
     # A call for few tokens measures few widths, which must not be all that later calls know.
     if key not in kept or max(kept[key].policy) < max(_widths(state.limit)):

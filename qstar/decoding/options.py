@@ -88,8 +88,15 @@ def check(
     asked = Sampling(**options) if sampling is None else sampling
     policy, teacher, draft_model = bare(policy), bare(teacher), bare(draft_model)
     models = {"policy": policy, "teacher": teacher, "draft": draft_model}
+    if asked.cache_implementation is not None:
+        _check_choice("cache_implementation", asked.cache_implementation, ("static", "dynamic"))
     caches = {
-        name: KVCache(model, name=name, context_length=asked.context_length)
+        name: KVCache(
+            model,
+            name=name,
+            context_length=asked.context_length,
+            implementation=asked.cache_implementation,
+        )
         for name, model in models.items()
         if name != "draft" or model is not None
     }
@@ -109,6 +116,7 @@ def check(
     in_one_call = policy is teacher and asked.one_call is not False
     paired = in_one_call and asked.scheme in (None, *planner.TOGETHER, "auto")
     for name, cache in caches.items():
+        cache.reserved = longest
         cache_check.check(cache, longest, rows=rows + (paired and name != "draft"))
     holed = _holed(caches, prompts, max_new_tokens)
     scheme, gamma = planner.asked_for(

@@ -28,7 +28,7 @@ from .faults import check_emitted
 from .judging import Judged, Rule
 from .parents import Parents
 from .planner import Plan
-from .state import Begun, Draft, Proposal, State, Step
+from .state import Begun, Draft, Proposal, State, Step, tensor_on
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,7 +133,7 @@ def looked_up(to: Setting, state: State, limits: Sequence[int]) -> Proposal:
     if widest == 0:
         return nobody(to, state)
     padded = [tokens + [0] * (widest - len(tokens)) for tokens in found]
-    tokens = torch.tensor(padded, device=device)
+    tokens = tensor_on(device, padded)
     log_draft = rules.log_point_mass(tokens, vocab, dtype=torch.float32)
     return Proposal("lookup", tokens, log_draft, None, tuple(map(len, found)))
 
@@ -176,7 +176,7 @@ def draft_on(
     log_draft = torch.cat([step.log_draft for step in steps], 1)
     log_parent = torch.cat([step.log_parent for step in steps], 1)
     if not all(has):
-        own = torch.tensor(has, device=tokens.device)
+        own = tensor_on(tokens.device, has)
         tokens = torch.where(own[:, None], tokens, tokens.roll(-1, 1))
         log_draft = torch.where(own[:, None, None], log_draft, log_draft.roll(-1, 1))
         log_parent = torch.where(own[:, None, None], log_parent, log_parent.roll(-1, 1))
@@ -230,7 +230,7 @@ def look_beyond(
         (after the filters, the parent's own). Shape (rows, 1, vocab).
     """
     furthest = log_parent.shape[1] - 1
-    at = torch.tensor([min(count, furthest) for count in proposal.counts], device=log_parent.device)
+    at = tensor_on(log_parent.device, [min(count, furthest) for count in proposal.counts])
     own = log_parent.gather(1, at[:, None, None].expand(-1, 1, log_parent.shape[-1]))
     texts = to.rule.texts(state, "policy", own.device, proposal.tokens, proposal.counts)
     return to.rule.of_target(own, texts), own
@@ -291,7 +291,7 @@ def keep(
     full = [seen["accepted"][place] == proposal.counts[place] for place in alive]
     pending = None
     if beyond is not None and any(full):
-        index = torch.tensor(alive, device=to.parents.device)
+        index = tensor_on(to.parents.device, alive)
         drawn = (judged.verdict.next_token, *beyond)
         first = Draft(*(part.index_select(0, index) for part in drawn))
         gamma = plan.gamma if plan.stay is None else 1  # if another plan goes on with it

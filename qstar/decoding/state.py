@@ -111,11 +111,19 @@ class State:
         prompts = self.shown if name == "policy" else self.prompts[name]
         found = []
         for place, row in enumerate(self.rows):
-            ids = torch.tensor([*prompts[row], *self.new[row]], device=device)
+            ids = tensor_on(device, [*prompts[row], *self.new[row]])
             if drafts is not None and counts is not None:
                 ids = torch.cat([ids, drafts[place, : counts[place]]])
             found.append(ids)
         return found
+
+
+def tensor_on(device: torch.device, values: Sequence[Any], dtype: Any = None) -> Tensor:
+    """Numbers of the host as a tensor on a device, for which the host does not wait.
+
+    `torch.tensor(..., device=...)` waits until the device has done all that was asked of it before.
+    """
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from covering import all_pairs
 from decoder_laws import enumerated_law, expected_law
 from sampling import FALSE_ALARM, p_value
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import qstar
@@ -25,7 +26,7 @@ from qstar.decoding.observations import Observations
 from qstar.decoding.parents import Parents
 from qstar.decoding.planner import Plan
 from qstar.decoding.sampling_options import Sampling
-from qstar.decoding.state import State
+from qstar.decoding.state import State, tensor_on
 from qstar.result import STATUSES
 from qstar.sampling import rules
 from qstar.sampling.chance import Coins
@@ -608,10 +609,10 @@ class FakeParents(Parents):
     """Models that answer fake distributions on a fake accelerator."""
 
     def __init__(self):
-        self.vocab, self.device, self.caches = VOCAB, torch.device("cuda"), {}
+        self.vocab, self.device, self.caches = VOCAB, torch.device("cuda", 0), {}
 
     def _even(self, rows, width):
-        return torch.zeros(rows, width, VOCAB, device="cuda").log_softmax(-1)
+        return torch.zeros(rows, width, VOCAB, device="cuda:0").log_softmax(-1)
 
     def read(self, names, state, drafts=None, counts=None):
         width = 1 if drafts is None else drafts.shape[-1] + 1
@@ -705,7 +706,33 @@ def accelerator(monkeypatch):
 def test_a_round_runs_on_an_accelerator_and_waits_for_it_once(plan, filtered, kind):
     with pytest.MonkeyPatch.context() as without_the_transfer:
         without_the_transfer.setattr(round, "fetch", told)
-        fake_round(plan, filtered=filtered, **FILTER_KINDS[kind])
+        with NoWaiting():
+            fake_round(plan, filtered=filtered, **FILTER_KINDS[kind])
+
+
+class NoWaiting(TorchFunctionMode):
+    """Raises where numbers of the host are sent to an accelerator and the host waits for that."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        named = kwargs or {}
+        to = function is torch.Tensor.to
+        if function is torch.tensor or (to and args[0].device.type == "cpu"):
+            device = named.get("device", args[1] if to and len(args) > 1 else None)
+            sends = isinstance(device, torch.device) and device.type == "cuda"
+            if sends and not named.get("non_blocking"):
+                raise AssertionError(f"the host waits in {function.__name__}")
+        return function(*args, **named)
+
+
+def test_waiting_to_send_would_be_seen():
+    """The control: both ways that wait, and the one that does not."""
+    device = torch.device("cuda", 0)
+    with FakeTensorMode(), NoWaiting():
+        tensor_on(device, [1, 2])
+        with pytest.raises(AssertionError, match="waits in tensor"):
+            torch.tensor([1, 2], device=device)
+        with pytest.raises(AssertionError, match="waits in to"):
+            torch.tensor([1, 2]).to(device)
 
 
 @pytest.mark.usefixtures("accelerator")

@@ -118,10 +118,10 @@ def whole(model, text):
 class Script:
     """Feeds a reader at random, remembers what each row has read, and checks every law."""
 
-    def __init__(self, model, prompts, seed, *, atol=EXACT):
+    def __init__(self, model, prompts, seed, *, atol=EXACT, implementation="dynamic"):
         self.model, self.atol = model, atol
         self.rng = np.random.default_rng(seed)
-        self.reader = KVCache(model)
+        self.reader = KVCache(model, implementation=implementation)
         self.read = [list(prompt[:-1]) for prompt in prompts]
         self.unread = [[prompt[-1]] for prompt in prompts]
         self.reader.start(prompts)
@@ -179,14 +179,16 @@ def reject_all_but_one(script, rounds):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_cache_changes_no_law(family, attention, seed):
+@pytest.mark.parametrize("implementation", ["dynamic", "static"])
+def test_the_cache_changes_no_law(implementation, family, attention, seed):
     model, atol = attending(FAMILIES[family](), attention)
     prompts = [[3], [1, 4, 0, 2, 2], [5, 6], [0, 0, 1, 2, 3, 4, 5, 6]]
-    play(Script(model, prompts, seed, atol=atol), 12)
+    play(Script(model, prompts, seed, atol=atol, implementation=implementation), 12)
 
 
+@pytest.mark.parametrize("implementation", ["dynamic", "static"])
 @pytest.mark.parametrize("family", ["Llama", "GPT-2"])
-def test_holes_are_squeezed_out_and_ends_are_cut_off(family, monkeypatch):
+def test_holes_are_squeezed_out_and_ends_are_cut_off(family, implementation, monkeypatch):
     """One row rejects everything, another nothing: the worst that can happen to a cache."""
     reached = {"squeeze": 0}
     real = KVCache._squeeze
@@ -197,7 +199,8 @@ def test_holes_are_squeezed_out_and_ends_are_cut_off(family, monkeypatch):
 
     monkeypatch.setattr(KVCache, "_squeeze", squeeze)
     monkeypatch.setattr(kv_cache, "SQUEEZE_FROM", 8)
-    script = Script(FAMILIES[family](), [[3], [1, 4, 0, 2, 2], [6, 6]], 0)
+    prompts = [[3], [1, 4, 0, 2, 2], [6, 6]]
+    script = Script(FAMILIES[family](), prompts, 0, implementation=implementation)
     crops, widest = 0, 0
     for turn in range(25):
         winner = turn % 3
@@ -236,9 +239,10 @@ def test_eager_attention_in_float64_answers_nan_for_padding_and_is_read_without(
     generate(model, model, prompts[1], max_new_tokens=2, one_call=False)  # one row: no padding
 
 
-def test_everything_can_be_taken_back():
+@pytest.mark.parametrize("implementation", ["dynamic", "static"])
+def test_everything_can_be_taken_back(implementation):
     model = FAMILIES["Llama"]()
-    read = KVCache(model)
+    read = KVCache(model, implementation=implementation)
     read.start([[1, 2, 3], [4, 5]])
     read.truncate([0, 0])
     assert read.lengths == [0, 0]
@@ -247,12 +251,13 @@ def test_everything_can_be_taken_back():
         torch.testing.assert_close(laws[row, 0], whole(model, text)[-1], rtol=0, atol=EXACT)
 
 
+@pytest.mark.parametrize("implementation", ["dynamic", "static"])
 @pytest.mark.parametrize("width", [1, 2, 3, 7])
-def test_a_long_prompt_is_read_in_pieces(width, monkeypatch):
+def test_a_long_prompt_is_read_in_pieces(width, implementation, monkeypatch):
     monkeypatch.setattr(kv_cache, "PREFILL_WIDTH", width)
     model = FAMILIES["Llama"]()
     prompts = [[3], [1, 4, 0, 2, 2, 6, 6, 1], [5, 6, 0]]
-    read = KVCache(model)
+    read = KVCache(model, implementation=implementation)
     assert read.start(prompts) == -(-7 // width)
     laws = read.feed([[prompt[-1]] for prompt in prompts])
     for row, prompt in enumerate(prompts):
@@ -263,8 +268,10 @@ def test_a_long_prompt_is_read_in_pieces(width, monkeypatch):
 @pytest.mark.parametrize("family", ["Llama", "GPT-2"])
 def test_narrow_weights_are_read_alike_up_to_rounding(family, dtype, atol, attention):
     model = attending(FAMILIES[family](), attention)[0].to(dtype)
-    script = Script(model, [[3], [1, 4, 0, 2, 2]], 2, atol=atol)
-    play(script, 8, select=False)
+    for implementation in ("static", "dynamic"):
+        prompts = [[3], [1, 4, 0, 2, 2]]
+        script = Script(model, prompts, 2, atol=atol, implementation=implementation)
+        play(script, 8, select=False)
     laws = script.reader.feed(script.unread)
     assert laws.dtype == torch.float32
 
@@ -313,6 +320,14 @@ def test_every_scheme_decodes_one_row_past_a_sliding_window(family):
             for name in (scheme, "plain")
         }
         assert len({tuple(text.tolist()) for text in texts}) == 1
+
+
+@pytest.mark.parametrize("family", SLIDING)
+def test_a_sliding_window_has_no_static_cache(family):
+    model = SLIDING[family]()
+    assert not KVCache(model).static
+    with pytest.raises(ValueError, match="cannot be read from a static cache: not all its layers"):
+        KVCache(model, implementation="static")
 
 
 def test_a_recurrent_state_is_refused():

@@ -23,6 +23,9 @@ The record (JSON) holds
         forwards  {shape: {width: ways}}: one forward through a dynamic cache, and through a static
                   cache, captured
         token     {shape: ways}: a token of q*, forwards and draw, captured as one graph
+        round     {shape and scheme: milliseconds}: where the time of a round goes: in the models,
+                  in everything else the device does, and waiting for the host
+        batches   {shape and rows: ways}: seconds a token of a batch
         decode    cells as `records.decoding` has them, of pairs that say whether they are
                   synthetic
 
@@ -265,13 +268,15 @@ def laws(device: torch.device, *, quick: bool) -> dict[str, Any]:
     ways: list[dict[str, Any]] = [{"scheme": "plain"}]
     ways += [{"scheme": "one-sided", "gamma": 1, "drafter": who} for who in decode.PARENTS]
     ways += [{"scheme": "alternating", "gamma": gamma} for gamma in (1, 2)]
+    ways += [{"scheme": "coin", "gamma": 1, "stay": 0.5}]
     ways += [{"scheme": "lookup", "gamma": 1}]
     ways += [{"scheme": "draft-model", "gamma": 1, "draft_model": third}]
     ways += [{"scheme": "alternating", "gamma": 1, "block_verification": True}]
+    ways += [{"scheme": "alternating", "gamma": 1, "cache_implementation": "dynamic"}]
     found = {}
     for alpha in (None, 0.3):
         expected = enumeration.token_level_law(policy, teacher, ids, length=2, alpha=alpha)
-        for way in ways[:1] if quick else ways:
+        for way in ways[:1] if quick else ways if alpha is None else ways[3:4]:
             law, rows = enumeration.decoder_law(policy, teacher, ids, length=2, alpha=alpha, **way)
             name = {k: v if k != "draft_model" else True for k, v in way.items()}
             found[json.dumps(name | {"alpha": alpha})] = {
@@ -391,23 +396,27 @@ def _forwards_of(shape: str, device: torch.device, *, quick: bool) -> dict[str, 
     model = random_model(shape, device)
     context = 64 if quick else CONTEXT
     text = _text(model.config.vocab_size, context, device)
-    reader = KVCache(model)
-    reader.start([text.tolist()])
-    read = list(reader.lengths)
+    readers = {}
+    for kind in ("dynamic", "static"):
+        reader = readers[kind] = KVCache(model, implementation=kind)
+        reader.reserved = context
+        reader.start([text.tolist()])
     static = _Static(model, text)
 
-    def dynamic(drafts: Tensor) -> Tensor:
+    def decoded(reader: KVCache, drafts: Tensor) -> Tensor:
         law = reader.feed([text[-1:].tolist()], drafts, positions=drafts.shape[-1] + 1)
-        reader.truncate(read)
+        reader.truncate([context - 1])
         return law
 
     widths = {}
     for width in (1, 2) if quick else (1, 2, 3, 4, 8):
         forward = static.reads(width)
+        drafts = text[: width - 1][None]
         ways: dict[str, Way] = {
-            "dynamic cache, as decoded with": partial(dynamic, text[: width - 1][None]),
-            "static cache": forward,
+            f"{kind} cache, as decoded with": partial(decoded, reader, drafts)
+            for kind, reader in readers.items()
         }
+        ways["static cache"] = forward
         entry: dict[str, Any] = {}
         with torch.no_grad():
             once = forward().float().clone()
@@ -462,28 +471,136 @@ def token(device: torch.device, *, quick: bool) -> dict[str, Any]:
     return found
 
 
+SYNTHETIC_WAYS = (
+    "plain",
+    "plain, dynamic cache",
+    "alternating 1",
+    "alternating 1, dynamic cache",
+    "coin",
+    "one-sided 4",
+    "auto",
+    "transformers plain",
+    "transformers assisted 2",
+)
+
+
 def decode_synthetic(device: torch.device, *, quick: bool) -> dict[str, Any]:
-    """Every way of decoding, on a synthetic pair of a public shape."""
+    """Every way of decoding, on a synthetic pair of the largest shape."""
+    shape = "tiny" if quick else "7B"
+    return {"cells": [_synthetic_cell(shape, device, 0.9, SYNTHETIC_WAYS, quick=quick)]}
+
+
+def decode_apart(device: torch.device, *, quick: bool) -> dict[str, Any]:
+    """Our own ways, on synthetic pairs that are closer and further apart, and smaller."""
+    ways = ("plain", "alternating 1", "coin", "auto")
+    pairs = [("tiny", 0.8)] if quick else [("7B", 0.95), ("7B", 0.8), ("7B", 0.6), ("1B", 0.9)]
+    cells = []
+    for shape, acceptance in pairs:
+        cells.append(_synthetic_cell(shape, device, acceptance, ways, quick=quick))
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return {"cells": cells}
+
+
+def _synthetic_cell(
+    shape: str, device: torch.device, acceptance: float, ways: Sequence[str], *, quick: bool
+) -> dict[str, Any]:
+    policy, teacher, reached = synthetic_pair(shape, device, acceptance=acceptance)
+    cell = decoding.Cell(
+        f"{shape} shape, {acceptance}",
+        "as loaded",
+        tuple(ways),
+        new_tokens=6 if quick else 64,
+        seeds=1 if quick else 2,
+    )
+    ids = _prompts(policy, device, quick=quick)
+    found = decoding.measure_cell(cell, policy, teacher, [(x, x) for x in ids], seed=0)
+    return {"synthetic": True, "acceptance_reached": reached} | found
+
+
+def _prompts(model: Any, device: torch.device, *, quick: bool) -> list[Tensor]:
+    vocab = model.config.vocab_size
+    text = _text(vocab, 16 if quick else 128, device)
+    return [(text + i) % vocab for i in range(1 if quick else 3)]
+
+
+def rounds(device: torch.device, *, quick: bool) -> dict[str, Any]:
+    """Where the time of a round goes, at the largest shape: medians of a few decodes.
+
+    The wall time of a round, what the models take of it (by the device's own clock), and in a
+    decode of its own under the profiler what all kernels take together and how many there are. What
+    is left of the wall time, the device waits for the host.
+    """
     shape = "tiny" if quick else "7B"
     policy, teacher, reached = synthetic_pair(shape, device, acceptance=0.9)
-    cell = decoding.Cell(
-        f"{shape} shape",
-        "as loaded",
-        (
-            "plain",
-            "alternating 1",
-            "alternating 2",
-            "one-sided 4",
-            "transformers plain",
-            "transformers assisted 2",
-        ),
-        new_tokens=6 if quick else 40,
-    )
-    length = 16 if quick else 128
-    ids = [_text(policy.config.vocab_size, length, device) + i for i in range(1 if quick else 3)]
-    prompts = [(x % policy.config.vocab_size,) * 2 for x in ids]
-    found = decoding.measure_cell(cell, policy, teacher, prompts, seed=0, width_rounds=3)
-    return {"synthetic": True, "acceptance_reached": reached} | found
+    ids = _prompts(policy, device, quick=quick)[0]
+    found = {}
+    for way in ("plain", "alternating 1", "coin"):
+        options: dict[str, Any] = {"max_new_tokens": 6 if quick else 64, **decoding.OURS[way]}
+
+        def run(seed: int, options: dict[str, Any] = options) -> Any:
+            result = decode.generate(policy, teacher, ids, ids, generator=seed, **options)
+            return result.trace
+
+        run(0)
+        spent = []
+        for seed in range(1, 3 if quick else 6):
+            trace = run(seed)
+            calls = [f.seconds for r in trace.rounds for f in r.forwards]
+            wall = sum(r.seconds for r in trace.rounds)
+            spent.append([1e3 * x / len(trace.rounds) for x in (wall, sum(calls))])
+        wall, model = np.median(spent, axis=0).tolist()
+        entry = {"wall_ms": wall, "model_ms": model, "rounds": len(trace.rounds)}
+        if device.type == "cuda":
+            entry |= _kernels(lambda: run(1))
+        found[f"{shape}, {way}"] = entry | {"tokens": int(options["max_new_tokens"])}
+    return {"synthetic": True, "acceptance_reached": reached, "ways": found}
+
+
+def _kernels(run: Way) -> dict[str, float]:
+    """What the device did in a decode, a round: milliseconds of kernels, and how many."""
+    from torch.profiler import DeviceType, ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        trace = run()
+        torch.cuda.synchronize()
+    events = [e for e in profiler.events() if e.device_type == DeviceType.CUDA]
+    count = len(trace.rounds)
+    busy = sum(e.device_time for e in events) / 1e3
+    return {"device_ms": busy / count, "kernels": len(events) / count}
+
+
+def batches(device: torch.device, *, quick: bool) -> dict[str, Any]:
+    """Seconds a token of batches of one synthetic pair, rows of different lengths."""
+    shape = "tiny" if quick else "7B"
+    policy, teacher, reached = synthetic_pair(shape, device, acceptance=0.9)
+    text = _prompts(policy, device, quick=True)[0]
+    found = {}
+    for rows in (1, 2) if quick else (1, 4, 16):
+        ids = [text[: len(text) - row % 4] for row in range(rows)]
+        tokens = 4 if quick else 48
+        ways: dict[str, Way] = {
+            way: partial(
+                decode.generate,
+                policy,
+                teacher,
+                ids,
+                max_new_tokens=tokens,
+                generator=0,
+                eos_token_id=None,
+                **options,
+            )
+            for way, options in {
+                "plain": {"scheme": "plain"},
+                "plain, dynamic cache": decoding.DYNAMIC["plain, dynamic cache"],
+                "alternating 1": {"scheme": "alternating", "gamma": 1},
+            }.items()
+        }
+        found[f"{shape}, {rows}"] = {
+            "tokens": rows * tokens,
+            "ways": take_turns(ways, device, rounds=2 if quick else 4),
+        }
+    return {"synthetic": True, "acceptance_reached": reached, "batches": found}
 
 
 def decode_real(device: torch.device, *, quick: bool) -> dict[str, Any]:
@@ -502,13 +619,13 @@ def decode_real(device: torch.device, *, quick: bool) -> dict[str, Any]:
     two_prompts = decoding.Cell(
         "two prompts",
         "as loaded",
-        ("plain", "plain, one call", "alternating 1", "alternating 2", "one-sided 4"),
+        ("plain", "plain, dynamic cache", "plain, one call", "alternating 1", "coin", "auto"),
         new_tokens=tokens,
     )
     noised = decoding.Cell(
         "noised copy",
         "as loaded",
-        ("plain", "alternating 1", "one-sided 4", "transformers plain", "transformers assisted 2"),
+        ("plain", "alternating 1", "coin", "transformers plain", "transformers assisted 2"),
         new_tokens=tokens,
     )
     measure = decoding.measure_cell
@@ -526,14 +643,17 @@ def decode_real(device: torch.device, *, quick: bool) -> dict[str, Any]:
 
 STAGES: Mapping[str, tuple[Callable[..., dict[str, Any]], int]] = {
     "machine": (machine, 60),
-    "solver": (solver, 150),
-    "rows": (rows, 90),
-    "laws": (laws, 90),
-    "seeds": (seeds, 60),
-    "forwards": (forwards, 120),
-    "token": (token, 90),
-    "decode synthetic": (decode_synthetic, 120),
-    "decode real": (decode_real, 150),
+    "solver": (solver, 120),
+    "decode synthetic": (decode_synthetic, 150),
+    "round": (rounds, 60),
+    "decode apart": (decode_apart, 120),
+    "laws": (laws, 100),
+    "batches": (batches, 60),
+    "forwards": (forwards, 90),
+    "rows": (rows, 60),
+    "token": (token, 60),
+    "seeds": (seeds, 40),
+    "decode real": (decode_real, 120),
 }
 """The stages in order, each with the seconds that it may take on an accelerator."""
 

@@ -66,6 +66,12 @@ OURS: Mapping[str, Mapping[str, Any]] = {
 """Ways to decode: what `decode.generate` is told. "plain" is the yardstick: two calls a token;
 where one model is both parents, one call can read both texts."""
 
+DYNAMIC: Mapping[str, Mapping[str, Any]] = {
+    f"{way}, dynamic cache": {**OURS[way], "cache_implementation": "dynamic"}
+    for way in ("plain", "alternating 1")
+}
+"""The same from a cache that grows, where an accelerator reads from one of fixed size."""
+
 PEERS: Mapping[str, Mapping[str, Any]] = {
     "transformers plain": {},
     "transformers assisted 2": {"assistant": 2},
@@ -83,7 +89,7 @@ class Cell:
         pair: "two prompts" of one model; "noised copy" and "far copy", the model and a copy with
             multiplicative noise in its layers, under one prompt.
         layers: "packed" or "as loaded".
-        ways: Keys of `OURS` and `PEERS`.
+        ways: Keys of `OURS`, `DYNAMIC` and `PEERS`.
         new_tokens: How many in each block; nothing ends a text earlier.
         seeds: How many of them; each with every prompt makes the blocks.
     """
@@ -176,6 +182,7 @@ def seconds_by_width(
     Round by round each width has its turn; what was read is taken back.
     """
     reader = KVCache(model)
+    reader.reserved = len(prompt)
     spent: dict[int, list[tuple[float, float]]] = {width: [] for width in WIDTHS}
     with torch.no_grad():
         reader.start([prompt.tolist()] * rows)
@@ -198,8 +205,8 @@ Run = Callable[..., dict[str, Any]]
 
 def _runner(way: str, policy: Any, teacher: Any) -> Run:
     """What decodes and reports: called with both prompts, the number of tokens and a seed."""
-    if way in OURS:
-        decode_one = partial(_ours, OURS[way], policy, teacher)
+    if way not in PEERS:
+        decode_one = partial(_ours, {**OURS, **DYNAMIC}[way], policy, teacher)
     else:
         decode_one = partial(_peer, PEERS[way], policy, ProductModel(policy, teacher))
 
@@ -365,7 +372,7 @@ def mean_acceptance(cell: Mapping[str, Any]) -> dict[str, float]:
 
     Whatever the scheme, the tokens before a position follow q*; so all runs count.
     """
-    ours = [run for run in cell["runs"] if run["way"] in OURS]
+    ours = [run for run in cell["runs"] if run["way"] not in PEERS]
     return {
         parent: float(np.mean(np.concatenate([run[f"accept_{parent}"] for run in ours])))
         for parent in costs.PROPOSING
