@@ -324,7 +324,8 @@ class FixedCache:
         with _LOCK:
             idle = _IDLE.setdefault(self._model, [])
             idle[:] = [kept for kept in idle if kept.made_for == self._made_for]
-            fits = [f for f in idle if f.rows == rows and slots <= f.slots <= 2 * slots]
+            most = 2 * _rounded(slots)
+            fits = [f for f in idle if f.rows == rows and slots <= f.slots <= most]
             found = min(fits, key=lambda f: f.slots, default=None)
             if found is not None:
                 idle.remove(found)
