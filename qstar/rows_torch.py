@@ -4,15 +4,18 @@
 its input and returns the same `Balance`, of tensors. Beside it are the few functions of
 `qstar.rows` that a decoder needs; they trust their input and check nothing.
 
-Two roads lead to alpha*. On a CPU a row of a large vocabulary is solved on its own by
+Three roads lead to alpha*. On a CPU a row of a large vocabulary is solved on its own by
 `_solve_row`: a few sweeps over buffers that stay in the cache, the arithmetic in between in Python
 floats. Whatever is not plain there (an outcome that a parent excludes, parents that nearly agree, a
 step that does not help) is handed to `_solve_block`, the complete algorithm, which treats many rows
-at once, branches on no value, and is the only road on an accelerator.
+at once and branches on no value. On CUDA in float32 it is `rows_triton` that follows the complete
+algorithm, where Triton is there; any other accelerator takes `_solve_block`.
 """
 
+import functools
 import math
 import threading
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -37,8 +40,8 @@ TOLERANCE = {
 }
 """The default of `tolerance`, by the coarser of the two dtypes."""
 
-MAX_PASSES = 64  # on a CPU, where rows stop by themselves
-FIXED_PASSES = 16  # on an accelerator, where they all run on
+MAX_PASSES = 64  # where rows stop by themselves
+FIXED_PASSES = 16  # on an accelerator without fused kernels, where they all run on
 CPU_CHUNK_ENTRIES = 2**18  # entries (rows times vocabulary) treated at once
 ACCELERATOR_CHUNK_ENTRIES = 2**25
 ROW_VOCAB = 4096  # from here on a CPU row pays for its own Python
@@ -121,14 +124,17 @@ def solve_kl_symmetry(
     log-ratio and B(R) = log((e^R - 1) / R) / R; where they do not, the slopes at the two ends
     decide between a boundary and the bracket [0, 1].
 
-    On a CPU each row stops by itself. On an accelerator every call runs the same number of passes
-    and reads nothing back, so it neither waits for the device nor breaks a captured graph; a row
-    that is still short of its stopping rule then has `converged` False. Two rows that differ by
-    no more than their own dtype's rounding count as equal (`degenerate_all`).
+    On a CPU each row stops by itself, and so it does in the fused kernels of `rows_triton`, which
+    CUDA tensors take that are computed in float32, where Triton is installed. Otherwise every call
+    on an accelerator runs the same number of passes; a row that is still short of its stopping rule
+    then has `converged` False. On no accelerator is anything read back: a call neither waits for
+    the device nor breaks a captured graph. Two rows that differ by no more than their own dtype's
+    rounding count as equal (`degenerate_all`).
 
     Memory: the workspace is at most 8 words of the computing dtype for each of the
     chunk_rows * vocab entries that are treated at once; for a large vocabulary on a CPU, 5 * vocab
-    words, which each thread keeps for its next call.
+    words, which each thread keeps for its next call; of the fused kernels, less than a word for
+    an entry of the rows.
 
     Gradients: `alpha`, `chernoff`, `kl_to_policy` and `kl_to_teacher` are differentiable once, by
     the implicit function theorem (d alpha = -dF' / F''), through the renormalisation of the rows
@@ -147,10 +153,10 @@ def solve_kl_symmetry(
         validate: Whether to raise on rows that are no distributions. By default on for CPU tensors
             and off for others, where it would have to wait for the device: a bad row then gets the
             status `invalid`, and nan.
-        max_passes: How many evaluations of F' a row may take: on an accelerator the number that
-            every row takes. By default 64 on a CPU, 16 on an accelerator.
+        max_passes: How many evaluations of F' a row may take, by default 64; on an accelerator
+            without fused kernels the number that every row takes, by default 16.
         chunk_rows: Rows treated at once. By default 2^18 / vocab on a CPU, for its cache, and
-            2^25 / vocab on an accelerator, at least 1.
+            2^25 / vocab on an accelerator, at least 1. Fused kernels treat all.
 
     Returns:
         A `Balance` of tensors of the batch shape, on the device of the input: floats in the
@@ -169,15 +175,17 @@ def solve_kl_symmetry(
     _check_call(log_policy, log_teacher)
     on_cpu = log_policy.is_cpu
     dtypes = (log_policy.dtype, log_teacher.dtype)
+    fused = takes_fused_kernels(log_policy, log_teacher)
     entries = CPU_CHUNK_ENTRIES if on_cpu else ACCELERATOR_CHUNK_ENTRIES
     plan = _Plan(
         tolerance=max(TOLERANCE[d] for d in dtypes) if tolerance is None else tolerance,
         came_as=dtypes,
         dtype=_computing_dtype(*dtypes),
-        max_passes=max_passes or (MAX_PASSES if on_cpu else FIXED_PASSES),
+        max_passes=max_passes or (MAX_PASSES if on_cpu or fused else FIXED_PASSES),
         chunk_rows=chunk_rows or max(1, entries // log_policy.shape[-1]),
         early_exit=on_cpu,
         validate=on_cpu if validate is None else validate,
+        fused=fused,
     )
     if torch.is_grad_enabled() and (log_policy.requires_grad or log_teacher.requires_grad):
         return Balance(*_Solve.apply(log_policy, log_teacher, plan))
@@ -185,16 +193,18 @@ def solve_kl_symmetry(
 
 
 def solve_as_on_an_accelerator(log_policy: Tensor, log_teacher: Tensor) -> TorchBalance:
-    """The fixed passes of an accelerator, on any device: to test that road on a CPU."""
+    """The fixed passes of an accelerator without fused kernels, on any device: for tests."""
     dtypes = (log_policy.dtype, log_teacher.dtype)
+    entries = CPU_CHUNK_ENTRIES if log_policy.is_cpu else ACCELERATOR_CHUNK_ENTRIES
     plan = _Plan(
         tolerance=max(TOLERANCE[d] for d in dtypes),
         came_as=dtypes,
         dtype=_computing_dtype(*dtypes),
         max_passes=FIXED_PASSES,
-        chunk_rows=max(1, CPU_CHUNK_ENTRIES // log_policy.shape[-1]),
+        chunk_rows=max(1, entries // log_policy.shape[-1]),
         early_exit=False,
         validate=False,
+        fused=False,
     )
     return Balance(*_solve(log_policy, log_teacher, plan))
 
@@ -312,10 +322,15 @@ def _allowed(rows: Tensor, dtype: torch.dtype) -> Tensor:
     -sum p log p, which is at most log V.
     """
     base, most = NORMALISATION_TOLERANCE[dtype], math.log(rows.shape[-1])
-    if dtype in (torch.float64, torch.float32):  # nothing beside the base
+    if not (slack := _slack(dtype)):
         return rows.new_full(rows.shape[:-1], base)
     size = torch.where(rows == -torch.inf, 0.0, rows.exp() * rows.abs()).sum(-1)
-    return base + torch.finfo(dtype).eps / 2 * size.clamp(max=most)
+    return base + slack * size.clamp(max=most)
+
+
+def _slack(dtype: torch.dtype) -> float:
+    """What `_allowed` grows by with -sum p log p."""
+    return 0.0 if dtype in (torch.float64, torch.float32) else torch.finfo(dtype).eps / 2
 
 
 def _row(index: list[int]) -> str:
@@ -355,6 +370,7 @@ class _Plan(NamedTuple):
     chunk_rows: int
     early_exit: bool  # rows may stop by themselves: their values may be read on the host
     validate: bool
+    fused: bool = False  # by `rows_triton`
 
 
 class _Fields(NamedTuple):
@@ -443,7 +459,9 @@ def _chain(
 def _solve(log_policy: Tensor, log_teacher: Tensor, plan: _Plan) -> _Fields:
     """The fields, each row by the road that suits it."""
     *batch, vocab = log_policy.shape
-    if plan.early_exit and vocab >= ROW_VOCAB and log_policy.numel():
+    if plan.fused:
+        fields, plain = _solve_fused(log_policy, log_teacher, plan), False
+    elif plan.early_exit and vocab >= ROW_VOCAB and log_policy.numel():
         fields, plain = _solve_one_by_one(log_policy, log_teacher, plan)
     else:
         # Here and below no tensor is indexed: split and friends run on fake devices too.
@@ -455,6 +473,44 @@ def _solve(log_policy: Tensor, log_teacher: Tensor, plan: _Plan) -> _Fields:
         _raise_if_invalid(log_policy, "policy")
         _raise_if_invalid(log_teacher, "teacher")
     return fields
+
+
+def takes_fused_kernels(log_policy: Tensor, log_teacher: Tensor) -> bool:
+    """Whether `solve_kl_symmetry` solves these rows by the fused kernels of `rows_triton`."""
+    return (
+        log_policy.is_cuda
+        and log_policy.numel() > 0
+        and _computing_dtype(log_policy.dtype, log_teacher.dtype) == torch.float32
+        and all(type(rows) in (Tensor, torch.nn.Parameter) for rows in (log_policy, log_teacher))
+        and _has_triton()
+    )
+
+
+@functools.cache
+def _has_triton() -> bool:
+    if find_spec("triton") is None:
+        return False
+    from .rows_triton import runs
+
+    return runs()
+
+
+def _solve_fused(log_policy: Tensor, log_teacher: Tensor, plan: _Plan) -> _Fields:
+    """The fields by the kernels of `rows_triton`."""
+    from .rows_triton import solve  # needs Triton
+
+    *batch, vocab = log_policy.shape
+    policy, teacher = plan.came_as
+    found = solve(
+        log_policy.reshape(-1, vocab),
+        log_teacher.reshape(-1, vocab),
+        tolerance=plan.tolerance,
+        max_passes=plan.max_passes,
+        allowed=(NORMALISATION_TOLERANCE[policy], NORMALISATION_TOLERANCE[teacher]),
+        slack=(_slack(policy), _slack(teacher)),
+        most=math.log(vocab),
+    )
+    return _Fields(*(field.reshape(batch) for field in found))
 
 
 def _solve_one_by_one(log_policy: Tensor, log_teacher: Tensor, plan: _Plan) -> tuple[_Fields, bool]:

@@ -1,7 +1,6 @@
 """The recorder of the accelerator, rehearsed on the CPU, and what its record says."""
 
 import json
-import os
 import subprocess
 import sys
 import traceback
@@ -106,23 +105,6 @@ sys.exit(main(["record", "accelerator", "--device", "cpu", "--out", "none", "--s
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.startswith("qstar-book: no stage none; the stages are machine, solver")
     assert done.returncode == 2
-
-
-def test_the_fused_candidate_finds_the_reference_s_q_star():
-    pytest.importorskip("triton")
-    code = """
-import numpy as np, torch
-from qstar import rows_triton
-from qstar_book.records import solver
-rows = solver.language_model_like_rows(rows=3, vocab=5000, seed=0)
-policy, teacher = (torch.from_numpy(x).float() for x in rows)
-alpha, log_q = rows_triton.solve(policy + 3.0, teacher - 1.5)
-at = solver.solve_kl_symmetry(*rows).alpha
-q = np.exp(solver.log_geometric_mean(*rows, at))
-assert 0.5 * np.abs(log_q.double().exp().numpy() - q).sum(-1).max() < 1e-6
-"""
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
 # --- The record ----------------------------------------------------------------------------------

@@ -14,9 +14,10 @@ The record (JSON) holds
     command, date, device
     stages
         machine   what ran it: device, memory, versions, the rate of a copy
-        solver    {cell: {ways, worst_tv, converged}} for each vocabulary and batch: alpha* beside
-                  two log-softmaxes of the same rows; and, for scale, a plain Newton iteration of
-                  six steps, captured as a CUDA graph, as it is and compiled
+        solver    {cell: {ways, worst_tv, same_status, converged, fused}} for each vocabulary and
+                  batch: alpha* beside two log-softmaxes of the same rows, by fused kernels and by
+                  torch's; and, for scale, a plain Newton iteration of six steps, captured as a
+                  CUDA graph, as it is and compiled
         rows      {family and dtype: counts} of faults on adversarial rows (`stress`)
         laws      {configuration: largest error of an outcome} of the decoder, by enumeration
         seeds     whether a seed draws the same tokens here as on the CPU
@@ -49,7 +50,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
-from qstar import rows_torch
+from qstar import STATUSES, rows_torch
 from qstar.adapters import checkpoints
 from qstar.decoding import enumeration
 from qstar.decoding import generate as decode
@@ -195,6 +196,9 @@ def solver(device: torch.device, *, quick: bool) -> dict[str, Any]:
         def ours(rows: list[Tensor] = rows) -> Any:
             return rows_torch.solve_kl_symmetry(*rows, validate=False)
 
+        def by_torch(rows: list[Tensor] = rows) -> Any:
+            return rows_torch.solve_as_on_an_accelerator(*rows)
+
         def plain(rows: list[Tensor] = rows) -> Any:
             return newton(*rows)
 
@@ -204,12 +208,12 @@ def solver(device: torch.device, *, quick: bool) -> dict[str, Any]:
         failed = {}
         candidates: dict[str, Way] = {
             "solve_kl_symmetry, captured": ours,
+            "solve_kl_symmetry, torch road, captured": by_torch,
             "six Newton steps, captured": plain,
         }
         if device.type == "cuda":
             compiled = torch.compile(newton, dynamic=False)
             candidates["six Newton steps, compiled and captured"] = partial(compiled, *rows)
-            candidates["six Newton steps, fused and captured"] = partial(_fused, *rows)
         for name, way in candidates.items():
             try:
                 ways[name] = captured(way, device)
@@ -220,9 +224,13 @@ def solver(device: torch.device, *, quick: bool) -> dict[str, Any]:
         exact = benchmark.solve_kl_symmetry(*host)
         few = len(host[0])
         worst = {}
-        answers = {"solve_kl_symmetry": ours().alpha, "six Newton steps": plain()[0]}
-        if "six Newton steps, fused and captured" in ways:
-            answers["six Newton steps, fused"] = _fused(*rows)[0]
+        balance = ours()
+        names = np.array([STATUSES[code] for code in balance.status.tolist()])
+        answers = {
+            "solve_kl_symmetry": balance.alpha,
+            "solve_kl_symmetry, torch road": by_torch().alpha,
+            "six Newton steps": plain()[0],
+        }
         for name, alpha in answers.items():
             at = alpha[:few].double().cpu().numpy()
             q = [np.exp(benchmark.log_geometric_mean(*host, a)) for a in (at, exact.alpha)]
@@ -230,27 +238,25 @@ def solver(device: torch.device, *, quick: bool) -> dict[str, Any]:
         found[f"V={vocab} batch={batch}"] = {
             "ways": take_turns(ways, device, rounds=5 if quick else 30),
             "failed": failed,
-            "converged": float(ours().converged.double().mean()),
+            "converged": float(balance.converged.double().mean()),
+            "same_status": float(np.mean(names[:few] == exact.status)),
+            "fused": rows_torch.takes_fused_kernels(*rows),
             "worst_tv": worst,
         }
     return found
 
 
-def _fused(log_policy: Tensor, log_teacher: Tensor) -> tuple[Tensor, Tensor]:
-    from qstar.rows_triton import solve  # needs Triton
-
-    return solve(log_policy, log_teacher)
-
-
 def rows(device: torch.device, *, quick: bool) -> dict[str, Any]:
-    """Adversarial rows (`stress`) on the device, whose every row takes all the passes."""
+    """Adversarial rows (`stress`) on the device: in float32 and the half types those of the fused
+    kernels, in float64 those that take all the fixed passes."""
 
     def solve(policy: Tensor, teacher: Tensor) -> Any:
         found = rows_torch.solve_kl_symmetry(policy.to(device), teacher.to(device))
         return type(found)(*(getattr(found, name).cpu() for name in type(found).__slots__))
 
     counts = stress.run(1100 if quick else 44_000, large=11 if quick else 44, solve=solve)
-    return {
+    probe = torch.zeros(1, 1, device=device)
+    return {"fused": rows_torch.takes_fused_kernels(probe, probe)} | {
         f"{family}, {solver}": dict(zip(stress.Count._fields, count, strict=True))
         for (family, solver), count in counts.items()
         if not solver.endswith("fixed passes")
@@ -446,17 +452,15 @@ def token(device: torch.device, *, quick: bool) -> dict[str, Any]:
         policy = random_model(shape, device)
         text = _text(policy.config.vocab_size, 64 if quick else CONTEXT, device)
         pair = [_Static(model, text).reads(1) for model in (policy, copy.deepcopy(policy))]
-        solve = _fused if device.type == "cuda" else newton
         race = torch.empty(policy.config.vocab_size, device=device)
 
         def logits(pair: list[Way] = pair) -> list[Tensor]:
             return [read() for read in pair]
 
-        def whole(
-            pair: list[Way] = pair, solve: Callable[..., Any] = solve, race: Tensor = race
-        ) -> Tensor:
-            log_policy, log_teacher = (read().float() for read in pair)
-            _, log_q = solve(log_policy, log_teacher)
+        def whole(pair: list[Way] = pair, race: Tensor = race) -> Tensor:
+            rows = [read().float().log_softmax(-1) for read in pair]
+            alpha = rows_torch.solve_kl_symmetry(*rows, validate=False).alpha
+            log_q = rows_torch.log_geometric_mean(rows[0], rows[1], alpha)
             return (log_q[0].exp() / race.exponential_()).argmax()
 
         with torch.no_grad():
