@@ -89,10 +89,57 @@ def cpu_name() -> str:
 
 IN_ITS_OWN = """
 import importlib, json, sys
-module, name, given = sys.argv[1:]
-found = getattr(importlib.import_module(module), name)(**json.loads(given))
+function = getattr(importlib.import_module(sys.argv[1]), sys.argv[2])
+found = function(**json.loads(sys.stdin.readline()))
 print("\\n" + json.dumps(found))
 """
+
+
+class OwnProcess:
+    """A fresh Python that imports what a function needs, and waits to call it once."""
+
+    def __init__(
+        self, function: Callable[..., Any], *, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Begin to import.
+
+        Args:
+            function: One that stands in a module by its own name.
+            environment: Variables that are set there, besides those that are set here, before
+                anything is imported.
+        """
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", IN_ITS_OWN, function.__module__, function.__name__],
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def call(self, given: Mapping[str, Any], *, limit_s: float | None = None) -> Any:
+        """Call it, and end.
+
+        Args:
+            given: Its arguments, as JSON can hold them; so must be what it returns.
+            limit_s: After so many seconds it is ended.
+
+        Raises:
+            RuntimeError: It failed, or took too long; the message is the end of what it said.
+        """
+        try:
+            out, said = self._process.communicate(json.dumps(dict(given)) + "\n", timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            self.end()
+            raise RuntimeError(f"took longer than {limit_s} s") from None
+        if self._process.returncode:
+            raise RuntimeError(said[-2000:])
+        return json.loads(out.splitlines()[-1])
+
+    def end(self) -> None:
+        """Without a call."""
+        self._process.kill()
+        self._process.communicate()
 
 
 def in_own_process(
@@ -102,29 +149,5 @@ def in_own_process(
     environment: Mapping[str, str] | None = None,
     limit_s: float | None = None,
 ) -> Any:
-    """Call a function in a fresh Python, whose environment is set before anything is imported.
-
-    Args:
-        function: One that stands in a module by its own name.
-        given: Its arguments, as JSON can hold them; so must be what it returns.
-        environment: Variables that are set there, besides those that are set here.
-        limit_s: After so many seconds it is ended.
-
-    Raises:
-        RuntimeError: It failed, or took too long; the message is the end of what it said.
-    """
-    where = [function.__module__, function.__name__]
-    command = [sys.executable, "-c", IN_ITS_OWN, *where, json.dumps(dict(given))]
-    try:
-        done = subprocess.run(
-            command,
-            env={**os.environ, **(environment or {})},
-            capture_output=True,
-            text=True,
-            timeout=limit_s,
-        )
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f"took longer than {limit_s} s") from None
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-    return json.loads(done.stdout.splitlines()[-1])
+    """What a function returns in a fresh Python: `OwnProcess` made and called at once."""
+    return OwnProcess(function, environment=environment).call(given, limit_s=limit_s)

@@ -65,14 +65,19 @@ def test_a_forward_through_the_static_cache_is_one_over_the_whole_text():
             assert (read() - whole).abs().max() < 1e-5
 
 
-def in_this_process(function, given, *, limit_s):
-    """What `in_own_process` would give, without an import of torch: the stage runs here."""
-    if limit_s < 1:
-        raise RuntimeError(f"took longer than {limit_s} s")
-    try:
-        return json.loads(json.dumps(function(**given)))
-    except OSError:
-        raise RuntimeError(traceback.format_exc()) from None
+class InThisProcess:
+    """What `OwnProcess` would give, without an import of torch: the stage runs here."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def call(self, given, *, limit_s):
+        if limit_s < 1:
+            raise RuntimeError(f"took longer than {limit_s} s")
+        try:
+            return json.loads(json.dumps(self.function(**given)))
+        except OSError:
+            raise RuntimeError(traceback.format_exc()) from None
 
 
 def test_a_stage_that_fails_says_so_and_the_next_one_runs(tmp_path, monkeypatch, capsys):
@@ -81,7 +86,7 @@ def test_a_stage_that_fails_says_so_and_the_next_one_runs(tmp_path, monkeypatch,
 
     stages = {"real": (fails, 60), "slow": (fails, 0.5), "machine": (accelerator.machine, 60)}
     monkeypatch.setattr(accelerator, "STAGES", stages)
-    monkeypatch.setattr(accelerator, "in_own_process", in_this_process)
+    monkeypatch.setattr(accelerator, "OwnProcess", InThisProcess)
     out = tmp_path / "record.json"
     given = ["--device", "cpu", "--quick", "--out", str(out)]
     assert main(["record", "accelerator", *given]) == 0

@@ -57,7 +57,7 @@ from qstar.decoding import generate as decode
 from qstar.decoding.kv_cache import KVCache
 
 from .. import shipped_model
-from ..files import RefusedError, cpu_name, in_own_process, provenance, write_json
+from ..files import OwnProcess, RefusedError, cpu_name, provenance, write_json
 from . import corpus, decoding, median_with_interval, stress
 from . import solver as benchmark
 
@@ -279,11 +279,16 @@ def laws(device: torch.device, *, quick: bool) -> dict[str, Any]:
     ways += [{"scheme": "draft-model", "gamma": 1, "draft_model": third}]
     ways += [{"scheme": "alternating", "gamma": 1, "block_verification": True}]
     ways += [{"scheme": "alternating", "gamma": 1, "cache_implementation": "dynamic"}]
+    ways += [{"scheme": "alternating", "gamma": 1, "dtype": "float32"}]  # and fused kernels
     found = {}
     for alpha in (None, 0.3):
         expected = enumeration.token_level_law(policy, teacher, ids, length=2, alpha=alpha)
         for way in ways[:1] if quick else ways if alpha is None else ways[3:4]:
-            law, rows = enumeration.decoder_law(policy, teacher, ids, length=2, alpha=alpha, **way)
+            options = {k: v for k, v in way.items() if k != "dtype"}
+            pair = [policy, teacher]
+            if "dtype" in way:
+                pair = [copy.deepcopy(model).float() for model in pair]
+            law, rows = enumeration.decoder_law(*pair, ids, length=2, alpha=alpha, **options)
             name = {k: v if k != "draft_model" else True for k, v in way.items()}
             found[json.dumps(name | {"alpha": alpha})] = {
                 "largest_error": float(np.abs(law - expected).max()),
@@ -675,13 +680,18 @@ def command(*, out: Path, device: str, quick: bool, stages: Sequence[str] | None
     if out.exists():
         record = json.loads(out.read_text(encoding="utf8"))
     record["device"] = device
-    for name in stages or [stage for stage in STAGES if stage not in record["stages"]]:
+    asked = list(stages or [stage for stage in STAGES if stage not in record["stages"]])
+    ready = OwnProcess(run_stage)
+    for name in asked:
         _, limit = STAGES[name]
+        process = ready
+        if name != asked[-1]:
+            ready = OwnProcess(run_stage)  # imports while this stage runs
         print(f"{name}, at most {limit} s", file=sys.stderr, flush=True)
         begun = time.perf_counter()
         given = {"name": name, "device": device, "quick": quick}
         try:
-            found = in_own_process(run_stage, given, limit_s=limit)
+            found = process.call(given, limit_s=limit)
         except RuntimeError as error:
             found = {"failed": str(error)}
         took = round(time.perf_counter() - begun, 1)
