@@ -357,4 +357,3 @@ def _rounded(slots: int) -> int:
     """A few more, so that calls of about one size share one cache: at most a quarter."""
     step = max(64, 2 ** (math.floor(math.log2(slots)) - 2))
     return -(-slots // step) * step
-

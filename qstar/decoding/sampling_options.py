@@ -61,9 +61,9 @@ class Sampling:
         context_length: The most tokens of a text, for each model, in place of what configurations
             say: rotary positions go on as far as one likes, a table of positions ends where it
             ends. None follows the configurations, scaled positions (linear, YaRN) included.
-        cache_implementation: "static" reads each model over a cache of fixed size, whose forwards are
-            captured once and replayed on an accelerator (`qstar.decoding.captured`); "dynamic" over
-            one that grows. None is "static" on an accelerator, for models that allow it.
+        cache_implementation: "static" reads each model over a cache of fixed size, whose forwards
+            are captured once and replayed on an accelerator (`qstar.decoding.captured`); "dynamic"
+            over one that grows. None is "static" on an accelerator, for models that allow it.
         one_call: Whether one model that is both parents reads both texts in one call, as two rows
             of a batch; it can then not draft for itself. None does so in the schemes that allow it
             ("plain", "lookup", "draft-model"), and in "auto" if that was measured to be faster.

@@ -310,7 +310,7 @@ def test_memory_is_given_back_with_the_model():
 def test_the_widths_that_are_captured_go_up_to_all_that_a_planner_asks_for():
     from qstar.decoding.planner import COIN_GAMMA
 
-    assert WIDTHS == tuple(sorted(WIDTHS))
+    assert tuple(sorted(WIDTHS)) == WIDTHS
     assert WIDTHS[-1] > COIN_GAMMA + 1
 
 

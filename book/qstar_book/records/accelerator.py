@@ -285,10 +285,10 @@ def laws(device: torch.device, *, quick: bool) -> dict[str, Any]:
         expected = enumeration.token_level_law(policy, teacher, ids, length=2, alpha=alpha)
         for way in ways[:1] if quick else ways if alpha is None else ways[3:4]:
             options = {k: v for k, v in way.items() if k != "dtype"}
-            pair = [policy, teacher]
+            one, other = policy, teacher
             if "dtype" in way:
-                pair = [copy.deepcopy(model).float() for model in pair]
-            law, rows = enumeration.decoder_law(*pair, ids, length=2, alpha=alpha, **options)
+                one, other = (copy.deepcopy(model).float() for model in (policy, teacher))
+            law, rows = enumeration.decoder_law(one, other, ids, length=2, alpha=alpha, **options)
             name = {k: v if k != "draft_model" else True for k, v in way.items()}
             found[json.dumps(name | {"alpha": alpha})] = {
                 "largest_error": float(np.abs(law - expected).max()),
