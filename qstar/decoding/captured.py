@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules import module as hooks_of_all
 from transformers import StaticCache
 from transformers.cache_utils import StaticLayer
@@ -34,6 +34,11 @@ IDLE_AT_MOST = 4
 
 ATTENTION = ("sdpa", "eager")
 """Implementations of attention that take a mask of any form."""
+
+PLAIN = (bool, int, float, str, type(None))
+
+OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
+"""Attributes that say nothing of what a module does; hooks are for `why_not`."""
 
 
 def why_not(model: Any, core: Any) -> str:
@@ -72,21 +77,22 @@ def why_not(model: Any, core: Any) -> str:
 def fingerprint(model: Any) -> tuple[Any, ...]:
     """What a captured forward rests on: where the weights are, and what a module's own settings
     are, which say what it does. A change of the numbers in a weight is seen by itself."""
-    settings, places = [], []
+    found: list[Any] = []
     for module in model.modules():
-        plain = {
-            key: repr(value)
-            for key, value in vars(module).items()
-            if isinstance(value, (bool, int, float, str, list, tuple, set, dict, type(None)))
-            and not key.startswith(("_parameters", "_modules", "_buffers"))
-        }
-        settings.append((type(module), tuple(plain.items())))
-        own = (*module._parameters.values(), *module._buffers.values())
-        places += [(t.data_ptr(), t.dtype, tuple(t.shape)) for t in own if t is not None]
+        own = vars(module)
+        found.append(type(module))
+        found += [
+            (key, value if type(value) in PLAIN else repr(value))
+            for key, value in own.items()
+            if key not in OF_EVERY_MODULE and type(value) in (*PLAIN, list, tuple, set, dict)
+        ]
+        for tensor in (*own["_parameters"].values(), *own["_buffers"].values()):
+            if tensor is not None:
+                found.append((tensor.data_ptr(), tensor.dtype, tensor.shape))
     device = next(model.parameters()).device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     return (
-        hash((tuple(settings), tuple(places))),
+        hash(tuple(found)),
         model.config._attn_implementation,
         autocast,
         torch.get_float32_matmul_precision(),
