@@ -20,6 +20,8 @@ PROPOSING = (*PARENTS, "coin")
 """Whom a proposal may come from where parents propose: one of them, or either with even odds."""
 TURNS = ("alternating", "coin")
 """The schemes in which the parents take turns: one proposes what the other goes on to judge."""
+LONGEST = 8
+"""The draft length up to which `expected_speedup` looks for the best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +262,47 @@ def forwards_per_token(
     if scheme in ("lookup", "draft-model"):
         return third(unit, gamma, acceptance, draft_forwards=0)
     raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}: got {scheme!r}.")
+
+
+def expected_speedup(
+    acceptance: float | Mapping[str, float],
+    costs: Costs,
+    scheme: str,
+    *,
+    gamma: int | None = None,
+    stay: tuple[float, float] = (0.5, 0.5),
+) -> float:
+    """How many times faster than `plain` a scheme is expected to be.
+
+    Args:
+        acceptance: The acceptance probability by proposer ("policy", "teacher", "coin", "draft",
+            "lookup"), in [0, 1]; a number, of whoever proposes. Ignored by "plain".
+        costs: What a forward takes.
+        scheme: One of `SCHEMES`.
+        gamma: Draft tokens per round, for "coin" the most that may wait; None for the best of 1 to
+            `LONGEST`. "one-sided" lets the better parent draft.
+        stay: As in `coin`.
+    """
+    everyone = (*PROPOSING, "draft", "lookup")
+    accept = acceptance if isinstance(acceptance, Mapping) else dict.fromkeys(everyone, acceptance)
+
+    def seconds(gamma: int) -> float:
+        if scheme == "plain":
+            return plain(costs)
+        if scheme == "one-sided":
+            return min(one_sided(costs, who, gamma, accept[who]) for who in PARENTS)
+        if scheme == "alternating":
+            return alternating(costs, gamma, accept["policy"], accept["teacher"])
+        if scheme == "coin":
+            return coin(costs, gamma, stay, *(accept[who] for who in PROPOSING))
+        if scheme == "lookup":
+            return third(costs, gamma, accept["lookup"], draft_forwards=0)
+        if scheme == "draft-model":
+            return third(costs, gamma, accept["draft"], draft_forwards=gamma)
+        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}: got {scheme!r}.")
+
+    lengths = range(1, LONGEST + 1) if gamma is None else (gamma,)
+    return plain(costs) / min(seconds(length) for length in lengths)
 
 
 def expected_forwards_alternating(num_tokens: int, rejections: float) -> float:

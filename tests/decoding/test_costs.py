@@ -327,6 +327,43 @@ def test_overhead_is_paid_once_a_round():
 
 
 @pytest.mark.parametrize(
+    ("scheme", "gamma"), [("one-sided", 3), ("alternating", 1), ("alternating", 3)]
+)
+def test_a_speed_up_is_that_of_the_counted_forwards(scheme, gamma):
+    """The recursion over tokens that are left knows no stationary state."""
+    counted = [costs.expected_forwards(scheme, n, gamma, 0.8) for n in (600, 1200)]
+    found = costs.expected_speedup(0.8, UNIT, scheme, gamma=gamma)
+    assert found == pytest.approx(2 * 600 / (counted[1] - counted[0]), abs=1e-9)
+
+
+def test_a_speed_up_is_what_the_round_promises_by_hand():
+    cost = Costs({1: 1.0, 2: 1.25}, {1: 1.0, 2: 1.25}, draft={1: 0.1})
+    found = {name: costs.expected_speedup(0.9, cost, name, gamma=1) for name in costs.SCHEMES}
+    assert found["plain"] == 1
+    assert found["alternating"] == pytest.approx(2 / (1.25 + 0.1))
+    assert found["one-sided"] == pytest.approx(2 / 2)  # one draft, judged by itself
+    assert found["lookup"] == pytest.approx(2 * 1.9 / 2.5)
+    assert found["draft-model"] == pytest.approx(2 * 1.9 / 2.6)
+    patient = costs.expected_speedup(0.9, UNIT, "coin", gamma=60, stay=(0.5, 0.5))
+    assert patient == pytest.approx(2 / 1.2)  # `coin`'s limit: 1 + (1 - a) / (1 - s) forwards
+
+
+def test_a_speed_up_without_a_draft_length_is_that_of_the_best():
+    accept = {"policy": 0.9, "teacher": 0.5, "coin": 0.95, "draft": 0.7, "lookup": 0.2}
+    for name in costs.SCHEMES[1:]:
+        by_length = [
+            costs.expected_speedup(accept, UNEVEN, name, gamma=length)
+            for length in range(1, costs.LONGEST + 1)
+        ]
+        assert costs.expected_speedup(accept, UNEVEN, name) == max(by_length)
+    turns = costs.plain(UNEVEN) / costs.alternating(UNEVEN, 1, 0.9, 0.5)
+    assert costs.expected_speedup(accept, UNEVEN, "alternating", gamma=1) == turns
+    tossed = costs.plain(UNEVEN) / costs.coin(UNEVEN, 4, (0.3, 0.6), 0.9, 0.5, 0.95)
+    found = costs.expected_speedup(accept, UNEVEN, "coin", gamma=4, stay=(0.3, 0.6))
+    assert found == tossed
+
+
+@pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: Costs({2: 1.0}, {1: 1.0}), r"policy must give .* width 1 at least: got .*\[2\]"),
@@ -349,6 +386,7 @@ def test_overhead_is_paid_once_a_round():
         (lambda: costs.third(UNIT, 1, 0.5, draft_forwards=-1), "0 or more: got -1"),
         (lambda: costs.forwards_per_token("block"), "plain, one-sided, .*: got 'block'"),
         (lambda: costs.forwards_per_token("lookup", 1, (0.5, 0.5)), "has one drafter"),
+        (lambda: costs.expected_speedup(0.9, UNIT, "block"), "plain, one-sided, .*: got 'block'"),
         (lambda: costs.expected_forwards_alternating(3, 3), "got 3 tokens and 3 rejections"),
     ],
 )
