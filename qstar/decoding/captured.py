@@ -22,6 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks_of_all
+
+from .. import _quiet  # noqa: F401 - before transformers
+
+# isort: split
 from transformers import StaticCache
 from transformers.cache_utils import StaticLayer
 
