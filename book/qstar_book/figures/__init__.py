@@ -41,6 +41,7 @@ from .path import kl_crossing, minimax
 from .sampling import acceptance_bounds, alpha_acceptance, loop_bias, redraw_panels
 from .sequences import answer_divergences, gap_growth, two_means, useful_share
 from .solver import alpha_error, convergence, log_partition_panels, passes_histogram, solver_cost
+from .speed import forward_times, round_shares, solver_times, speed_by_acceptance
 from .style import COLOURS, FILL, INK, LINES, STYLE, WIDTH, style
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "enclosing_balls",
     "ends_and_middle",
     "error_exponent",
+    "forward_times",
     "forwards_by_acceptance",
     "gap_growth",
     "gaussian_cases",
@@ -87,10 +89,13 @@ __all__ = [
     "range_bound",
     "redraw_panels",
     "rivals",
+    "round_shares",
     "scale_law",
     "shells",
     "solver_cost",
+    "solver_times",
     "solving_gain",
+    "speed_by_acceptance",
     "speed_ratios",
     "style",
     "tail_weight",
