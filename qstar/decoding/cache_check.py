@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .eval_mode import quiet
 from .kv_cache import KVCache, said
-from .traits import Sliding
+from .traits import Sliding, modules_of, tensors_of
 
 CHECK_LENGTH = 48
 """Tokens of the text on which a cache is tried, unless something changes at a greater length."""
@@ -118,7 +118,7 @@ def check(cache: KVCache, length: int, *, rows: int = 1) -> None:
 
 def _fingerprint(cache: KVCache) -> tuple[Any, ...]:
     """What tells models apart that may treat a cache in different ways."""
-    modules = list(cache.model.modules())
+    modules = modules_of(cache.model)
     device = cache.model.device
     autocast = torch.is_autocast_enabled(device.type)
     return (
@@ -130,7 +130,7 @@ def _fingerprint(cache: KVCache) -> tuple[Any, ...]:
         # Quantised layers, adapters, and layers that answer in another way (`packed`).
         frozenset(map(type, modules)),
         sum("forward" in vars(module) for module in modules),
-        frozenset(parameter.dtype for parameter in cache.model.parameters()),
+        frozenset(tensor.dtype for module in modules for tensor in tensors_of(module)),
         device.type,
         torch.get_autocast_dtype(device.type) if autocast else None,
     )

@@ -29,6 +29,8 @@ from .. import _quiet  # noqa: F401 - before transformers
 from transformers import StaticCache
 from transformers.cache_utils import StaticLayer
 
+from .traits import address_of, modules_of, tensors_of
+
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Widths of a forward that are captured; one in between is padded. Wider ones, which read prompts,
 are launched as they come."""
@@ -68,12 +70,12 @@ def why_not(model: Any, core: Any) -> str:
         return "it works positions out from the mask"
     if hasattr(model, "_orig_mod"):
         return "it is compiled, which captures for itself"
-    modules = list(model.modules())
+    modules = modules_of(model)
     if any(m._forward_hooks or m._forward_pre_hooks or hasattr(m, "_hf_hook") for m in modules):
         return "hooks on its modules are to run in every forward"
     if hooks_of_all._global_forward_hooks or hooks_of_all._global_forward_pre_hooks:
         return "hooks on all modules are to run in every forward"
-    if len({p.device for p in model.parameters()}) != 1:
+    if len({tensor.device for module in modules for tensor in tensors_of(module)}) != 1:
         return "its weights are on several devices"
     return ""
 
@@ -82,7 +84,7 @@ def fingerprint(model: Any) -> tuple[Any, ...]:
     """What a captured forward rests on: where the weights are, and what a module's own settings
     are, which say what it does. A change of the numbers in a weight is seen by itself."""
     found: list[Any] = []
-    for module in model.modules():
+    for module in modules_of(model):
         own = vars(module)
         found.append(type(module))
         found += [
@@ -90,9 +92,7 @@ def fingerprint(model: Any) -> tuple[Any, ...]:
             for key, value in own.items()
             if key not in OF_EVERY_MODULE and type(value) in (*PLAIN, list, tuple, set, dict)
         ]
-        for tensor in (*own["_parameters"].values(), *own["_buffers"].values()):
-            if tensor is not None:
-                found.append((tensor.data_ptr(), tensor.dtype, tensor.shape))
+        found += [(address_of(x), x.dtype, x.shape) for x in tensors_of(module)]
     device = next(model.parameters()).device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     return (

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from .traits import modules_of
+
 _MODES: dict[Any, tuple[int, bool]] = {}
 """Of each module that somebody decodes with: how many do, and the mode to give it back in."""
 
@@ -16,7 +18,7 @@ _MODES_LOCK = threading.Lock()
 @contextmanager
 def eval_mode(*models: Any) -> Iterator[None]:
     """Dropout off while inside; every module gets its mode back when the last user has left."""
-    modules = dict.fromkeys(module for model in models for module in model.modules())
+    modules = dict.fromkeys(module for model in models for module in modules_of(model))
     with _MODES_LOCK:
         for module in modules:
             users, training = _MODES.get(module, (0, module.training))

@@ -108,8 +108,12 @@ def generate(
     same seed is another draw of the same distribution.
 
     Memory: a cache takes 2 * layers * key-value heads * head size * bytes per number for each
-    token, row and model, up to twice that in a batch whose rows accept different numbers of drafts;
-    a round holds at most 16 blocks of rows * (gamma + 1) * vocabulary numbers.
+    token, row and model, up to twice that in a batch whose rows accept different numbers of drafts.
+    A static cache (the default on an accelerator, where a model allows it) takes that for the
+    longest text and 16 tokens more, rounded up by a quarter at most, whatever rows accept; up to
+    `captured.IDLE_AT_MOST` of a model stay for its next call with what was captured of it, until
+    `qstar.decoding.captured.forget(model)`. A round holds at most 16 blocks of rows * (gamma + 1) *
+    vocabulary numbers.
 
     Args:
         policy: A causal language model of transformers.

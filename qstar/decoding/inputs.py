@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..arguments import check_count
 from .kv_cache import KVCache
+from .traits import address_of, modules_of
 
 Prompts = Tensor | Sequence[Tensor]
 
@@ -41,15 +42,11 @@ def check_weights(models: dict[str, Any]) -> None:
 def _weights(model: Any) -> set[tuple[Any, ...]]:
     """Where a model's parameters and kept buffers lie in memory."""
     found = set()
-    for module in model.modules():
+    for module in modules_of(model):
         anew = getattr(module, "_non_persistent_buffers_set", ())  # worked out when it is loaded
         kept = [tensor for name, tensor in module._buffers.items() if name not in anew]
         for tensor in (*module._parameters.values(), *kept):
-            try:
-                address = 0 if tensor is None else tensor.data_ptr()
-            except (RuntimeError, NotImplementedError):  # a tensor without memory of its own
-                address = id(tensor)
-            if address:
+            if tensor is not None and (address := address_of(tensor)):
                 found.add((str(tensor.device), address, tuple(tensor.shape)))
     return found
 

@@ -11,6 +11,7 @@ from .kv_cache import KVCache
 from .parents import Parents
 from .state import State
 from .timing import Timer, timed
+from .traits import modules_of
 
 MEASURED_WIDTHS = (1, 2, 3, 5, 9)
 MEASURED_TIMES = 4
@@ -31,7 +32,7 @@ def measured_costs(parents: Parents, state: State) -> Costs:
     policy = caches["policy"].model
     models = [cache.model for cache in caches.values()]
     # Layers that answer in another way (`packed`) take another time.
-    swapped = ["forward" in vars(module) for model in models for module in model.modules()]
+    swapped = ["forward" in vars(module) for model in models for module in modules_of(model)]
     # Weak references, for a later model may be given the address of one that is gone.
     kinds = [(weakref.ref(model), str(model.device), model.dtype) for model in models]
     static = tuple(cache.static for cache in caches.values())
