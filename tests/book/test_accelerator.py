@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import traceback
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from qstar_book.__main__ import main
-from qstar_book.records import accelerator, solver
+from qstar_book.records import accelerator, decoding, solver
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,9 +127,12 @@ def test_every_stage_was_recorded_and_none_failed(stages):
 
 
 def test_on_the_device_the_decoder_s_distribution_is_exact(stages):
-    errors = [x["largest_error"] for x in stages["laws"].values() if isinstance(x, dict)]
-    assert len(errors) == 16
-    assert max(errors) < 1e-12
+    """To the rounding of the weights: one of the configurations is in float32."""
+    errors = {name: x["largest_error"] for name, x in stages["laws"].items() if isinstance(x, dict)}
+    narrow = {name for name in errors if "float32" in name}
+    assert (len(errors), len(narrow)) == (12, 1)
+    assert max(errors[name] for name in narrow) < 1e-5
+    assert max(errors[name] for name in errors.keys() - narrow) < 1e-12
 
 
 def test_on_the_device_a_seed_draws_the_tokens_of_the_cpu(stages):
@@ -147,3 +151,39 @@ def test_on_the_device_the_solvers_found_q_star(stages):
     assert len(cells) == 6
     assert all(cell["converged"] == 1.0 for cell in cells)
     assert max(max(cell["worst_tv"].values()) for cell in cells) < 3e-6
+    assert all(cell["fused"] and cell["failed"] == {} for cell in cells)
+
+
+def test_every_way_answered_every_prompt_of_a_pair_that_says_whether_it_is_synthetic(stages):
+    several, beside = stages["decode synthetic"]["cells"]
+    apart, real = stages["decode apart"]["cells"], stages["decode real"]["cells"]
+    assert {run["way"] for run in several["runs"]} == set(accelerator.CAPTURED_WAYS)
+    assert {run["way"] for run in beside["runs"]} == set(accelerator.SLOW_WAYS)
+    pairs = [cell["pair"] for cell in (several, beside, *apart)]
+    named = ("7B shape, 0.9", "7B shape, 0.95", "7B shape, 0.8", "7B shape, 0.6", "1B shape, 0.9")
+    assert pairs == [named[0], *named]
+    assert [cell["synthetic"] for cell in real] == [False, True]
+    for cell in (several, beside, *apart, *real):
+        blocks = Counter(run["way"] for run in cell["runs"])
+        assert len(set(blocks.values())) == 1
+        assert {run["tokens"] for run in cell["runs"]} == {cell["new_tokens"]}
+        assert list(cell["widths"]) == [str(width) for width in decoding.WIDTHS]
+    for cell in (several, beside, *apart):
+        assert cell["synthetic"]
+        asked = float(cell["pair"].split(", ")[1])
+        assert abs(cell["acceptance_reached"] - asked) < 0.01
+
+
+def test_a_round_of_drafts_is_spent_in_the_models(stages):
+    ways = stages["round"]["ways"]
+    assert set(ways) == {"7B, plain", "7B, alternating 1", "7B, coin"}
+    rest = {name: 1 - x["model_ms"] / x["wall_ms"] for name, x in ways.items()}
+    assert min(rest.values()) > 0
+    assert max(rest["7B, alternating 1"], rest["7B, coin"]) <= 0.15
+
+
+def test_batches_share_the_reading_of_the_weights(stages):
+    batches = stages["batches"]["batches"]
+    assert list(batches) == ["7B, 1", "7B, 4", "7B, 16"]
+    per_token = [x["ways"]["plain"]["ms"] / x["tokens"] for x in batches.values()]
+    assert per_token == sorted(per_token, reverse=True)

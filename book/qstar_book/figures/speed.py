@@ -72,7 +72,7 @@ def solver_times(rows: Mapping[str, Mapping[str, float]], *, ax: Axes) -> Axes:
     ax.set(xscale="log", xlabel="ms per call", ylabel="vocabulary × rows")
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.xaxis.set_major_formatter("{x:g}")
-    ax.tick_params(labelsize=10)
+    ax.tick_params(which="both", labelsize=10)
     ax.tick_params(axis="y", length=0)
     handles, _ = ax.get_legend_handles_labels()
     _above(ax, handles)
