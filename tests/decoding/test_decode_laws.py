@@ -21,12 +21,21 @@ import pytest
 import tiny
 import torch
 from covering import all_pairs
-from decoder_laws import ended_law, enumerated_law, expected_law, options_of, ways_to_decode
+from decoder_laws import (
+    ended_law,
+    enumerated_law,
+    expected_law,
+    options_of,
+    penalise,
+    ways_to_decode,
+)
 from sampling import smallest_detectable_tv
 from scipy.stats import chisquare
+from transformers import TopKLogitsWarper
 
 from qstar.decoding import kv_cache, planner
 from qstar.decoding.costs import PARENTS, Costs
+from qstar.decoding.filters import shaping
 from qstar.decoding.generate import generate
 from qstar.decoding.judging import Rule
 from qstar.sampling import chance, enumeration, rules
@@ -154,6 +163,25 @@ def test_filters_read_the_text_at_every_draft(where, scheme):
     filters = {"penalty": 0.8, "temperature": 1.3}
     error = law_error(models, length, options, prompts=PROMPTS[2:], where=where, **filters)
     assert error < EXACT
+
+
+def test_filters_apply_in_their_order_though_only_some_read_the_text():
+    """The others are applied to all positions at once. In another order it is another law."""
+    steps = [TopKLogitsWarper(4), partial(penalise, 1.5), TopKLogitsWarper(2)]
+    log_law = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    texts, drafts = [torch.tensor([0, 1]), torch.tensor([4])], torch.tensor([[2, 3], [0, -1]])
+
+    def one_by_one(steps):
+        laws = log_law.clone()
+        for row, position in itertools.product(range(2), range(3)):
+            ids = torch.cat([texts[row], drafts[row, :position].clamp(min=0)])[None]
+            for step in steps:
+                laws[row, position] = step(ids, laws[row, position][None])[0]
+        return laws.log_softmax(-1)
+
+    actual = shaping(logits_processor=steps)(log_law, texts, drafts)
+    torch.testing.assert_close(actual, one_by_one(steps), rtol=0, atol=1e-6)
+    assert not torch.allclose(actual, one_by_one(steps[::-1]), atol=1e-3)
 
 
 @pytest.mark.parametrize("scheme", LONGER | OF_THREE)
