@@ -8,6 +8,8 @@ Only models of a few tokens can be followed this far. The code that runs is `dec
 one that decodes from models of any size.
 """
 
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ..rows import log_geometric_mean
 from ..solve import solve_kl_symmetry
-from .generate import generate
+from .generate import Generation, generate
 
 MOST_ROWS = 40_000
 """The most sequences of choices that are followed."""
+
+MOST_RUNS, FIRST_ROWS = 100, 50
+"""The most runs in which they are looked for, and the rows of each prompt in the first of these."""
 
 
 def tiny_model(seed: int, *, vocab: int = 3, forgetful: bool = False) -> Any:
@@ -106,9 +111,6 @@ def decoder_law(
 ) -> tuple[ndarray, int]:
     """The joint law of the decoder's tokens, one axis for each, and how many choices were followed.
 
-    `decode.generate` runs once, on a batch that has a row for every sequence of choices it can
-    make; so that rows accept and reject differently is part of what is looked at.
-
     Args:
         policy: A model of few tokens.
         teacher: Another.
@@ -118,79 +120,140 @@ def decoder_law(
         **options: For `generate`.
 
     Raises:
-        ValueError: There are more than `MOST_ROWS` sequences of choices.
+        ValueError: As `decoder_laws`.
     """
     prompts = policy_ids, policy_ids if teacher_ids is None else teacher_ids
-    rows = 1
-    while True:
-        if rows > MOST_ROWS:
-            raise ValueError(f"{rows} sequences of choices are too many: take fewer tokens.")
-        scripts = _Scripts(rows, length)
-        result = generate(
-            policy,
-            teacher,
-            *([ids] * rows for ids in prompts),
+    laws, result = decoder_laws((policy, teacher), [prompts], length, **options)
+    return laws[0], len(result.tokens)
+
+
+def decoder_laws(
+    models: Sequence[Any],
+    prompts: Sequence[Sequence[Tensor]],
+    length: int,
+    *,
+    vocab: int | None = None,
+    eos_token_id: int | None = None,
+    run: Callable[..., Generation] = generate,
+    **options: Any,
+) -> tuple[ndarray, Generation]:
+    """The joint laws of a decoder's tokens after each of several prompts.
+
+    `decode.generate` runs on a batch that has a row for every sequence of choices it can make; so
+    that rows accept and reject differently is part of what is looked at. What they are is found out
+    by running it: beyond what a row is told it takes any option that has a probability, and those
+    that no row takes are rows of the next batch. The last batch has each of them once.
+
+    Args:
+        models: The parents, of few tokens.
+        prompts: A pair for each law, the policy's and the teacher's.
+        length: How many new tokens.
+        vocab: How many token ids are used; all that the policy has if not given.
+        eos_token_id: The token that ends a row, if one does.
+        run: `generate`, or one that is mistaken.
+        **options: For `run`.
+
+    Returns:
+        The laws, an axis for each token; and what the last batch gave. Shape (prompts, *tokens).
+
+    Raises:
+        ValueError: There are more than `MOST_ROWS` sequences of choices, or those of a row never
+            cease to change with what other rows choose.
+    """
+    told: Sequence[tuple[int, ...]] = [(prompt,) for prompt in range(len(prompts))] * FIRST_ROWS
+    for _ in range(MOST_RUNS):
+        if len(told) > MOST_ROWS:
+            raise ValueError(f"{len(told)} sequences of choices are too many: take fewer tokens.")
+        scripts = _Scripts(told, length, eos_token_id)
+        result = run(
+            *models,
+            *([prompts[prompt][side] for prompt in scripts.prompts] for side in range(2)),
             max_new_tokens=length,
             generator=scripts,
-            eos_token_id=None,
+            vocab=vocab,
+            eos_token_id=eos_token_id,
             on_tokens=scripts.listen,
             **options,
         )
-        if scripts.options <= rows:
+        found = scripts.found()
+        if found == told:
             break
-        rows = scripts.options  # only now is it known how many choices there are
-    vocab = policy.get_output_embeddings().weight.shape[0]
-    law = np.zeros((vocab,) * length)
-    # A row that ended early stands for all ways to go on: they share its weight.
-    weights = scripts.weight * scripts.seen / rows
-    np.add.at(law, tuple(result.tokens.T.cpu().numpy()), weights.numpy())
-    return law, rows
+        told = found
+    else:
+        raise ValueError(f"new choices are still found in run {MOST_RUNS}: take fewer tokens.")
+    size = models[0].get_output_embeddings().weight.shape[0] if vocab is None else vocab
+    laws = np.zeros((len(prompts),) + (size,) * length)
+    outcomes = (scripts.prompts, *result.tokens.T.cpu().numpy())
+    np.add.at(laws, outcomes, scripts.weight.numpy())
+    return laws, result
 
 
 class _Scripts:
-    """A `chance.Chance` for a batch: row i makes the choices that the digits of i spell.
+    """A `chance.Chance` for a batch: each row makes the choices of its own script.
 
-    A call with n options takes the next digit in base n, and multiplies the choice's probability
-    into the row's weight.
+    A script is the index of a prompt, and then the option of each choice that the row makes. All
+    rows that are not finished have made the same number of choices.
     """
 
-    def __init__(self, rows: int, length: int) -> None:
-        self.number = torch.arange(rows)
-        self.weight = torch.ones(rows, dtype=torch.float64)
-        self.seen = torch.ones(rows, dtype=torch.long)  # options that each row's digits cover
-        self.options = 1
-        self._length, self._emitted = length, torch.zeros(rows, dtype=torch.long)
+    def __init__(
+        self, told: Sequence[tuple[int, ...]], length: int, eos_token_id: int | None
+    ) -> None:
+        depth = max(map(len, told))
+        self._told = torch.tensor([script + (-1,) * (depth - len(script)) for script in told])
+        self._made = [self._told[:, 0]]  # option by option, -1 where a row was finished
+        self._open: list[tuple[Tensor, Tensor]] = []  # rows, and the options there that none took
+        self._alike = self._made[0].clone()  # a number for all that have chosen alike so far
+        self._any = torch.Generator().manual_seed(0)
+        self.prompts: list[int] = self._made[0].tolist()
+        self.weight = torch.ones(len(told), dtype=torch.float64)
+        self._left = torch.full((len(told),), length)
+        self._end = eos_token_id
 
     def listen(self, block: Tensor) -> None:
         """Told of each round's tokens: finished rows make no choices."""
-        self._emitted += (block >= 0).sum(-1)
+        self._left -= (block >= 0).sum(-1)
+        if self._end is not None:
+            self._left[(block == self._end).any(-1)] = 0
 
     def keep(self, log_probability: Tensor) -> Tensor:
-        """Each of two ways."""
-        kept = self._digits(log_probability.shape, 2).bool()
-        probability = log_probability.double().exp().cpu()
-        self._weigh(torch.where(kept, probability, 1 - probability))
-        return kept.to(log_probability.device)
+        """No or yes, as the script has it."""
+        kept = log_probability.double().exp().cpu()
+        return self._choose(torch.stack([1 - kept, kept], -1)).bool().to(log_probability.device)
 
     def draw(self, log_law: Tensor) -> Tensor:
-        """Each of the tokens."""
-        token = self._digits(log_law.shape[:-1], log_law.shape[-1])
-        self._weigh(log_law.double().cpu().exp().gather(-1, token[..., None]).squeeze(-1))
-        return token.to(log_law.device)
+        """The script's token."""
+        return self._choose(log_law.double().exp().cpu()).to(log_law.device)
 
-    @property
-    def _running(self) -> Tensor:
-        return (self._emitted < self._length).nonzero().squeeze(-1)
+    def found(self) -> list[tuple[int, ...]]:
+        """The scripts that were followed, and the first part of those that were not."""
+        made = torch.stack(self._made, 1).tolist()
+        followed = {tuple(option for option in script if option >= 0) for script in made}
+        others = {
+            (*made[rows[place]][:depth], option)
+            for depth, (rows, options) in enumerate(self._open, 1)
+            for place, option in options.nonzero().tolist()
+        }
+        return sorted(followed | others)
 
-    def _digits(self, shape: torch.Size, base: int) -> Tensor:
-        rows, events = self._running, shape[1:].numel()
-        digits = torch.zeros(len(rows), events, dtype=torch.long)
-        for event in range(events):
-            digits[:, event] = self.number[rows] // self.options % base
-            self.options *= base
-        self.seen[rows] = self.options
-        return digits.reshape(shape)
-
-    def _weigh(self, probability: Tensor) -> None:
-        rows = self._running
-        self.weight[rows] *= probability.reshape(len(rows), -1).prod(-1)
+    def _choose(self, laws: Tensor) -> Tensor:
+        """An option for each law. Shape (running rows, *events, options)."""
+        rows = (self._left > 0).nonzero().squeeze(-1)
+        *events, options = laws.shape[1:]
+        chosen = torch.zeros(len(rows), math.prod(events), dtype=torch.long)
+        for event in range(chosen.shape[1]):
+            law, depth = laws.reshape(*chosen.shape, options)[:, event], len(self._made)
+            possible = (law != 0) & (self.weight[rows] != 0).unsqueeze(-1)
+            option = (possible + torch.rand(possible.shape, generator=self._any)).argmax(-1)
+            if depth < self._told.shape[1]:
+                told = self._told[rows, depth]
+                known = told.clamp(0, options - 1)
+                fits = (told == known) & possible.gather(-1, known.unsqueeze(-1)).squeeze(-1)
+                option = torch.where(fits, told, option)
+            self.weight[rows] *= law.gather(-1, option.unsqueeze(-1)).squeeze(-1)
+            self._made.append(torch.full_like(self._left, -1).index_copy(0, rows, option))
+            paths = self._alike[rows].unsqueeze(-1) * options + torch.arange(options)
+            taken = paths.gather(-1, option.unsqueeze(-1)).squeeze(-1)
+            self._open.append((rows, possible & ~torch.isin(paths, taken)))
+            self._alike[rows] = taken.unique(return_inverse=True)[1]
+            chosen[:, event] = option
+        return chosen.reshape(len(rows), *events)

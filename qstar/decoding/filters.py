@@ -7,6 +7,7 @@ decoder passes every law through one `Shaping`, whoever drew from it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -119,31 +120,45 @@ class Shaping:
                 (length,).
             drafts: What follows it, as far as the positions need it. Shape (batch, drafts).
         """
-        batch, positions, vocab = log_law.shape
-        if self.reads_text:
-            rows = []
-            for row, text in enumerate(texts):
-                begun = text.to(log_law.device)
-                for position in range(positions):
-                    ids = begun
-                    if position > 0:
-                        assert drafts is not None
-                        ids = torch.cat([begun, drafts[row, :position].clamp(min=0)])
-                    scores = log_law[row, position : position + 1].clone()
-                    for step in self.steps:
-                        scores = step(ids[None], scores)
-                    rows.append(scores)
-            log_law = torch.cat(rows).reshape(batch, positions, vocab).log_softmax(-1)
-        elif self.steps:
-            scores = log_law.reshape(batch * positions, vocab).clone()
-            for step in self.steps:
+        scores = log_law
+        for reads, steps in groupby(self.steps, reads_text):
+            if reads:
+                scores = _one_by_one(tuple(steps), scores, texts, drafts)
+                continue
+            scores = scores.flatten(0, 1).clone()
+            for step in steps:
                 scores = step(torch.empty(0, 0, dtype=torch.long), scores)
-            log_law = scores.reshape(batch, positions, vocab).log_softmax(-1)
+            scores = scores.reshape(log_law.shape)
+        if self.steps:
+            log_law = scores.log_softmax(-1)
         if self.greedy:
             nowhere = log_law.amax(-1, keepdim=True).isnan()  # no law has no most probable token
-            log_law = log_point_mass(log_law.argmax(-1), vocab, dtype=log_law.dtype)
+            log_law = log_point_mass(log_law.argmax(-1), log_law.shape[-1], dtype=log_law.dtype)
             log_law = log_law.masked_fill(nowhere, torch.nan)
         return log_law
+
+
+def _one_by_one(
+    steps: Sequence[Processor], log_law: Tensor, texts: Sequence[Tensor], drafts: Tensor | None
+) -> Tensor:
+    """Scores after steps that read the text, each position of each row in a call of its own.
+
+    Not in one call for all rows: a step may hold the ids of one text, as those that look at an
+    encoder's do, and would then change the first row alone.
+    """
+    positions = log_law.shape[1]
+    assert drafts is not None or positions == 1
+    scored = []
+    for row, text in enumerate(texts):
+        ids = text.to(log_law.device)[None]
+        if drafts is not None:
+            ids = torch.cat([ids, drafts[row : row + 1, : positions - 1].clamp(min=0)], 1)
+        for position in range(positions):
+            scores = log_law[row, position : position + 1].clone()
+            for step in steps:
+                scores = step(ids[:, : len(text) + position], scores)
+            scored.append(scores)
+    return torch.cat(scored).reshape(log_law.shape)
 
 
 def shaping(

@@ -187,7 +187,8 @@ def decode(setup: Setup) -> tuple[Generation, list[Step]]:
     with torch.no_grad(), eval_mode(*models.values()):
         costs, together = _resolve(setup)
         parents = Parents(setup.caches, vocab=setup.vocab, together=together)
-        observations = Observations(setup.state.prompts["policy"])
+        looks_up = setup.scheme in ("lookup", "auto")
+        observations = Observations(setup.state.prompts["policy"], looks_up=looks_up)
         choose = planner.Planner(
             scheme=setup.scheme,
             gamma=setup.gamma,
@@ -258,6 +259,6 @@ def _tell(setup: Setup, step: Step) -> None:
     if setup.on_tokens is None or longest == 0:
         return
     block = torch.full((len(setup.state.new), longest), NO_TOKEN)
-    for row, fresh in zip(step.rows, step.emitted, strict=True):
-        block[row, : len(fresh)] = torch.tensor(fresh, dtype=torch.long)
+    padded = [[*fresh, *[NO_TOKEN] * (longest - len(fresh))] for fresh in step.emitted]
+    block[list(step.rows)] = torch.tensor(padded)
     setup.on_tokens(block)

@@ -10,17 +10,18 @@ from .state import Step
 class Observations:
     """What a decode has seen of its drafters, tokens not yet emitted apart."""
 
-    def __init__(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Nothing yet but the prompts, of every row of the batch."""
-        self._lookups = [Lookup(prompt) for prompt in prompts]
+    def __init__(self, prompts: Sequence[Sequence[int]], *, looks_up: bool = True) -> None:
+        """Nothing yet but the prompts of all rows, if anything is to be looked up in them."""
+        self._lookups = [Lookup(prompt) for prompt in prompts] if looks_up else []
         self._observed: dict[str, tuple[float, float]] = {}
 
     def evidence(self, rows: Sequence[int], remaining: int, *, outstanding: bool) -> Evidence:
         """What the choice of the next round may rest on."""
+        matched = sum(self._lookups[row].match() for row in rows) if self._lookups else 0
         return Evidence(
             observed=dict(self._observed),
             remaining=remaining,
-            matched=sum(self._lookups[row].match() for row in rows) / len(rows),
+            matched=matched / len(rows),
             outstanding=outstanding,
         )
 
@@ -31,7 +32,7 @@ class Observations:
 
     def add(self, step: Step) -> None:
         """Take note of a round."""
-        for row, fresh in zip(step.rows, step.emitted, strict=True):
+        for row, fresh in zip(step.rows, step.emitted, strict=True) if self._lookups else ():
             lookup = self._lookups[row]
             lookup.append(fresh)
             observe(self._observed, "lookup", lookup.right, lookup.tested)

@@ -164,7 +164,10 @@ class Planner:
 
     def plan(self, evidence: Evidence) -> Plan:
         """The plan with the fewest predicted seconds per token."""
-        predicted = {plan: self.predict(plan, evidence) for plan in self._plans(evidence)}
+        plans = self._plans(evidence)
+        if len(plans) == 1:
+            return plans[0]
+        predicted = {plan: self.predict(plan, evidence) for plan in plans}
         best = min(predicted, key=lambda plan: predicted[plan])
         if evidence.outstanding and best.scheme not in TURNS:
             ongoing = [plan for plan in predicted if plan.scheme in TURNS]

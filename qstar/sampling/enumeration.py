@@ -3,11 +3,12 @@
 A sampler of `qstar.sampling.rules` makes two kinds of choice, to keep a token and to draw one. Here
 both are made in every possible way, and the probability of each is multiplied up in float64. So the
 law that comes out is that of the very code that samples, not of a second copy of its formula. What
-one run costs is paid `2^coins * vocab^draws` times; leading axes are rows and share a run.
+one run costs is paid at most `2^coins * vocab^draws` times, for branches without probability are
+left out; leading axes are rows and share a run.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,48 +24,65 @@ class Every:
 
     Attributes:
         weight: The probability of the branch so far, per row.
-        path: The choices made: (index of the option, number of options) of each.
+        path: The choices made: (index of the option, that of the next one, None after the last).
+            Options that have no probability in any row are passed over.
     """
 
     def __init__(self, batch: Sequence[int], script: Sequence[int]) -> None:
         self.weight: Tensor = torch.ones(tuple(batch), dtype=torch.float64)
-        self.path: list[tuple[int, int]] = []
+        self.path: list[tuple[int, int | None]] = []
         self._script = list(script)
 
     def keep(self, log_probability: Tensor) -> Tensor:
         """The next coins of the script, the same in every row."""
         events = log_probability.shape[self.weight.ndim :]
-        bits = self._choose(2 ** events.numel())
-        kept = torch.tensor([bits >> i & 1 for i in range(events.numel())], dtype=torch.bool)
-        kept = kept.reshape(events).expand(log_probability.shape)
         probability = log_probability.double().exp()
-        self._weigh(torch.where(kept, probability, 1 - probability))
-        return kept
+
+        def coins(bits: int) -> tuple[Tensor, Tensor]:
+            kept = torch.tensor([bits >> i & 1 for i in range(events.numel())], dtype=torch.bool)
+            kept = kept.reshape(events).expand(log_probability.shape)
+            return kept, torch.where(kept, probability, 1 - probability)
+
+        return self._choose(2 ** events.numel(), coins)
 
     def draw(self, log_law: Tensor) -> Tensor:
         """The next token of the script, the same in every row."""
         *shape, vocab = log_law.shape
         events = torch.Size(shape[self.weight.ndim :])
-        choice = self._choose(vocab ** events.numel())
-        digits = [choice // vocab**i % vocab for i in range(events.numel())]
-        token = torch.tensor(digits).reshape(events).expand(shape)
-        self._weigh(log_law.double().exp().gather(-1, token[..., None]).squeeze(-1))
-        return token
+        law = log_law.double().exp()
 
-    def _choose(self, options: int) -> int:
-        index = self._script[len(self.path)] if len(self.path) < len(self._script) else 0
-        self.path.append((index, options))
-        return index
+        def tokens(choice: int) -> tuple[Tensor, Tensor]:
+            digits = [choice // vocab**i % vocab for i in range(events.numel())]
+            token = torch.tensor(digits).reshape(events).expand(shape)
+            return token, law.gather(-1, token[..., None]).squeeze(-1)
 
-    def _weigh(self, probability: Tensor) -> None:
-        events = probability.reshape(*self.weight.shape, -1).prod(-1)
-        self.weight = self.weight * events
+        return self._choose(vocab ** events.numel(), tokens)
+
+    def _choose(self, options: int, option: Callable[[int], tuple[Tensor, Tensor]]) -> Tensor:
+        done = len(self.path)
+        first = self._script[done] if done < len(self._script) else 0
+        possible = self._possible(range(first, options), option)
+        nothing = torch.zeros_like(self.weight)
+        index, outcome, weight = next(possible, None) or (first, option(first)[0], nothing)
+        self.path.append((index, next(possible, (None,))[0]))
+        self.weight = weight
+        return outcome
+
+    def _possible(
+        self, indices: Iterable[int], option: Callable[[int], tuple[Tensor, Tensor]]
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The options that have a probability in some row, and the weight of the branch then."""
+        for index in indices:
+            outcome, probability = option(index)
+            weight = self.weight * probability.reshape(*self.weight.shape, -1).prod(-1)
+            if weight.any():
+                yield index, outcome, weight
 
 
 def every_outcome(
     program: Callable[[Every], Outcome], batch: Sequence[int] = ()
 ) -> Iterator[tuple[Outcome, Tensor]]:
-    """Each outcome of a program of choices, with its probability in each row.
+    """Each possible outcome of a program of choices, with its probability in each row.
 
     Args:
         program: Called once per branch, with the `Chance` to pass on as `generator`.
@@ -76,12 +94,12 @@ def every_outcome(
         chance = Every(batch, script)
         outcome = program(chance)
         yield outcome, chance.weight
-        path = chance.path
-        while path and path[-1][0] + 1 == path[-1][1]:
-            path.pop()
-        if not path:
+        *before, last = chance.path or [(0, None)]
+        while last[1] is None and before:
+            last = before.pop()
+        if last[1] is None:
             return
-        script = [index for index, _ in path[:-1]] + [path[-1][0] + 1]
+        script = [*(index for index, _ in before), last[1]]
 
 
 def token_law(program: Callable[[Every], Tensor], vocab: int, batch: Sequence[int] = ()) -> ndarray:

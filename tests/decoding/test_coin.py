@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from decoder_laws import enumerated_law, expected_law, generate_by
+from decoder_laws import enumerated_law, expected_law, ways_to_decode
 from sampling import FALSE_ALARM, p_value, smallest_detectable_tv
 from scipy.special import log_softmax, rel_entr
 
@@ -34,50 +34,12 @@ def pair(vocab=2):
     return tiny.llama(1, vocab=vocab, sharpness=2.0), tiny.gpt2(2, vocab=vocab, sharpness=0.5)
 
 
-class ImpossibleError(Exception):
-    """A branch of probability zero: whatever follows does not matter."""
-
-
-class Wrapped:
-    """Choices of another source, a branch without probability cut off."""
-
-    def __init__(self, chance):
-        self.chance = chance
-
-    def keep(self, log_probability):
-        return self._possible(self.chance.keep(log_probability))
-
-    def draw(self, log_law):
-        return self._possible(self.chance.draw(log_law))
-
-    def _possible(self, outcome):
-        if not self.chance.weight.any():
-            raise ImpossibleError
-        return outcome
-
-
 def outcomes(length, *, rule=Rule, **options):
     """The probability of every outcome of a row alone. Shape (2,) * length."""
-    models, law = pair(), np.zeros((2,) * length)
-
-    def program(every):
-        try:
-            return generate_by(
-                rule,
-                *models,
-                *PROMPTS,
-                max_new_tokens=length,
-                generator=Wrapped(every),
-                eos_token_id=None,
-                scheme="coin",
-                **options,
-            )
-        except ImpossibleError:
-            return None
-
-    for result, weight in every_outcome(program):
-        if result is not None:
-            law[tuple(result.tokens.tolist())] += float(weight)
+    law = np.zeros((2,) * length)
+    options |= {"rule": rule, "max_new_tokens": length, "scheme": "coin"}
+    for result, weight in every_outcome(ways_to_decode(*pair(), *PROMPTS, **options)):
+        law[tuple(result.tokens.tolist())] += float(weight)
     return law
 
 

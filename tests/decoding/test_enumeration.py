@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from decoder_laws import ways_to_decode
 
 import qstar
 from qstar.decoding import costs
@@ -54,6 +55,15 @@ def test_more_choices_than_can_be_followed_are_refused(pair, monkeypatch):
     monkeypatch.setattr("qstar.decoding.enumeration.MOST_ROWS", 100)
     with pytest.raises(ValueError, match="are too many: take fewer tokens"):
         decoder_law(*pair, *PROMPTS, length=2, scheme="alternating", gamma=2)
+    monkeypatch.setattr("qstar.decoding.enumeration.MOST_RUNS", 1)
+    with pytest.raises(ValueError, match="still found in run 1: take fewer tokens"):
+        decoder_law(*pair, *PROMPTS, length=1, scheme="plain")
+
+
+def test_choices_without_a_probability_are_not_followed(pair):
+    options = {"length": 3, "scheme": "alternating", "gamma": 2}
+    law, rows = decoder_law(*pair, *PROMPTS, greedy=True, **options)
+    assert (rows, law.max()) == (1, 1.0)
 
 
 def test_a_forgetful_model_always_has_one_law():
@@ -86,9 +96,8 @@ def test_the_expected_forwards_are_the_mean_over_every_choice(scheme, gamma, len
     options = {"scheme": scheme, "gamma": gamma, "max_new_tokens": length}
     if scheme == "one-sided":
         options["drafter"] = "teacher"
-    traces = enumeration.every_outcome(
-        lambda chance: generate(*pair, PROMPTS[0] % 2, generator=chance, **options).trace, (1,)
-    )
+    run = ways_to_decode(*pair, PROMPTS[0] % 2, **options)
+    traces = enumeration.every_outcome(lambda chance: run(chance).trace, (1,))
     mean = 0.0
     for trace, weight in traces:
         mean += float(weight) * trace.forwards

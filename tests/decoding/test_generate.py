@@ -32,9 +32,8 @@ VOCAB = 7
 POLICY_PROMPT = torch.tensor([1, 4, 0])
 TEACHER_PROMPT = torch.tensor([5, 3, 3, 6, 2])
 
-PAIRS = {
-    "two Llamas": (lambda: tiny.llama(1, sharpness=2.0), lambda: tiny.llama(2, sharpness=0.5)),
-    "two GPT-2s": (lambda: tiny.gpt2(3, sharpness=0.3), lambda: tiny.gpt2(4, sharpness=1.0)),
+PAIRS = {  # each architecture in either role
+    "GPT-2 and Llama": (lambda: tiny.gpt2(3, sharpness=0.3), lambda: tiny.llama(2, sharpness=0.5)),
     "Llama and GPT-2": (lambda: tiny.llama(5, sharpness=2.0), lambda: tiny.gpt2(6, sharpness=0.3)),
 }
 
@@ -68,7 +67,7 @@ def pair(request):
 
 @pytest.fixture
 def llamas():
-    return [make() for make in PAIRS["two Llamas"]]
+    return [tiny.llama(1, sharpness=2.0), tiny.llama(2, sharpness=0.5)]
 
 
 def log_law(model, prompt, prefix):

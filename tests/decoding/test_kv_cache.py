@@ -306,20 +306,12 @@ def test_holes_before_the_end_of_a_sliding_window_are_refused(family):
 def test_every_scheme_decodes_one_row_past_a_sliding_window(family):
     model, other = SLIDING[family](), FAMILIES["Llama"]()
     prompt = torch.tensor([1, 4, 0])
-    for scheme in ("plain", "one-sided", "alternating", "lookup"):
-        texts = {
-            generate(
-                model,
-                other,
-                prompt,
-                max_new_tokens=20,
-                scheme=name,
-                greedy=True,
-                eos_token_id=None,
-            ).tokens
-            for name in (scheme, "plain")
-        }
-        assert len({tuple(text.tolist()) for text in texts}) == 1
+    options = {"max_new_tokens": 20, "greedy": True, "eos_token_id": None}
+    texts = [
+        generate(model, other, prompt, scheme=scheme, **options).tokens.tolist()
+        for scheme in ("plain", "one-sided", "alternating", "lookup")
+    ]
+    assert texts == texts[:1] * 4
 
 
 @pytest.mark.parametrize("family", SLIDING)

@@ -204,7 +204,7 @@ def test_outstanding_proposals_are_given_up_for_a_gain_above_a_threshold():
         return [evidence(**seen, matched=1.0, outstanding=waiting) for waiting in (False, True)]
 
     turns = planner.predict(Plan("alternating", 1, "policy"), at(0.5)[0])
-    for accept in np.linspace(0.3, 0.9, 601):
+    for accept in np.linspace(0.3, 0.9, 121):
         free, bound = at(accept)
         gain = turns / min(planner.predict(Plan("lookup", g, "policy"), free) for g in GAMMAS) - 1
         if abs(gain) > 1e-9:

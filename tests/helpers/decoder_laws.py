@@ -1,11 +1,9 @@
 """The law of a decoder's tokens: what it should be, and what the very code that samples makes it.
 
 `expected_law` computes the token-level law by forwards over whole texts and the NumPy reference.
-`enumerated_law` runs `generate` once, in a batch that holds a row for every sequence of choices
-that it can make: rows accept and reject differently, so that ragged acceptance is part of the test.
+`enumerated_law` is `qstar.decoding.enumeration.decoder_laws`, of the decoder or of a mistaken one.
 """
 
-import inspect
 import itertools
 from dataclasses import fields, replace
 from functools import partial
@@ -15,10 +13,9 @@ import torch
 from scipy.special import log_softmax, logsumexp
 
 import qstar
-from qstar.decoding.generate import decode, generate
+from qstar.decoding.enumeration import decoder_laws
+from qstar.decoding.generate import decode
 from qstar.decoding.options import check
-
-MOST_ROWS = 40_000
 
 
 def log_laws(model, prompt, depth, vocab):
@@ -96,64 +93,20 @@ def options_of(*, where="target", penalty=0.0, **filters):
     return {"filtered": where, "logits_processor": processors, **filters}
 
 
-def generate_by(rule, *models_and_prompts, **options):
-    """`generate` with a rule of another class in place of its own: for a mistake."""
-    asked = inspect.signature(generate).bind(*models_and_prompts, **options)
-    asked.apply_defaults()
-    setup = check(**asked.arguments)
-    same = {field.name: getattr(setup.rule, field.name) for field in fields(setup.rule)}
-    return decode(replace(setup, rule=rule(**same)))[0]
+def ways_to_decode(*models_and_prompts, rule=None, eos_token_id=None, **options):
+    """(where choices come from) -> the result; what is asked for is checked once for all of them.
 
-
-class EveryRow:
-    """A `speculative.Chance` for a batch: each row follows a script of its own, all at once.
-
-    Rows are `leaves` scripts for each of several prompts. A call with n options takes the next
-    digit of the row's number in base n; the weight of the choice is multiplied up. A row that ends
-    early ends alike for every way to go on, so its weight is shared among that many rows.
+    `rule` is a class in place of the decoder's own `Rule`: for a mistake.
     """
+    setup = check(*models_and_prompts, eos_token_id=eos_token_id, **options)
+    if rule is not None:
+        same = {field.name: getattr(setup.rule, field.name) for field in fields(setup.rule)}
+        setup = replace(setup, rule=rule(**same))
+    return lambda chance: decode(replace(setup, chance=chance))[0]
 
-    def __init__(self, prompts, leaves, length, end=None):
-        self.leaf = torch.arange(leaves).repeat(prompts)
-        self.weight = torch.ones(prompts * leaves, dtype=torch.float64)
-        self.seen = torch.ones(prompts * leaves, dtype=torch.long)
-        self.emitted = torch.zeros(prompts * leaves, dtype=torch.long)
-        self.ended = torch.zeros(prompts * leaves, dtype=torch.bool)
-        self.running = torch.ones(prompts * leaves, dtype=torch.bool)
-        self.length, self.end = length, end
-        self.options = 1
 
-    def listen(self, block):
-        """Called by `generate` after each round: who is still running?"""
-        self.emitted += (block >= 0).sum(-1)
-        self.running = self.emitted < self.length
-        if self.end is not None:
-            self.ended |= (block == self.end).any(-1)
-            self.running &= ~self.ended
-
-    def keep(self, log_probability):
-        rows, choice, events = self._choose(log_probability.shape[1:], 2)
-        kept = choice.reshape(len(rows), *events).bool()
-        probability = log_probability.double().exp()
-        chosen = torch.where(kept, probability, 1 - probability)
-        self.weight[rows] *= chosen.reshape(len(rows), -1).prod(-1)
-        return kept
-
-    def draw(self, log_law):
-        rows, choice, events = self._choose(log_law.shape[1:-1], log_law.shape[-1])
-        token = choice.reshape(len(rows), *events)
-        chosen = log_law.double().exp().gather(-1, token[..., None]).squeeze(-1)
-        self.weight[rows] *= chosen.reshape(len(rows), -1).prod(-1)
-        return token
-
-    def _choose(self, events, options):
-        rows = self.running.nonzero().squeeze(-1)
-        digits = torch.zeros(len(rows), events.numel(), dtype=torch.long)
-        for event in range(events.numel()):
-            digits[:, event] = self.leaf[rows] // self.options % options
-            self.options *= options
-        self.seen[rows] = self.options
-        return rows, digits, events
+def generate_by(rule, *models_and_prompts, generator, **options):
+    return ways_to_decode(*models_and_prompts, rule=rule, **options)(generator)
 
 
 def ended_law(law, length, vocab, end):
@@ -166,42 +119,13 @@ def ended_law(law, length, vocab, end):
     return stopped
 
 
-def enumerated_law(models, prompts, length, *, vocab, end=None, rule=None, **options):
-    """The law of every prompt's tokens, exactly, and the result of the run that gave it.
+def enumerated_law(models, prompts, length, *, vocab, rule=None, **options):
+    """The law of every prompt's tokens, flattened, and the result of the run that gave it.
 
-    Args:
-        models: The parents.
-        prompts: Pairs of prompts, one for each parent; each is one row of the answer.
-        length: How many tokens.
-        vocab: Outcomes of a token.
-        end: The token that ends a row, if one does.
-        rule: A class in place of the decoder's own `Rule`.
-        options: What else `generate` is asked.
+    `rule` is a class in place of the decoder's own `Rule`.
     """
-    run = generate if rule is None else partial(generate_by, rule)
-    leaves = 1
-    while True:
-        assert leaves * len(prompts) <= MOST_ROWS, f"{leaves} scripts are too many"
-        chance = EveryRow(len(prompts), leaves, length, end)
-        ids = [[pair[side] for pair in prompts for _ in range(leaves)] for side in range(2)]
-        result = run(
-            *models,
-            *ids,
-            max_new_tokens=length,
-            generator=chance,
-            eos_token_id=end,
-            vocab=vocab,
-            on_tokens=chance.listen,
-            **options,
-        )
-        if chance.options <= leaves:
-            break
-        leaves = chance.options
-    assert chance.options == leaves
-    place = vocab ** torch.arange(length - 1, -1, -1)
-    outcome = (result.tokens * place).sum(-1)
-    law = torch.zeros(len(prompts), vocab**length, dtype=torch.float64)
-    share = chance.weight * chance.seen / leaves
-    prompt = torch.arange(len(prompts)).repeat_interleave(leaves)
-    law.index_put_((prompt, outcome), share, accumulate=True)
-    return law.numpy(), result
+    if rule is not None:
+        options["run"] = partial(generate_by, rule)
+    laws, result = decoder_laws(models, prompts, length, vocab=vocab, **options)
+    np.testing.assert_allclose(laws.reshape(len(laws), -1).sum(-1), 1.0, atol=1e-12)
+    return laws.reshape(len(laws), -1), result

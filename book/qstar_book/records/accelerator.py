@@ -17,7 +17,7 @@ The record (JSON) holds
         solver    {cell: {ways, worst_tv, same_status, converged, fused}} for each vocabulary and
                   batch: alpha* beside two log-softmaxes of the same rows, by fused kernels and by
                   torch's; and, for scale, a plain Newton iteration of six steps, captured as a
-                  CUDA graph, as it is and compiled
+                  CUDA graph
         rows      {family and dtype: counts} of faults on adversarial rows (`stress`)
         laws      {configuration: largest error of an outcome} of the decoder, by enumeration
         seeds     whether a seed draws the same tokens here as on the CPU
@@ -663,7 +663,7 @@ STAGES: Mapping[str, tuple[Callable[..., dict[str, Any]], int]] = {
     "round": (rounds, 60),
     "decode apart": (decode_apart, 120),
     "laws": (laws, 100),
-    "batches": (batches, 60),
+    "batches": (batches, 150),
     "forwards": (forwards, 90),
     "rows": (rows, 60),
     "token": (token, 60),
