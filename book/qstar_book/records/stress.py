@@ -1,7 +1,8 @@
 """Adversarial rows through both solvers: `qstar-book record stress 1000000`.
 
 Every row is solved by `qstar.solve_kl_symmetry` (float64, the reference), by `qstar.rows_torch` in
-float64, float32, bfloat16 and float16, and by its accelerator road (fixed passes) on the CPU. Each
+float64, float32, bfloat16 and float16, and by the fixed passes of an accelerator without fused
+kernels (the record of the accelerator has those) on the CPU. Each
 is given what it is given: the reference is solved again for the rows as rounded to each dtype. A
 row is a fault where the solver raises ("crash"), returns nan where there is a q* ("nan"), says
 that it did not converge ("unconverged"), or says that it did while its q* is farther from the
