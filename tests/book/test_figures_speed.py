@@ -65,13 +65,17 @@ def test_a_gain_has_its_interval_and_its_promise(fig):
     grid = np.array([0.6, 0.9])
     curves = {"alternating": (grid, np.array([1.4, 1.7])), "coin": (grid, np.array([1.5, 1.8]))}
     gains = {"alternating": [(0.6, 1.3, 1.2, 1.35)], "coin": [(0.9, 1.75, 1.7, 1.8)]}
-    ax = figures.speed_by_acceptance(gains, curves, ax=fig.subplots())
+    alone = {"alternating": [(0.6, 1.35)], "coin": [(0.9, 1.8)]}
+    ax = figures.speed_by_acceptance(gains, alone, curves, ax=fig.subplots())
     spans = [
         tuple(line.get_ydata())
         for line in ax.lines
         if len(line.get_xdata()) == 2 and len(set(line.get_xdata())) == 1
     ]
     assert spans == [(1.2, 1.35), (1.7, 1.8)]
-    assert [x for x in marked(ax) if x[0]] == [([0.6], [1.3]), ([0.9], [1.75])]
+    shown = np.array([(x[0], y[0]) for x, y in marked(ax) if x])
+    expected = np.array([(0.6, 1.3), (0.6, 1.35), (0.9, 1.75), (0.9, 1.8)])
+    assert list(shown[:, 1]) == list(expected[:, 1])
+    assert np.abs(shown[:, 0] - expected[:, 0]).max() < 0.005  # side by side
     promised = [list(line.get_ydata()) for line in ax.lines if list(line.get_xdata()) == [0.6, 0.9]]
     assert promised == [[1.4, 1.7], [1.5, 1.8]]

@@ -110,6 +110,7 @@ def round_shares(rows: Mapping[str, Mapping[str, float]], *, ax: Axes) -> Axes:
 
 def speed_by_acceptance(
     measured: Mapping[str, Sequence[tuple[float, float, float, float]]],
+    in_models: Mapping[str, Sequence[tuple[float, float]]],
     predicted: Mapping[str, tuple[ndarray, ndarray]],
     *,
     ax: Axes,
@@ -117,18 +118,28 @@ def speed_by_acceptance(
     """How many times faster than plain decoding, against the acceptance, measured and predicted.
 
     Args:
-        measured: Way -> for each pair (acceptance, median, low, high).
+        measured: Way -> for each pair (acceptance, median, low, high), by the clock.
+        in_models: Way -> for each pair (acceptance, median), of the time in the models alone.
         predicted: Way -> acceptances and what the cost model promises there. Shape (points,).
         ax: Where to draw; the line at 1 is plain decoding.
     """
     looks = (LOOKS[1], LOOKS[2])
-    for (way, points), look, dash in zip(measured.items(), looks, DASHES[1:], strict=False):
+    cross: dict[str, Any] = {"marker": "x", "markersize": 7, "markeredgewidth": 1.8}
+    cross["linestyle"] = "none"
+    sides = (-0.004, 0.004)  # so that no mark hides another
+    for (way, points), look, dash, aside in zip(
+        measured.items(), looks, DASHES[1:], sides, strict=False
+    ):
         at, curve = predicted[way]
         ax.plot(at, curve, color=look["color"], linestyle=dash, linewidth=1.8)
         for acceptance, median, low, high in points:
-            ax.plot([acceptance] * 2, [low, high], color=look["color"], linewidth=1.6)
-            ax.plot([acceptance], [median], linestyle="none", markersize=8, zorder=5, **look)
+            x = acceptance + aside
+            ax.plot([x, x], [low, high], color=look["color"], linewidth=1.6)
+            ax.plot([x], [median], linestyle="none", markersize=8, zorder=5, **look)
+        for acceptance, median in in_models[way]:
+            ax.plot([acceptance + aside], [median], color=look["color"], zorder=4, **cross)
         ax.plot([], [], linestyle=dash, markersize=8, label=way, **look)
+    ax.plot([], [], color=COLOURS["ink"], label="in the models", **cross)
     ax.axhline(1, color=COLOURS["ink"], linewidth=1.0)
     ax.set(
         xlabel="acceptance probability of a parent's draft",
