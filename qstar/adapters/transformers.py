@@ -233,7 +233,8 @@ def _check_request(
     if getattr(cache, "_is_user_defined", False) or kind not in (None, "dynamic", "static"):
         raise ValueError(
             f"each parent keeps a cache of its own, which takes rejected drafts back: leave "
-            f"past_key_values and cache_implementation={kind!r} out ('static' or 'dynamic' will do)."
+            f"past_key_values out, and cache_implementation={kind!r}: 'static' or 'dynamic' "
+            f"will do."
         )
     prepared = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
     extra = sorted(
