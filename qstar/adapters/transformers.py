@@ -53,7 +53,7 @@ class QStarOutput(ModelOutput):  # type: ignore[misc]
 
 OF_THE_CONFIG = (
     *("max_new_tokens", "greedy", "temperature", "top_k", "top_p", "logits_processor"),
-    *("eos_token_id", "stopping_criteria"),
+    *("eos_token_id", "stopping_criteria", "cache_implementation"),
 )
 """The options that transformers' `generate` has prepared from its config."""
 
@@ -158,6 +158,7 @@ def q_star(
                     for stop in stopping_criteria
                     if not isinstance(stop, EosTokenCriteria | MaxLengthCriteria)
                 ],
+                cache_implementation=generation_config.cache_implementation,
             ),
             generator=generator,
             draft_model=draft_model,
@@ -228,13 +229,12 @@ def _check_request(
             f"the two laws instead; checkpoints.log_laws gives a model's laws of given tokens."
         )
     cache = model_kwargs.get("past_key_values")
-    if getattr(cache, "_is_user_defined", False) or config.cache_implementation not in (
-        None,
-        "dynamic",
-    ):
+    kind = config.cache_implementation
+    if getattr(cache, "_is_user_defined", False) or kind not in (None, "dynamic", "static"):
         raise ValueError(
-            "each parent keeps a cache of its own, which takes rejected drafts back: leave "
-            "past_key_values and cache_implementation out."
+            f"each parent keeps a cache of its own, which takes rejected drafts back: leave "
+            f"past_key_values out, and cache_implementation={kind!r}: 'static' or 'dynamic' "
+            f"will do."
         )
     prepared = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
     extra = sorted(

@@ -37,6 +37,7 @@ from qstar.adapters.processors import OF_SOUND, REMEMBERING
 from qstar.adapters.transformers import OF_THE_CONFIG, q_star
 from qstar.decoding import generate as decode
 from qstar.decoding.filters import GAUGED
+from qstar.decoding.kv_cache import KVCache
 
 VOCAB = 9
 PROMPT = torch.tensor([[1, 4, 6, 4, 1]])
@@ -723,7 +724,7 @@ REFUSED = {
     "prompt lookup": ({"prompt_lookup_num_tokens": 3}, "scheme='lookup'"),
     "scores": ({"output_scores": True}, "keeps no output_scores"),
     "hidden states": ({"output_hidden_states": True}, "keeps no output_hidden_states"),
-    "a static cache": ({"cache_implementation": "static"}, "cache_implementation out"),
+    "a cache on the host": ({"cache_implementation": "offloaded"}, "'static' or 'dynamic' will do"),
     "guidance": ({"guidance_scale": 1.5}, "Unbatched.* remembers what it was asked"),
     "types": ({"token_type_ids": MASK}, "leave token_type_ids out"),
     "positions": ({"position_ids": MASK}, "leave position_ids out"),
@@ -756,6 +757,21 @@ def test_what_it_does_not_do_is_refused(name):
     policy, teacher = tiny.gpt2(4, vocab=VOCAB), pair()[0]
     with pytest.raises(ValueError, match=message):
         hooked(policy, **{"teacher": teacher, "max_new_tokens": 3} | options)
+
+
+@pytest.mark.parametrize("kind", ["static", "dynamic"])
+def test_the_cache_that_was_asked_for_is_taken(kind, monkeypatch):
+    made = []
+    real = KVCache.start
+    monkeypatch.setattr(
+        KVCache, "start", lambda self, texts: (made.append(self.static), real(self, texts))[1]
+    )
+    policy, teacher = pair()
+    torch.manual_seed(0)
+    out = hooked(policy, teacher, max_new_tokens=5, do_sample=True, cache_implementation=kind)
+    torch.manual_seed(0)
+    assert out.tolist() == hooked(policy, teacher, max_new_tokens=5, do_sample=True).tolist()
+    assert (True in made) == (kind == "static")
 
 
 def test_a_row_wise_processor_is_refused_for_several_rows():
