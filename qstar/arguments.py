@@ -34,13 +34,28 @@ def check_alphas(alpha: ArrayLike, *, allow_nan: bool = True) -> np.ndarray:
     return values
 
 
+def check_exponents(alpha: ArrayLike) -> np.ndarray:
+    """Exponents as float64, inside [0, 1] or not; ValueError for infinite ones, while nan passes.
+
+    Args:
+        alpha: The exponents on the policy. Any shape.
+    """
+    values = np.asarray(alpha, dtype=np.float64)
+    infinite = np.isinf(values)
+    if infinite.any():
+        raise ValueError(
+            f"alpha is the exponent on the policy and must be finite: got {values[infinite][0]}."
+        )
+    return values
+
+
 def check_fixed_alpha(alpha: float | None) -> float | None:
-    """The fixed exponent, None to solve for it; ValueError outside [0, 1]."""
+    """The fixed exponent, None to solve for it; ValueError unless single precision can hold it."""
     if alpha is None:
         return None
-    if not 0 <= float(alpha) <= 1:
+    if not abs(float(alpha)) <= float(np.finfo(np.float32).max):
         raise ValueError(
-            f"alpha is the exponent on the policy and must lie in [0, 1]: got {alpha}. None "
+            f"alpha is the exponent on the policy and must be a finite number: got {alpha}. None "
             f"solves for alpha* at each position."
         )
     return float(alpha)

@@ -62,7 +62,7 @@ def log_geometric_mean(log_policy: Any, log_teacher: Any, alpha: Any) -> Any:
     Args:
         log_policy: An array or a tensor. Shape (*batch, vocab).
         log_teacher: The same.
-        alpha: The exponents on the policy. Shape (*batch), or one number.
+        alpha: The exponents on the policy, outside [0, 1] too. Shape (*batch), or one number.
 
     Raises:
         TypeError: The parents are densities, for which `geometric_mean` is.
@@ -82,7 +82,8 @@ def log_partition(policy: Any, teacher: Any, alpha: Any) -> Any:
     Args:
         policy: As `solve_kl_symmetry` takes it.
         teacher: The other parent.
-        alpha: The exponents on the policy: for rows of shape (*batch), for densities of any shape.
+        alpha: The exponents on the policy: for rows of shape (*batch), outside [0, 1] too; for
+            densities of any shape, in [0, 1].
     """
     home = _home(policy, teacher)
     return home.log_partition(policy, teacher, _like(home, alpha, policy))

@@ -7,6 +7,11 @@ off the support. The path is
 
 so alpha = 1 is the policy and alpha = 0 the teacher, each conditioned on the shared support
 (which changes nothing where the supports agree): the values at the two ends are the limits.
+
+Beyond the ends the path goes on, with one parent's exponent above 1 and the other's negative. An
+outcome that the first excludes has no mass. If the second excludes one that the first does not,
+nothing is left to normalise: Z is infinite, as is the Renyi divergence of order alpha, and there is
+no q_alpha.
 """
 
 import math
@@ -16,7 +21,7 @@ import numpy as np
 from numpy import ndarray
 from numpy.typing import ArrayLike
 
-from .arguments import check_alphas
+from .arguments import check_exponents
 
 NORMALISATION_TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-2}
 """How far a row's probabilities may sum from 1, by the dtype in which they came. float64 rows may
@@ -31,22 +36,25 @@ def log_partition(
 ) -> ndarray:
     """log Z(alpha) = log sum_x policy(x)^alpha teacher(x)^(1 - alpha), in nats.
 
-    Convex in alpha and never positive; -inf where the parents share no outcome. Where it is close
-    to zero it is exact to the relative precision of the inputs, not only to their absolute one:
-    log Z is then computed from the gap of the arithmetic-geometric mean inequality.
+    Convex in alpha. In [0, 1] never positive, and -inf where the parents share no outcome. Outside
+    never negative: (alpha - 1) D for alpha > 1, D being the Renyi divergence of order alpha from
+    policy to teacher, which is inf where the policy has an outcome that the teacher lacks; the
+    mirror image for alpha < 0. Where it is close to zero it is exact to the relative precision of
+    the inputs, not only to their absolute one: log Z is then computed from the gap of the
+    arithmetic-geometric mean inequality.
 
     Args:
         log_policy: Normalised log-probabilities of the policy. Shape (*batch, vocab).
         log_teacher: The same for the teacher, of the same shape. Shape (*batch, vocab).
-        alpha: The exponent on the policy, in [0, 1]; broadcasts against the batch. nan gives nan.
-            Shape (*alphas).
+        alpha: The exponent on the policy; broadcasts against the batch. nan gives nan. Shape
+            (*alphas).
 
     Raises:
-        ValueError: A row is not a normalised distribution, the shapes differ, or alpha leaves
-            [0, 1].
+        ValueError: A row is not a normalised distribution, the shapes differ, or alpha is
+            infinite.
     """
     pair = check_pair(log_policy, log_teacher)
-    return pair.log_partition(check_alphas(alpha))
+    return pair.log_partition(check_exponents(alpha))
 
 
 def log_geometric_mean(
@@ -56,20 +64,22 @@ def log_geometric_mean(
 ) -> ndarray:
     """log q_alpha, the normalised geometric mean of policy and teacher, in nats.
 
-    At alpha* this is q*. A row whose parents share no outcome has no geometric mean: it is nan.
+    At alpha* this is q*. Outside [0, 1] it is guidance: the parent with the exponent above 1,
+    tilted away from the other. A row without a q_alpha is nan: its parents share no outcome or,
+    outside [0, 1], the parent with the negative exponent lacks one that the other has.
 
     Args:
         log_policy: Normalised log-probabilities of the policy. Shape (*batch, vocab).
         log_teacher: The same for the teacher, of the same shape. Shape (*batch, vocab).
-        alpha: The exponent on the policy, in [0, 1]; broadcasts against the batch. nan gives nan.
-            Shape (*alphas).
+        alpha: The exponent on the policy; broadcasts against the batch. nan gives nan. Shape
+            (*alphas).
 
     Raises:
-        ValueError: A row is not a normalised distribution, the shapes differ, or alpha leaves
-            [0, 1].
+        ValueError: A row is not a normalised distribution, the shapes differ, or alpha is
+            infinite.
     """
     pair = check_pair(log_policy, log_teacher)
-    return pair.log_geometric_mean(check_alphas(alpha))
+    return pair.log_geometric_mean(check_exponents(alpha))
 
 
 def kl_gap(
@@ -80,20 +90,20 @@ def kl_gap(
     """KL(q_alpha || teacher) - KL(q_alpha || policy), in nats.
 
     It equals E_q[log policy - log teacher], the slope of log Z, and so never decreases in alpha:
-    a root, once bracketed, is the only one.
+    a root, once bracketed, is the only one. nan where there is no q_alpha.
 
     Args:
         log_policy: Normalised log-probabilities of the policy. Shape (*batch, vocab).
         log_teacher: The same for the teacher, of the same shape. Shape (*batch, vocab).
-        alpha: The exponent on the policy, in [0, 1]; broadcasts against the batch. nan gives nan.
-            Shape (*alphas).
+        alpha: The exponent on the policy; broadcasts against the batch. nan gives nan. Shape
+            (*alphas).
 
     Raises:
-        ValueError: A row is not a normalised distribution, the shapes differ, or alpha leaves
-            [0, 1].
+        ValueError: A row is not a normalised distribution, the shapes differ, or alpha is
+            infinite.
     """
     pair = check_pair(log_policy, log_teacher)
-    return pair.slope_and_curvature(check_alphas(alpha))[0]
+    return pair.slope_and_curvature(check_exponents(alpha))[0]
 
 
 def cumulants(
@@ -109,14 +119,14 @@ def cumulants(
     Args:
         log_policy: Normalised log-probabilities of the policy. Shape (*batch, vocab).
         log_teacher: The same for the teacher, of the same shape. Shape (*batch, vocab).
-        alpha: The exponent on the policy, in [0, 1]; broadcasts against the batch. nan gives nan.
-            Shape (*alphas).
+        alpha: The exponent on the policy; broadcasts against the batch. nan gives nan. Shape
+            (*alphas).
 
     Raises:
-        ValueError: A row is not a normalised distribution, the shapes differ, or alpha leaves
-            [0, 1].
+        ValueError: A row is not a normalised distribution, the shapes differ, or alpha is
+            infinite.
     """
-    pair, at = check_pair(log_policy, log_teacher), check_alphas(alpha)
+    pair, at = check_pair(log_policy, log_teacher), check_exponents(alpha)
     mean, variance = pair.slope_and_curvature(at)
     q = np.exp(pair.log_geometric_mean(at))
     third = (q * (pair.log_ratio - mean[..., None]) ** 3).sum(axis=-1)
@@ -189,34 +199,39 @@ class Pair:
         return Pair(*(getattr(self, name)[index] for name in self.__slots__))
 
     def log_path(self, alpha: ndarray) -> ndarray:
-        """The unnormalised log of the path; never positive, -inf off the shared support."""
+        """The unnormalised log of the path; off the shared support -inf, or inf where a parent
+        with a negative exponent alone excludes an outcome."""
         weight = alpha[..., None]
         with np.errstate(invalid="ignore"):  # 0 * -inf at the ends, -inf + inf: off the support
             log_path = weight * self.log_policy + (1 - weight) * self.log_teacher
-        return np.where(self.shared, log_path, -np.inf)
+        return np.where(self.shared | (log_path == np.inf), log_path, -np.inf)
 
     def log_partition(self, alpha: ndarray) -> ndarray:
         """See `qstar.log_partition`."""
         log_path = self.log_path(alpha)
         log_z = _logsumexp(log_path)
-        near = log_z > -0.5
+        near = np.abs(log_z) < 0.5
         if near.any():
             # sum (alpha p + (1 - alpha) r - p^alpha r^(1-alpha)): every term >= 0, by the
-            # inequality of the means; the rows are normalised, so the sum is 1 - Z.
+            # inequality of the means, and <= 0 outside [0, 1]; the rows are normalised, so the
+            # sum is 1 - Z.
             weight = alpha[..., None]
             teacher = np.exp(self.log_teacher)
             with np.errstate(invalid="ignore", over="ignore"):
                 close = teacher * np.expm1(weight * self.log_ratio)
-            path_gap = np.where(_close(self.log_ratio), close, np.exp(log_path) - teacher)
+                path_gap = np.where(_close(self.log_ratio), close, np.exp(log_path) - teacher)
             gap = (weight * self.mass_gap - np.where(self.shared, path_gap, -teacher)).sum(axis=-1)
+            outside = (alpha < 0) | (alpha > 1)
+            gap = np.where(outside, np.minimum(gap, 0), np.maximum(gap, 0))
             with np.errstate(divide="ignore", invalid="ignore"):
-                log_z = np.where(near, np.log1p(-np.maximum(gap, 0)), log_z)
+                log_z = np.where(near, np.log1p(-gap), log_z)
         return np.where(np.isnan(alpha), np.nan, log_z)
 
     def log_geometric_mean(self, alpha: ndarray) -> ndarray:
         """See `qstar.log_geometric_mean`."""
         log_path = self.log_path(alpha)
-        log_z = np.where(np.isnan(alpha), np.nan, _logsumexp(log_path))
+        log_z = _logsumexp(log_path)
+        log_z = np.where(np.isnan(alpha) | np.isposinf(log_z), np.nan, log_z)
         with np.errstate(invalid="ignore"):  # -inf - -inf: no shared outcome
             log_q = log_path - log_z[..., None]
         return log_q
@@ -229,14 +244,15 @@ class Pair:
             q = np.exp(log_path - log_z[..., None])
         slope = (q * self.log_ratio).sum(axis=-1)
         curvature = (q * (self.log_ratio - slope[..., None]) ** 2).sum(axis=-1)
-        near = log_z > -0.5
+        near = np.abs(log_z) < 0.5
         if near.any():
             # Subtracting sum (p - r) = 0 termwise leaves terms of second order in the log-ratio:
             # no cancellation between close parents, and the right sign at both ends.
-            first_order = np.exp(log_path) * self.log_ratio - self.mass_gap
-            exact = first_order.sum(axis=-1) / np.exp(np.where(near, log_z, 0.0))
+            with np.errstate(invalid="ignore", over="ignore"):  # far outside [0, 1], not near
+                first_order = np.exp(log_path) * self.log_ratio - self.mass_gap
+                exact = first_order.sum(axis=-1) / np.exp(np.where(near, log_z, 0.0))
             slope = np.where(near, exact, slope)
-        undefined = np.isnan(alpha) | np.isneginf(log_z)
+        undefined = np.isnan(alpha) | np.isinf(log_z)
         return np.where(undefined, np.nan, slope), np.where(undefined, np.nan, curvature)
 
     def log_odds(self, alpha: ndarray) -> tuple[ndarray, ndarray, ndarray]:

@@ -213,26 +213,32 @@ def log_partition(
     log_policy: Tensor,
     log_teacher: Tensor,
     alpha: Tensor,
+    *,
+    inside: bool = False,
 ) -> Tensor:
     """log Z(alpha) = log sum_x policy(x)^alpha teacher(x)^(1 - alpha), in nats.
 
     As `qstar.log_partition`, but the rows are trusted to be normalised and log Z near zero has
     the absolute, not the relative, precision of the dtype. `solve_kl_symmetry` returns a better
-    value at alpha* itself, as -chernoff.
+    value at alpha* itself, as -chernoff. `inside` is the caller's word that the exponents lie in
+    [0, 1], which saves three passes.
     """
-    return _log_path(log_policy, log_teacher, alpha).logsumexp(-1)
+    return _log_path(log_policy, log_teacher, alpha, inside=inside).logsumexp(-1)
 
 
 def log_geometric_mean(
     log_policy: Tensor,
     log_teacher: Tensor,
     alpha: Tensor,
+    *,
+    inside: bool = False,
 ) -> Tensor:
     """log q_alpha, the normalised geometric mean; at alpha* it is q*.
 
-    As `qstar.log_geometric_mean`, but nothing is checked. nan where the parents share no outcome.
+    As `qstar.log_geometric_mean`, but nothing is checked; nan where there is no q_alpha. `inside`
+    as in `log_partition`.
     """
-    return _log_path(log_policy, log_teacher, alpha).log_softmax(-1)
+    return _log_path(log_policy, log_teacher, alpha, inside=inside).log_softmax(-1)
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -351,13 +357,22 @@ def _widen(log_rows: Tensor) -> Tensor:
     return log_rows.float().log_softmax(-1)
 
 
-def _log_path(log_policy: Tensor, log_teacher: Tensor, alpha: Tensor) -> Tensor:
+def _log_path(
+    log_policy: Tensor, log_teacher: Tensor, alpha: Tensor, *, inside: bool = False
+) -> Tensor:
+    """The unnormalised log of the path, as `qstar.rows.Pair.log_path`."""
     log_policy, log_teacher = _widen(log_policy), _widen(log_teacher)
     shared = torch.isfinite(log_policy) & torch.isfinite(log_teacher)
     # Zero before the product, not after: 0 * -inf is nan, and so would be its gradient.
     policy, teacher = (torch.where(shared, rows, 0.0) for rows in (log_policy, log_teacher))
     weight = alpha.unsqueeze(-1)
-    return torch.where(shared, weight * policy + (1 - weight) * teacher, -torch.inf)
+    log_path = weight * policy + (1 - weight) * teacher
+    if inside:
+        return torch.where(shared, log_path, -torch.inf)
+    # Of an outcome that one parent excludes: inf if its exponent is negative. nan of what both do,
+    # and of 0 * inf inside [0, 1].
+    beyond = (weight - weight.clamp(0, 1)).detach() * (log_policy - log_teacher).detach()
+    return torch.where(shared, log_path, beyond.nan_to_num(-torch.inf, torch.inf, -torch.inf))
 
 
 class _Plan(NamedTuple):
@@ -446,7 +461,7 @@ def _chain(
     shared = torch.isfinite(log_policy) & torch.isfinite(log_teacher)
     deviation = torch.where(shared, log_policy - log_teacher, 0.0) - slope.unsqueeze(-1)
     weight, on_slope, on_partition = (x.unsqueeze(-1) for x in (alpha, on_slope, on_partition))
-    q = _log_path(log_policy, log_teacher, alpha).softmax(-1)
+    q = _log_path(log_policy, log_teacher, alpha, inside=True).softmax(-1)
     to_policy = q * (on_partition * weight + on_slope * (1 + weight * deviation))
     to_teacher = q * (on_partition * (1 - weight) - on_slope * (1 - (1 - weight) * deviation))
     # The rows were renormalised first: a shift of a whole row changes nothing.

@@ -13,10 +13,7 @@ from transformers.generation import logits_process as theirs
 
 from ..decoding.filters import Processor, is_gauged, reads_text
 
-REMEMBERING = (
-    theirs.SynthIDTextWatermarkLogitsProcessor,
-    theirs.UnbatchedClassifierFreeGuidanceLogitsProcessor,
-)
+REMEMBERING = (theirs.SynthIDTextWatermarkLogitsProcessor,)
 """Processors that keep what they saw."""
 
 OF_SOUND = (
@@ -46,6 +43,11 @@ def for_one_row(processors: Sequence[Processor], mask: Tensor, filtered: str) ->
                 f"{name} reads the text, and filtered='parents' shows it each parent's own, whose "
                 f"prompt may have another length than the one it was prepared for: leave filtered "
                 f"out, or call qstar.generate with processors of your own."
+            )
+        if isinstance(step, theirs.UnbatchedClassifierFreeGuidanceLogitsProcessor):
+            raise ValueError(
+                f"{name} reads the model by itself: pass its guidance_scale as alpha=..., with the "
+                f"same model as teacher=... and the negative prompt as teacher_input_ids=...."
             )
         if isinstance(step, REMEMBERING):
             raise ValueError(

@@ -15,6 +15,11 @@ probability sum min(q*, m) >= exp(-C - d); at w = alpha d is 0. One parent alone
 total variation distance is convex. Alternating, one proposal at a time, is the coin that
 never stays.
 
+With guidance (alpha outside [0, 1]) the coin is as exact, and the average still holds, but not the
+bound by C; and the nearer parent's own proposals are kept at least as often as any mixture's. For
+in the order of the log-ratio the other parent, the mixture, the nearer parent and the target have
+increasing likelihood ratios, and total variation grows along such a row.
+
 The mixture judges in both cases or in none: where the coin said "stay" its proposal was judged at
 once, so where it did not, what the other parent drew has to be judged as well. `go_on_with` sees to
 that when the plan changes in between.

@@ -28,15 +28,15 @@ class Comparison:
     Attributes:
         balance: alpha*, the Chernoff information, the status and the rest of the solution.
         alpha: The exponent that was used: alpha*, unless it was fixed. Shape (*positions).
-        minus_log_partition: -log Z(alpha); at alpha* it is the Chernoff information. Shape
-            (*positions).
+        minus_log_partition: -log Z(alpha); at alpha* it is the Chernoff information, outside
+            [0, 1] never positive, and -inf where there is no q_alpha. Shape (*positions).
         minus_log_partition_half: -log Z(1/2), the Bhattacharyya distance of the parents. It is
             below the Chernoff information by KL(q* || q_1/2): what solving for alpha* buys. Shape
             (*positions).
         policy_to_teacher: KL(policy || teacher). Shape (*positions).
         teacher_to_policy: KL(teacher || policy). Shape (*positions).
         accept_policy: The acceptance probability of a token drafted by the policy if the output
-            must follow q_alpha. Shape (*positions).
+            must follow q_alpha; nan where there is none. Shape (*positions).
         accept_teacher: The same for a token drafted by the teacher. Shape (*positions).
         log_ratio_range: The largest minus the smallest of log policy - log teacher over the shared
             support, which bounds how far alpha* can be from 1/2. Shape (*positions).
@@ -65,7 +65,7 @@ def measure(
         log_policy: Log-probabilities of the policy, in any precision; computed in float64. Shape
             (*positions, vocab).
         log_teacher: The same for the teacher, of the same shape. Shape (*positions, vocab).
-        alpha: None solves for alpha*; a number in [0, 1] fixes the exponent.
+        alpha: None solves for alpha*; a number fixes the exponent, outside [0, 1] too.
 
     Raises:
         ValueError: The shapes differ, or a row is not a distribution.

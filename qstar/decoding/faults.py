@@ -3,14 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .costs import PARENTS
+from .costs import PARENTS, other
 from .judging import Rule
 from .parents import Parents
 from .state import Proposal, State
 
-SIGNS = ("nan_policy", "nan_teacher", "nan_draft", "nan_target", "disjoint")
+SIGNS = ("nan_policy", "nan_teacher", "nan_draft", "nan_target", "disjoint", "undefined")
 
 
 def check_emitted(
@@ -18,19 +19,21 @@ def check_emitted(
     rule: Rule,
     state: State,
     proposal: Proposal,
+    log_p: Mapping[str, Tensor],
     seen: Mapping[str, Any],
     emitted: Sequence[Sequence[int]],
 ) -> None:
     """ValueError where an emitted token had no distribution: nan, or no token left.
 
-    So it is with a draft that was judged and came from none, even if it was not kept: a block that
-    is judged as a whole would follow another distribution.
+    So it is with a draft that was judged and came from none, or was to follow none, even if it was
+    not kept: a block that is judged as a whole would follow another distribution.
 
     Args:
         parents: The models, for what to do about them.
         rule: What was done with their distributions.
         state: The texts from before the round.
         proposal: The drafts.
+        log_p: By parent, what q* was formed from. Shape (rows, positions, vocab).
         seen: By name, what the host knows of the round (`round.fetch`).
         emitted: The new tokens of each row.
     """
@@ -38,10 +41,16 @@ def check_emitted(
         return
     for place, row in enumerate(state.rows):
         start, length = len(state.new[row]), len(emitted[place])
+        if rule.blocks:  # what is judged as a whole depends on every draft
+            length = max(length, proposal.counts[place])
         for name in PARENTS:
             at = _first(seen[f"nan_{name}"][place, :length])
             if at is not None:
                 raise ValueError(_nan(parents, rule, state, name, start + at, row))
+        at = _first(seen["undefined"][place, :length])
+        if at is not None and rule.divisor is not None:
+            laws = {name: log_p[name][place, at] for name in PARENTS}
+            raise ValueError(_no_quotient(rule, rule.divisor, laws, start + at, row))
         at = _first(seen["disjoint"][place, :length])
         if at is not None and rule.disjoint == "raise":
             raise ValueError(
@@ -56,9 +65,7 @@ def check_emitted(
                 f"the filters leave no token at new token {start + at}, row {row}: a logits "
                 f"processor banned all of them, or answered nan. Loosen it."
             )
-        # What is judged as a whole depends on every draft, else on those that were tested.
-        judged = proposal.counts[place] if rule.blocks else length
-        at = _first(seen["nan_draft"][place, :judged])
+        at = _first(seen["nan_draft"][place, : min(length, proposal.counts[place])])
         if at is not None:
             name = "draft model" if proposal.by == "draft" else proposal.by
             raise ValueError(_nan(parents, rule, state, name, start + at, row))
@@ -67,6 +74,29 @@ def check_emitted(
 def _first(signs: Tensor) -> int | None:
     found = signs.nonzero()
     return int(found[0]) if len(found) else None
+
+
+def _no_quotient(rule: Rule, divisor: str, laws: Mapping[str, Tensor], at: int, row: int) -> str:
+    """What to say where guidance divides by a probability of zero."""
+    guided = other(divisor)
+    lost = (laws[divisor] == -torch.inf) & (laws[guided] > -torch.inf)
+    if not bool(lost.any()):
+        return (
+            f"alpha={rule.alpha} overflows at new token {at}, row {row}: the log-probabilities, "
+            f"times that, are beyond {laws[guided].dtype}. Take an alpha nearer to [0, 1]."
+        )
+    likeliest = int(laws[guided].masked_fill(~lost, -torch.inf).argmax())
+    advice = (
+        "Apply the filters to what is drawn from (filtered='target')"
+        if rule.of_parents.steps
+        else "Exclude such tokens from both (a logits processor that bans them, filtered='parents')"
+    )
+    return (
+        f"the {divisor} excludes {int(lost.sum())} of the tokens that the {guided} may draw at new "
+        f"token {at}, row {row} (the likeliest is token {likeliest}, of probability "
+        f"{float(laws[guided][likeliest].exp()):.3g}): with alpha={rule.alpha} the {divisor} is "
+        f"divided by, and there is nothing to draw from. {advice}, or take an alpha in [0, 1]."
+    )
 
 
 def _nan(parents: Parents, rule: Rule, state: State, name: str, at: int, row: int) -> str:

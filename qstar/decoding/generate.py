@@ -9,6 +9,13 @@ two next-token distributions, given the tokens so far. Its product over the posi
 geometric mean of the two distributions of whole sequences. Every scheme draws from the same
 distribution; they differ in the forward passes they need. What proposes never decides: a draft is
 judged against q*, formed from (policy, teacher) in this order whoever drafted.
+
+Guidance: with a fixed exponent outside [0, 1] one parent is divided by. For alpha > 1 the logarithm
+of the target is log teacher + alpha (log policy - log teacher), normalised. That is classifier-free
+guidance of strength alpha if the policy is a model under the whole prompt, and the teacher the same
+model under less of it. Every scheme, filter and rule is the same, and as exact.
+
+    generate(model, model, ids, ids_without_instructions, alpha=1.5, max_new_tokens=40)
 """
 
 import time
@@ -140,15 +147,17 @@ def generate(
         TypeError: An option is no field of `Sampling`.
         ValueError: An argument makes no sense, the vocabularies differ in size, the text would
             exceed a context window, a model's cache cannot take tokens back, two models are one set
-            of weights, a model answers nan, or the parents share no token at some position. The
-            message says where.
+            of weights, a model answers nan, the parents share no token at some position or, with
+            alpha outside [0, 1], the parent with the negative exponent excludes a token there that
+            the other does not. The message says where.
 
     Warns:
         EqualParentsWarning: The parents had one distribution wherever a token was drawn.
 
     Source: the analysis, problem 1; its loop is replaced by exact rules. Alternating proposals:
         Fu et al. (2025), "Fast large language model collaborative decoding via speculation",
-        ICML (PMLR 267:17764).
+        ICML (PMLR 267:17764). Guidance: Sanchez et al. (2023), "Stay on topic with classifier-free
+        guidance", arXiv:2306.17806.
     """
     setup = check(
         policy,
@@ -187,8 +196,11 @@ def decode(setup: Setup) -> tuple[Generation, list[Step]]:
     with torch.no_grad(), eval_mode(*models.values()):
         costs, together = _resolve(setup)
         parents = Parents(setup.caches, vocab=setup.vocab, together=together)
-        looks_up = setup.scheme in ("lookup", "auto")
-        observations = Observations(setup.state.prompts["policy"], looks_up=looks_up)
+        observations = Observations(
+            setup.state.prompts["policy"],
+            looks_up=setup.scheme in ("lookup", "auto"),
+            alpha=setup.rule.alpha,
+        )
         choose = planner.Planner(
             scheme=setup.scheme,
             gamma=setup.gamma,
@@ -233,7 +245,7 @@ def _resolve(setup: Setup) -> tuple[Costs | None, bool]:
         return costs, one_call
     if setup.scheme == "auto":
         assert costs is not None
-        return costs, planner.together_is_faster(costs)
+        return costs, planner.together_is_faster(costs, setup.rule.alpha)
     return costs, setup.scheme in planner.TOGETHER
 
 

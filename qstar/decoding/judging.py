@@ -43,7 +43,8 @@ class Rule:
     """How the target is made from the parents' distributions, and drafts from their drafter's.
 
     Attributes:
-        alpha: The exponent on the policy, None for alpha* at each position.
+        alpha: The exponent on the policy, None for alpha* at each position; outside [0, 1] it is
+            guidance (`Sampling`).
         filters: What stands between a distribution and a draw.
         filtered: "target" filters q*, "parents" the parents before q* is formed.
         disjoint: "raise", or "mixture" for the parents' even mixture where they share no token.
@@ -55,6 +56,13 @@ class Rule:
     filtered: str = "target"
     disjoint: str = "raise"
     blocks: bool = False
+
+    @property
+    def divisor(self) -> str | None:
+        """The parent whose exponent is negative, if there is one."""
+        if self.alpha is None or 0 <= self.alpha <= 1:
+            return None
+        return PARENTS[self.alpha > 1]
 
     @property
     def of_parents(self) -> Shaping:
@@ -112,14 +120,17 @@ class Rule:
 
     def mix(self, log_policy: Tensor, log_teacher: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """log q_alpha at every position, and what the trace keeps of it."""
+        inside = self.divisor is None
         if self.alpha is None:
             balance = rows_torch.solve_kl_symmetry(log_policy, log_teacher, validate=False)
             alpha, minus_log_partition = balance.alpha, balance.chernoff
         else:  # nothing to solve
             alpha = torch.full_like(log_policy[..., 0], self.alpha)
-            minus_log_partition = -rows_torch.log_partition(log_policy, log_teacher, alpha)
+            minus_log_partition = -rows_torch.log_partition(
+                log_policy, log_teacher, alpha, inside=inside
+            )
             balance = _unsolved(minus_log_partition)
-        log_q = rows_torch.log_geometric_mean(log_policy, log_teacher, alpha)
+        log_q = rows_torch.log_geometric_mean(log_policy, log_teacher, alpha, inside=inside)
         if self.disjoint == "mixture":
             apart = balance.status == DISJOINT
             halves = torch.logaddexp(log_policy, log_teacher).log_softmax(-1)

@@ -10,8 +10,18 @@ from .state import Step
 class Observations:
     """What a decode has seen of its drafters, tokens not yet emitted apart."""
 
-    def __init__(self, prompts: Sequence[Sequence[int]], *, looks_up: bool = True) -> None:
-        """Nothing yet but the prompts of all rows, if anything is to be looked up in them."""
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        looks_up: bool = True,
+        alpha: float | None = None,
+    ) -> None:
+        """Nothing yet but the prompts of all rows, if anything is to be looked up in them.
+
+        `alpha` is the exponent if it is fixed.
+        """
+        self._alpha = alpha
         self._lookups = [Lookup(prompt) for prompt in prompts] if looks_up else []
         self._observed: dict[str, tuple[float, float]] = {}
 
@@ -23,6 +33,7 @@ class Observations:
             remaining=remaining,
             matched=matched / len(rows),
             outstanding=outstanding,
+            alpha=self._alpha,
         )
 
     def look_up(self, rows: Sequence[int], most: Sequence[int]) -> list[list[int]]:

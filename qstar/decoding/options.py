@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 from ..arguments import check_count, check_fixed_alpha
 from ..sampling.chance import Chance, RowCoins
 from . import cache_check, planner
-from .costs import PARENTS
-from .filters import FILTERED, MEMORYLESS, Shaping, shaping
+from .costs import PARENTS, other
+from .filters import FILTERED, MEMORYLESS, shaping
 from .inputs import Prompts, check_prompts, check_shown, check_vocab, check_weights
 from .judging import Rule
 from .kv_cache import KVCache
@@ -150,9 +150,9 @@ def check(
         alpha=check_fixed_alpha(asked.alpha),
         filters=filters,
         filtered=asked.filtered,
-        disjoint=_check_disjoint(asked, filters, size),
         blocks=asked.block_verification,
     )
+    rule = replace(rule, disjoint=_check_disjoint(asked, rule, size))
     return Setup(
         caches=caches,
         state=State(
@@ -262,12 +262,25 @@ def _check_callable(name: str, functions: Any) -> tuple[Any, ...]:
     return tuple(functions)
 
 
-def _check_disjoint(asked: Sampling, filters: Shaping, vocab: int) -> str:
+def _check_disjoint(asked: Sampling, rule: Rule, vocab: int) -> str:
     """What to do without a q*; ValueError where nobody said and filters make it to be expected."""
     if asked.disjoint is not None:
         _check_choice("disjoint", asked.disjoint, ("raise", "mixture"))
+        if asked.disjoint == "mixture" and rule.divisor is not None:
+            raise ValueError(
+                f"disjoint='mixture' is what smoothing gives for an alpha in [0, 1]: with alpha="
+                f"{rule.alpha} the {rule.divisor} is divided by, and there is no such limit where "
+                f"it excludes what the {other(rule.divisor)} keeps. Leave disjoint out."
+            )
         return asked.disjoint
-    cut = [type(step).__name__ for step in filters.steps if _cuts(step, vocab)]
+    cut = [type(step).__name__ for step in rule.filters.steps if _cuts(step, vocab)]
+    if asked.filtered == "parents" and cut and rule.divisor is not None:
+        raise ValueError(
+            f"{', '.join(cut)} on the parents can take a token from the {rule.divisor} that the "
+            f"{other(rule.divisor)} keeps, and with alpha={rule.alpha} there is then nothing to "
+            f"draw from. Apply it to what is drawn from (filtered='target'), or pass "
+            f"disjoint='raise', which stops there and loses what was drawn."
+        )
     if asked.filtered == "parents" and cut:
         raise ValueError(
             f"{', '.join(cut)} on the parents can leave them without a shared token, where q* does "

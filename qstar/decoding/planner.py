@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from . import costs as cost
-from .costs import PARENTS, SCHEMES, TURNS, Costs
+from .costs import PARENTS, PROPOSING, SCHEMES, TURNS, Costs
 
 TOGETHER = ("plain", "lookup", "draft-model")
 """The schemes in which both parents read the same tokens at once: one call can serve both."""
@@ -38,7 +38,8 @@ COIN_GAMMA = 8
 once in 128 times, and what a limit makes certain is no mixture."""
 
 HOPE = 0.9
-"""The acceptance of either parent that one call for both must beat, before any is observed."""
+"""The acceptance of either parent that one call for both must beat, before any is observed; like
+`PRIOR` for a target between the parents."""
 
 STAY = 0.03
 """The relative gain below which outstanding proposals are not given up for another scheme."""
@@ -74,17 +75,43 @@ class Evidence:
         remaining: How many tokens the row that has most to go may still get.
         matched: The share of rows whose last tokens stood in their text before.
         outstanding: Whether proposals of a parent wait to be judged.
+        alpha: The exponent on the policy if it is fixed.
     """
 
     observed: Mapping[str, tuple[float, float]]
     remaining: int
     matched: float
     outstanding: bool
+    alpha: float | None = None
 
     def acceptance(self, drafter: str) -> float:
         """The acceptance probability of a drafter, as far as it was observed."""
         total, weight = self.observed.get(drafter, (0.0, 0.0))
-        return min(1.0, (total + 2 * PRIOR[drafter]) / (weight + 2))
+        return min(1.0, (total + 2 * self._prior(drafter)) / (weight + 2))
+
+    def _prior(self, drafter: str) -> float:
+        if self.alpha is None or 0 <= self.alpha <= 1 or drafter not in PROPOSING:
+            return PRIOR[drafter]
+        parents = {name: beyond(PRIOR[name], name, self.alpha) for name in PARENTS}
+        return parents.get(drafter, sum(parents.values()) / 2)
+
+
+def beyond(acceptance: float, parent: str, alpha: float | None) -> float:
+    """What an acceptance that is taken for granted halfway between the parents comes to elsewhere.
+
+    Outside [0, 1] all that a parent lacks of the other lies on one side, and so does the target:
+    the nearer parent keeps more of its drafts than the other one, and than any mixture of both. To
+    first order in the log-ratio, what is rejected grows with the distance in alpha.
+
+    Args:
+        acceptance: For a target halfway.
+        parent: Who drafts.
+        alpha: The exponent on the policy; None, and all of [0, 1], is taken for halfway.
+    """
+    if alpha is None or 0 <= alpha <= 1:
+        return acceptance
+    away = abs(alpha - (parent == PARENTS[0]))
+    return max(0.0, 1 - (1 - acceptance) * away / 0.5)
 
 
 def observe(
@@ -221,11 +248,12 @@ class Planner:
         return plans
 
 
-def together_is_faster(costs: Costs) -> bool:
+def together_is_faster(costs: Costs, alpha: float | None = None) -> bool:
     """Whether one call for both parents beats taking turns, at the acceptance that is hoped for."""
     if costs.both is None:
         return False
-    turns = [cost.alternating(costs, gamma, HOPE, HOPE) for gamma in GAMMAS]
+    hopes = [beyond(HOPE, name, alpha) for name in PARENTS]
+    turns = [cost.alternating(costs, gamma, *hopes) for gamma in GAMMAS]
     return cost.plain(costs.together()) <= min(turns)
 
 

@@ -262,7 +262,7 @@ def keep(
                 break
         emitted.append(fresh)
         alive += [] if ended else [place]
-    check_emitted(to.parents, to.rule, state, proposal, seen, emitted)
+    check_emitted(to.parents, to.rule, state, proposal, log_p, seen, emitted)
     settled = [start + kept for start, kept in zip(starts, seen["accepted"], strict=True)]
     to.parents.take_back(state, settled, alive)
     step = Step(
@@ -312,6 +312,7 @@ def fetch(proposal: Proposal, judged: Judged, log_p: Mapping[str, Tensor]) -> di
         "nan_teacher": log_p["teacher"].amax(-1).isnan(),
         "nan_target": judged.target.amax(-1).isnan(),
         "disjoint": judged.known["balance.status"] == STATUSES.index("disjoint"),
+        "undefined": judged.known["minus_log_partition"].isfinite().logical_not(),
         **{f"accept_{name}": judged.known[f"accept_{name}"] for name in PROPOSING},
     }
     flat = torch.cat([part.to(torch.float64) for part in wide.values()], -1).cpu()

@@ -37,8 +37,13 @@ class Sampling:
         drafter: Who drafts in "one-sided": "policy" or "teacher"; None is the better one.
         block_verification: Judge a round's drafts together (`rules.verify_block`): as exact, and
             never fewer tokens a round.
-        alpha: The exponent on the policy. None solves for alpha* at each position; a number in
-            [0, 1] fixes it (1 follows the policy, 0 the teacher).
+        alpha: The exponent on the policy. None solves for alpha* at each position; a number fixes
+            it (1 follows the policy, 0 the teacher). Outside [0, 1] it is guidance: for alpha > 1
+            the policy, away from the teacher, and for alpha < 0 the teacher, away from the policy.
+            With one model under two prompts this is its classifier-free guidance, of strength alpha
+            for the policy's prompt. Nothing that the guided parent excludes is drawn. Where the
+            parent with the negative exponent excludes a token that the other one may draw, there is
+            nothing to draw from, and a ValueError says where.
         greedy: Take the most probable token in place of a draw.
         temperature: Of the distribution that is drawn from; 1 leaves it as it is.
         top_k: Keep the most probable tokens of that distribution only, this many.
@@ -51,7 +56,8 @@ class Sampling:
         disjoint: What to do where the parents share no token, so that q* does not exist: "raise",
             which loses what was drawn before, or "mixture" for their even mixture, the limit that
             smoothing gives; the trace's status says where. None is "raise", save where top-k or the
-            like cuts the parents' supports apart (filtered="parents"): there it must be named.
+            like cuts the parents' supports apart (filtered="parents"): there it must be named. With
+            guidance there is no such limit, and "mixture" is refused.
         eos_token_id: What ends a row: an id, or several; "policy" takes the policy's generation
             config's, None lets every row run on. Ids outside the vocabulary are ignored.
         stopping_criteria: Criteria of transformers: called after each new token of a row with

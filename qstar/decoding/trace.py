@@ -68,8 +68,10 @@ class Trace:
             the exponent was fixed nothing was solved: numbers are nan and statuses -1, but for
             "disjoint".
         alpha: The exponent that was used: alpha*, unless it was fixed. Shape (*positions).
-        minus_log_partition: -log Z(alpha); at alpha* it is the Chernoff information. Shape
-            (*positions).
+        minus_log_partition: -log Z(alpha); at alpha* it is the Chernoff information. With guidance
+            it is never positive, and bounds no acceptance: for alpha > 1 it is -(alpha - 1) times
+            the Renyi divergence of order alpha from policy to teacher, for alpha < 0 alpha times
+            that of order 1 - alpha from teacher to policy. Shape (*positions).
         accept_policy: The acceptance probability of a token drafted by the policy, after the
             filters. Shape (*positions).
         accept_teacher: The same for a token drafted by the teacher. Shape (*positions).
@@ -208,7 +210,15 @@ def assemble(
 def parents_are_equal(steps: Sequence[Step]) -> bool:
     """Whether the parents had one distribution wherever a token was drawn."""
     return all(
-        bool((step.known["minus_log_partition"][i, : len(fresh)] <= EQUAL_CHERNOFF).all())
+        bool(_equal(step.known["minus_log_partition"], step.known["alpha"])[i, : len(fresh)].all())
         for step in steps
         for i, fresh in enumerate(step.emitted)
     )
+
+
+def _equal(minus_log_partition: Tensor, alpha: Tensor) -> Tensor:
+    """Whether -log Z is zero; outside [0, 1], where it is never positive, up to its rounding."""
+    rounding = max(EQUAL_CHERNOFF, 8 * torch.finfo(alpha.dtype).eps)
+    outside = (alpha < 0) | (alpha > 1)
+    zero = minus_log_partition.abs() <= rounding
+    return torch.where(outside, zero, minus_log_partition <= EQUAL_CHERNOFF)

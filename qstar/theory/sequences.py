@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.special import logsumexp
 
+from ..arguments import check_alphas
 from ..result import Balance
 from ..rows import check_pair, log_geometric_mean, log_partition
 from ..solve import solve_kl_symmetry
@@ -198,6 +199,8 @@ def token_level(
             no token after some prefix, so that the decoder would be stuck there.
     """
     _check_parents(policy, teacher)
+    if alpha is not None:
+        check_alphas(alpha, allow_nan=False)
     laws, alphas, partitions = [], [], []
     for t, (ours, theirs) in enumerate(zip(policy.log_next, teacher.log_next, strict=True)):
         if alpha is None:
@@ -254,7 +257,7 @@ def sequence_level(
     balance = solve_kl_symmetry(ours, theirs)
     if balance.status == "disjoint":
         raise ValueError("policy and teacher share no sequence: no geometric mean exists.")
-    at = float(balance.alpha) if alpha is None else float(alpha)
+    at = float(balance.alpha if alpha is None else check_alphas(alpha, allow_nan=False))
     joint = log_geometric_mean(ours, theirs, at).reshape(policy.log_joint.shape)
     return SequenceLevel(from_joint(joint), at, float(log_partition(ours, theirs, at)), balance)
 

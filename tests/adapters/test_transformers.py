@@ -219,6 +219,24 @@ def test_samples_follow_the_token_level_law():
     assert p_value(drawn, two_token_law(policy, teacher, temperature=1.5)) < FALSE_ALARM
 
 
+@pytest.mark.parametrize("scheme", ["plain", "one-sided", "alternating", "coin", "lookup"])
+@pytest.mark.parametrize("strength", [1.5, 3.0, -0.5])
+def test_guidance_is_what_transformers_calls_by_that_name(strength, scheme):
+    """Token by token, of one model under two prompts; and not what either prompt alone gives."""
+    model = tiny.llama(1, vocab=VOCAB, sharpness=0.5)
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+    ids = [PROMPT, TEACHER_PROMPT]
+    theirs = model.generate(
+        PROMPT, guidance_scale=strength, negative_prompt_ids=TEACHER_PROMPT, **options
+    )
+    ours = hooked(
+        model, model, teacher_input_ids=TEACHER_PROMPT, alpha=strength, scheme=scheme, **options
+    )
+    assert ours.tolist() == theirs.tolist()
+    new = [model.generate(prompt, **options)[0, prompt.shape[-1] :].tolist() for prompt in ids]
+    assert ours[0, PROMPT.shape[-1] :].tolist() not in new
+
+
 def test_torchs_own_seed_repeats_a_sample():
     policy, teacher = pair()
 
@@ -346,6 +364,7 @@ THEIRS = {
 } - {"LogitsProcessor"}
 BY_NAME = {
     "remembers what it was asked": {kind.__name__ for kind in REMEMBERING},
+    "reads the model by itself": {"UnbatchedClassifierFreeGuidanceLogitsProcessor"},
     "belongs to a model of sound": {kind.__name__ for kind in OF_SOUND},
     "depends on what is added to all logits alike": {kind.__name__ for kind in GAUGED},
 }
@@ -725,7 +744,7 @@ REFUSED = {
     "scores": ({"output_scores": True}, "keeps no output_scores"),
     "hidden states": ({"output_hidden_states": True}, "keeps no output_hidden_states"),
     "a cache on the host": ({"cache_implementation": "offloaded"}, "'static' or 'dynamic' will do"),
-    "guidance": ({"guidance_scale": 1.5}, "Unbatched.* remembers what it was asked"),
+    "guidance": ({"guidance_scale": 1.5}, "Unbatched.* pass its guidance_scale as alpha="),
     "types": ({"token_type_ids": MASK}, "leave token_type_ids out"),
     "positions": ({"position_ids": MASK}, "leave position_ids out"),
     "right padding": (

@@ -99,10 +99,23 @@ def test_shapes_must_agree():
         measure(torch.zeros(2, 3), torch.zeros(2, 4))
 
 
-@pytest.mark.parametrize("alpha", [-0.1, 1.5, float("nan")])
-def test_an_exponent_off_the_path_is_refused(alpha):
-    with pytest.raises(ValueError, match=rf"lie in \[0, 1\]: got {alpha}"):
+@pytest.mark.parametrize("alpha", [float("inf"), float("nan")])
+def test_an_exponent_that_is_no_number_is_refused(alpha):
+    with pytest.raises(ValueError, match=f"must be a finite number: got {alpha}"):
         check_fixed_alpha(alpha)
+
+
+def test_beyond_the_ends_positions_without_a_mean_say_so():
+    with np.errstate(divide="ignore"):
+        policy = torch.tensor(np.log([[0.5, 0.3, 0.2], [0.5, 0.5, 0.0]]))
+        teacher = torch.tensor(np.log([[0.5, 0.5, 0.0], [0.5, 0.3, 0.2]]))
+    found = measure(policy, teacher, alpha=1.5)
+    assert found.minus_log_partition[0] == -np.inf
+    assert found.minus_log_partition[1] < 0
+    assert torch.isnan(found.accept_policy).tolist() == [True, False]
+    log_q = qstar.log_geometric_mean(policy[1].numpy(), teacher[1].numpy(), 1.5)
+    expected = qstar.acceptance_probability(policy[1].numpy(), log_q)
+    assert float(found.accept_policy[1]) == pytest.approx(float(expected), abs=1e-12)
 
 
 def test_a_position_costs_no_mixed_devices():

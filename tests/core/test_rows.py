@@ -1,5 +1,6 @@
 """The path, log Z and the divergences: identities first, then what bad input is told."""
 
+import mpmath
 import numpy as np
 import pytest
 from scipy.special import log_softmax, logsumexp
@@ -157,10 +158,73 @@ def test_mismatched_vocabularies_are_refused():
         solve_kl_symmetry(GOOD, np.log(np.full((2, 3), 1 / 3)))
 
 
-@pytest.mark.parametrize("alpha", [-0.1, 1.5])
-def test_an_exponent_outside_the_path_is_refused(alpha):
-    with pytest.raises(ValueError, match=rf"must lie in \[0, 1\]: got {alpha}"):
+@pytest.mark.parametrize("alpha", [-np.inf, np.inf])
+def test_an_infinite_exponent_is_refused(alpha):
+    with pytest.raises(ValueError, match=f"must be finite: got {alpha}"):
         log_partition(GOOD, GOOD, alpha)
+
+
+# --- Beyond the ends: guidance
+
+
+OUTSIDE = [-20.0, -0.5, -1e-6, 1 + 1e-6, 1.5, 3.0, 20.0]
+
+
+@pytest.mark.parametrize("alpha", OUTSIDE)
+def test_beyond_the_ends_one_parent_is_tilted_away_from_the_other(pair, alpha):
+    """The formula of classifier-free guidance, and the Renyi divergence that it leaves over."""
+    policy, teacher = (rows - logsumexp(rows, axis=-1, keepdims=True) for rows in pair)
+    guided = teacher + alpha * (policy - teacher)
+    log_z = logsumexp(guided, axis=-1)
+    np.testing.assert_allclose(log_partition(*pair, alpha), log_z, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        log_geometric_mean(*pair, alpha), guided - log_z[:, None], rtol=0, atol=1e-10
+    )
+    assert (log_partition(*pair, alpha) > 0).all()
+    np.testing.assert_allclose(log_partition(*pair, alpha), log_partition(*pair[::-1], 1 - alpha))
+    slope, up, down = (
+        f(*pair, at)
+        for f, at in [(kl_gap, alpha)] + [(log_partition, alpha + e) for e in (1e-5, -1e-5)]
+    )
+    np.testing.assert_allclose(slope, (up - down) / 2e-5, rtol=1e-5, atol=1e-8)
+    assert (cumulants(*pair, alpha)[1] > 0).all()
+
+
+def test_close_parents_have_a_log_partition_to_the_last_digits_beyond_the_ends():
+    rng = np.random.default_rng(0)
+    log_teacher = np.log(rng.dirichlet(np.ones(8)))
+    log_policy = log_teacher + 1e-7 * rng.standard_normal(8)
+    log_policy -= logsumexp(log_policy)
+    with mpmath.workdps(60):
+        rows = [[mpmath.mpf(x) for x in row] for row in (log_policy, log_teacher)]
+        policy, teacher = ([x - mpmath.log(sum(map(mpmath.exp, r))) for x in r] for r in rows)
+        for alpha in (-0.5, 1.5, 3.0):
+            path = [alpha * p + (1 - alpha) * t for p, t in zip(policy, teacher, strict=True)]
+            exact = float(mpmath.log(sum(map(mpmath.exp, path))))
+            assert 0 < exact < 1e-12
+            # Of a log-ratio of 1e-7, whose rows have sixteen digits, some eight are left.
+            assert log_partition(log_policy, log_teacher, alpha) == pytest.approx(exact, rel=1e-7)
+
+
+def test_what_the_guided_parent_excludes_has_no_mass_and_the_other_must_not_exclude_more():
+    with np.errstate(divide="ignore"):
+        wide, narrow, both = np.log([[0.2, 0.3, 0.5, 0], [0.6, 0.4, 0, 0], [0, 0.5, 0.5, 0]])
+    for pair, alpha in (((narrow, wide), 1.5), ((wide, narrow), -0.5)):
+        log_q = log_geometric_mean(*pair, alpha)
+        assert np.exp(log_q).sum() == pytest.approx(1)
+        assert np.isneginf(log_q).tolist() == [False, False, True, True]
+        law = np.array([0.6, 0.4]) ** 1.5 / np.array([0.2, 0.3]) ** 0.5
+        np.testing.assert_allclose(np.exp(log_q[:2]), law / law.sum(), rtol=1e-14)
+        assert log_partition(*pair, alpha) == pytest.approx(np.log(law.sum()), rel=1e-12)
+        assert np.isfinite(kl_gap(*pair, alpha))
+    for pair in ((wide, narrow), (both, narrow)):
+        for given, alpha in ((pair, 1.5), (pair[::-1], -0.5)):
+            assert log_partition(*given, alpha) == np.inf
+            assert np.isnan(log_geometric_mean(*given, alpha)).all()
+            assert np.isnan(kl_gap(*given, alpha))
+            assert np.isnan(cumulants(*given, alpha)).all()
+    batch = log_geometric_mean(np.stack([narrow, wide]), np.stack([wide, narrow]), 1.5)
+    assert np.isnan(batch).any(-1).tolist() == [False, True], "one row harms no other"
 
 
 def test_row_of_a_deeper_batch_is_named_in_full():

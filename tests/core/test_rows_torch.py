@@ -593,6 +593,27 @@ def test_functions_agree_with_their_namesakes(kind):
         np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_functions_agree_with_their_namesakes_beyond_the_ends(kind):
+    """The rows without a q_alpha among them: log Z is inf, and all of log q nan."""
+    pair = random_pairs(kind)
+    arrays = [rows.numpy() for rows in pair]
+    alpha = torch.tensor([-0.5, 1.5, 3.0, -4.0] * 3, dtype=torch.float64)
+    for name in ("log_partition", "log_geometric_mean"):
+        actual = getattr(rows_torch, name)(*pair, alpha)
+        expected = getattr(qstar, name)(*arrays, alpha.numpy())
+        np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_to_be_told_that_exponents_lie_inside_changes_nothing_there():
+    for kind in ("partly shared", "disjoint"):
+        pair = random_pairs(kind)
+        alpha = torch.linspace(0, 1, 12, dtype=torch.float64)
+        for function in (rows_torch.log_partition, rows_torch.log_geometric_mean):
+            told, untold = function(*pair, alpha, inside=True), function(*pair, alpha)
+            assert torch.equal(told.nan_to_num(7.0), untold.nan_to_num(7.0))
+
+
 def test_functions_widen_half_types_and_normalise_them():
     pair = [rows.bfloat16() for rows in random_pairs("flat")]
     q = rows_torch.log_geometric_mean(*pair, torch.full((12,), 0.3))
@@ -610,6 +631,17 @@ def test_the_path_is_differentiable_in_alpha_on_partial_supports():
     rows_torch.log_partition(*pair, alpha).sum().backward()
     expected = qstar.kl_gap(*(rows.numpy() for rows in pair), 0.3)
     np.testing.assert_allclose(alpha.grad, expected, rtol=0, atol=1e-12)
+
+
+def test_the_path_is_differentiable_beyond_the_ends():
+    with np.errstate(divide="ignore"):
+        narrow, wide = torch.tensor(np.log([[0.6, 0.4, 0.0], [0.2, 0.3, 0.5]]))
+    narrow.requires_grad_()
+    alpha = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    rows_torch.log_partition(narrow, wide, alpha).backward()
+    assert alpha.grad.item() == pytest.approx(qstar.kl_gap(narrow.detach(), wide, 1.5), abs=1e-12)
+    log_q = rows_torch.log_geometric_mean(narrow, wide, alpha).detach()
+    torch.testing.assert_close(narrow.grad, 1.5 * log_q.exp())
 
 
 def test_no_divergence_is_minus_zero():
