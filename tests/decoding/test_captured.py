@@ -13,7 +13,7 @@ import tiny
 import torch
 from decoder_laws import enumerated_law, expected_law
 
-from qstar.decoding import captured
+from qstar.decoding import cache_check, captured
 from qstar.decoding.captured import WIDTHS, Forwards, fingerprint, forget, why_not
 from qstar.decoding.generate import generate
 from qstar.decoding.kv_cache import KVCache
@@ -119,6 +119,7 @@ def test_a_wrong_mask_would_be_seen(mistake, monkeypatch):
 
 
 def test_a_model_that_fails_its_trial_is_read_from_a_dynamic_cache(monkeypatch):
+    monkeypatch.setattr(cache_check, "_FOUND", {})  # what other tests found of such models
     monkeypatch.setattr(Forwards, "_forward", mistaken_about_later_columns)
     models = pair(7)
     with pytest.warns(UserWarning, match="is read from a dynamic cache: what it answers"):
