@@ -6,6 +6,7 @@ root of an integral (or a sum) at 30 digits, and a status follows from the slope
 """
 
 import math
+from functools import cache
 
 import mpmath
 import numpy as np
@@ -134,6 +135,7 @@ def integral(function, where):
 
 def solve_in_mpmath(log_p, log_r, where):
     """(alpha*, C), the former as the root of E[log p - log r] under p^alpha r^(1 - alpha)."""
+    log_p, log_r = cache(log_p), cache(log_r)  # the places are the same for every alpha
 
     def path(alpha):
         return lambda x: mpmath.exp(alpha * log_p(x) + (1 - alpha) * log_r(x))
