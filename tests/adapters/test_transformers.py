@@ -147,14 +147,19 @@ PROCESSORS = {  # name -> (what generate is asked, the same as processors)
 FAVOUR = torch.arange(VOCAB, dtype=torch.float64)
 
 
+@functools.cache
+def slow_texts(name):
+    """The greedy text under some processors, and without them, by whole texts."""
+    asked, steps = PROCESSORS[name]
+    loop = functools.partial(slow_greedy, *alike(), 14, ends=asked.get("eos_token_id", ()))
+    return loop(steps=steps), loop()
+
+
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_processors_are_right_at_every_position_of_a_block(scheme, name):
-    asked, steps = PROCESSORS[name]
-    ends = asked.get("eos_token_id", ())
-    policy, teacher = alike()
-    expected = slow_greedy(policy, teacher, 14, steps=steps, ends=ends)
-    assert expected != slow_greedy(policy, teacher, 14, ends=ends), "the processors do nothing"
-    out = hooked(policy, teacher, max_new_tokens=14, **asked, **scheme)
+    expected, unprocessed = slow_texts(name)
+    assert expected != unprocessed, "the processors do nothing"
+    out = hooked(*alike(), max_new_tokens=14, **PROCESSORS[name][0], **scheme)
     assert out[0, PROMPT.shape[1] :].tolist() == expected
 
 
