@@ -17,7 +17,7 @@ mean, and they are combined with positive terms only.
 Needs Triton, which comes with torch's builds for accelerators.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -776,20 +776,6 @@ def _chain_rest(
 # --- The call ------------------------------------------------------------------------------------
 
 
-class Found(NamedTuple):
-    """The fields of a `Balance`, in its order, of shape (rows,)."""
-
-    alpha: Tensor
-    chernoff: Tensor
-    kl_to_policy: Tensor
-    kl_to_teacher: Tensor
-    status: Tensor
-    converged: Tensor
-    slope: Tensor
-    curvature: Tensor
-    passes: Tensor
-
-
 def runs() -> bool:
     """Whether Triton can compile for this machine's device, and launch."""
     try:
@@ -809,7 +795,7 @@ def solve(
     slack: tuple[float, float],
     most: float,
     alone: int = ALONE,
-) -> Found:
+) -> tuple[Tensor, ...]:
     """alpha* of rows of log-probabilities, float32 or a half type.
 
     Args:
@@ -823,7 +809,7 @@ def solve(
         alone: In place of `ALONE`: for tests.
 
     Returns:
-        The fields of each row.
+        The fields of a `Balance`, in its order. Shape (rows,).
     """
     rows, vocab = log_policy.shape
     # Half types are widened here: the kernels are compiled once.
@@ -845,7 +831,7 @@ def solve(
             _in_a_chain(policy, teacher, results, limits, tolerance, max_passes)
     alpha, chernoff, to_policy, to_teacher, slope, curvature = out.unbind()
     status, converged = codes.unbind()
-    return Found(
+    return (
         alpha, chernoff, to_policy, to_teacher,
         status, converged.view(torch.bool), slope, curvature, passes,
     )  # fmt: skip

@@ -29,7 +29,8 @@ from .. import _quiet  # noqa: F401 - before transformers
 from transformers import StaticCache
 from transformers.cache_utils import StaticLayer
 
-from .traits import address_of, modules_of, tensors_of
+from .state import tensor_on
+from .traits import address_of, bare, laws_of, modules_of, tensors_of
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Widths of a forward that are captured; one in between is padded. Wider ones, which read prompts,
@@ -81,8 +82,8 @@ def why_not(model: Any, core: Any) -> str:
 
 
 def fingerprint(model: Any) -> tuple[Any, ...]:
-    """What a captured forward rests on: where the weights are, and what a module's own settings
-    are, which say what it does. A change of the numbers in a weight is seen by itself."""
+    """What a captured forward rests on: where the weights are, and what a module's own settings and
+    the configuration say that it does. A change of the numbers in a weight is seen by itself."""
     found: list[Any] = []
     for module in modules_of(model):
         own = vars(module)
@@ -97,6 +98,7 @@ def fingerprint(model: Any) -> tuple[Any, ...]:
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     return (
         hash(tuple(found)),
+        model.config.to_json_string(use_diff=False),
         model.config._attn_implementation,
         autocast,
         torch.get_float32_matmul_precision(),
@@ -124,6 +126,7 @@ class Forwards:
         rows: How many texts it has room for.
         slots: How many tokens of each.
         made_for: The `fingerprint` of the model that forwards were captured of.
+        device: Of the model's weights.
         cache: The keys and values. 2 * layers * heads * head size * rows * slots numbers.
     """
 
@@ -132,10 +135,10 @@ class Forwards:
         self.rows, self.slots, self.made_for = rows, slots, made_for
         self.cache = StaticCache(config=core.config, max_cache_len=slots)
         self._model, self._core = weakref.ref(model), weakref.ref(core)
-        self._device = next(model.parameters()).device
+        self.device = next(model.parameters()).device
         self._inputs: dict[int, _Inputs] = {}
         self._graphs: dict[int, tuple[Any, Tensor]] = {}
-        self._captures = self._device.type == "cuda"
+        self._captures = self.device.type == "cuda"
         self._memory = torch.cuda.graph_pool_handle() if self._captures else None
 
     @property
@@ -171,15 +174,15 @@ class Forwards:
         told[at, padded : padded + held + width] = seen.int()
         told[:, -1] = held
         if padded not in self._inputs or padded > WIDTHS[-1]:
-            blank = torch.zeros(self.rows, padded, dtype=torch.long, device=self._device)
-            self._inputs[padded] = _Inputs(blank, told.to(self._device))
+            blank = torch.zeros(self.rows, padded, dtype=torch.long, device=self.device)
+            self._inputs[padded] = _Inputs(blank, told.to(self.device))
         to = self._inputs[padded]
         to.told.copy_(told, non_blocking=True)
         everyone = list(at) == list(range(self.rows))
         if everyone:
             to.ids[:, :width].copy_(ids)
         else:
-            index = torch.tensor(at).to(self._device, non_blocking=True)
+            index = tensor_on(self.device, at)
             to.ids[:, :width].index_copy_(0, index, ids)
         if padded > WIDTHS[-1]:
             laws = self._forward(to, positions)
@@ -208,7 +211,7 @@ class Forwards:
                     f"for capturing one raised: {str(error).splitlines()[0][:200]}.",
                     stacklevel=2,
                 )
-                torch.cuda.synchronize(self._device)
+                torch.cuda.synchronize(self.device)
                 return self._forward(to, width)
         graph, laws = self._graphs[width]
         graph.replay()
@@ -216,7 +219,7 @@ class Forwards:
 
     def _captured(self, width: int, to: _Inputs) -> tuple[Any, Tensor]:
         """The graph of a forward, and what it writes its answer to."""
-        with torch.cuda.device(self._device):
+        with torch.cuda.device(self.device):
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
@@ -233,7 +236,7 @@ class Forwards:
         assert model is not None
         place, seen = to.told[:, :width].long(), to.told[:, width:-1].bool()
         held = to.told[0, -1].long()
-        slot = torch.arange(self.slots, device=self._device)
+        slot = torch.arange(self.slots, device=self.device)
         column = (slot[:width] + held)[:, None]
         # Each column sees those before it; a column of no text sees itself, so that nothing is nan.
         mask = ((seen[:, None] & (slot <= column)) | (slot == column))[:, None]
@@ -252,9 +255,7 @@ class Forwards:
             use_cache=True,
             **options,
         )
-        logits = (out[0] if isinstance(out, tuple) else out.logits)[:, -positions:]
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        return torch.log_softmax(logits, dim=-1, dtype=wide)
+        return laws_of(out, positions)
 
 
 class FixedCache:
@@ -298,12 +299,12 @@ class FixedCache:
     def reorder(self, order: Tensor) -> None:
         """Move slots to the front. Shape (texts, fewer slots)."""
         kept = order.shape[-1]
+        device = self._forwards.device
+        at, moved = tensor_on(device, self._at), order.to(device, non_blocking=True)
         for layer in self.layers:
-            at = torch.tensor(self._at, device=layer.keys.device)
             for tensor in (layer.keys, layer.values):
                 own = tensor.index_select(0, at)
-                index = order.to(tensor.device)[:, None, :, None]
-                index = index.expand(-1, own.shape[1], -1, own.shape[-1])
+                index = moved[:, None, :, None].expand(-1, own.shape[1], -1, own.shape[-1])
                 own[:, :, :kept] = own.gather(2, index)
                 tensor.index_copy_(0, at, own)
         self._filled = kept
@@ -360,7 +361,7 @@ def _give_back(model: Any, forwards: Forwards) -> None:
 def forget(model: Any) -> None:
     """Give back the memory of a model's idle caches and captured forwards."""
     with _LOCK:
-        _IDLE.pop(model, None)
+        _IDLE.pop(bare(model), None)
 
 
 def _rounded(slots: int) -> int:

@@ -23,10 +23,12 @@ from transformers import DynamicCache
 
 from .captured import FixedCache, why_not
 from .eval_mode import quiet
+from .state import tensor_on
 from .traits import (
     bare,
     check_cache,
     core_of,
+    laws_of,
     limit_of,
     ropes_of,
     shares_scales,
@@ -240,7 +242,7 @@ class KVCache:
         if self.static:
             self._cache.keep_rows(rows)
         elif self._slots.shape[-1] > 0 and self._held:
-            self._cache.batch_select_indices(torch.tensor(list(rows), device=self.model.device))
+            self._cache.batch_select_indices(tensor_on(self.model.device, list(rows)))
 
     @property
     def cache_bytes(self) -> int:
@@ -363,7 +365,7 @@ class KVCache:
                 f"cache that it is given: {self._cache.get_seq_length()} tokens in place of "
                 f"{slots.shape[-1]}. qstar.generate reads such a model without a cache."
             )
-        return _laws(out, positions)
+        return laws_of(out, positions)
 
     def _read_anew(self, wanted: Tensor) -> Tensor:
         """The laws of the last columns, each by reading the text up to it, alone and at once."""
@@ -386,7 +388,7 @@ class KVCache:
             options["use_cache"] = False
         if "logits_to_keep" in self._parameters and not self.why_anew:
             options["logits_to_keep"] = positions
-        return _laws(self.model(text.unsqueeze(0), **options), positions, after)[0]
+        return laws_of(self.model(text.unsqueeze(0), **options), positions, after)[0]
 
     def _squeeze(self, new: int = 0) -> None:
         """Move each row's slots together, to the right, and drop what is then before all rows.
@@ -399,14 +401,14 @@ class KVCache:
         rest = torch.arange(held, held + new).expand(len(order), -1)
         whole = torch.cat([order, rest], dim=-1)
         self._slots = self._slots.gather(-1, whole)
-        self._ids = self._ids.gather(-1, whole.to(self._ids.device))
+        self._ids = self._ids.gather(-1, whole.to(self._ids.device, non_blocking=True))
         if self.static:
             self._cache.reorder(order)
             return
         for layer in self._cache.layers:
             if layer.keys is None:
                 continue
-            index = order.to(layer.keys.device)[:, None, :, None]
+            index = order.to(layer.keys.device, non_blocking=True)[:, None, :, None]
             for name in ("keys", "values"):
                 tensor = getattr(layer, name)
                 batch, heads, _, size = tensor.shape
@@ -441,17 +443,6 @@ class KVCache:
 
 
 # --- Small things --------------------------------------------------------------------------------
-
-
-def _laws(out: Any, positions: int, after: list[int] | None = None) -> Tensor:
-    """The last log-probabilities of a forward, or those after so many tokens, in float32 or wider.
-
-    Shape (batch, positions, vocab).
-    """
-    logits = out[0] if isinstance(out, tuple) else out.logits
-    logits = logits[:, -positions:] if after is None else logits[:, [n - 1 for n in after]]
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    return torch.log_softmax(logits, dim=-1, dtype=wide)
 
 
 def _solid(slots: Tensor) -> bool:

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -67,6 +68,17 @@ def address_of(tensor: Tensor) -> int:
         return tensor.data_ptr()
     except (RuntimeError, NotImplementedError):
         return id(tensor)
+
+
+def laws_of(out: Any, positions: int, after: list[int] | None = None) -> Tensor:
+    """The last log-probabilities of a forward, or those after so many tokens, in float32 or wider.
+
+    Shape (batch, positions, vocab).
+    """
+    logits = out[0] if isinstance(out, tuple) else out.logits
+    logits = logits[:, -positions:] if after is None else logits[:, [n - 1 for n in after]]
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return torch.log_softmax(logits, dim=-1, dtype=wide)
 
 
 def bare(model: Any) -> Any:

@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 from decoder_laws import enumerated_law, expected_law
+from schemes import PROMPTS, SHORT, VOCAB
 
 from qstar.decoding import cache_check, captured
 from qstar.decoding.captured import WIDTHS, Forwards, fingerprint, forget, why_not
@@ -19,17 +20,12 @@ from qstar.decoding.generate import generate
 from qstar.decoding.kv_cache import KVCache
 
 EXACT = 1e-12
-VOCAB = 3
-PROMPTS = [
-    tuple(map(torch.tensor, pair))
-    for pair in (([1], [2, 0, 1]), ([1, 2, 0, 0], [0]), ([1, 2, 0, 1, 2], [2, 1, 1, 0, 2]))
-]
 WAYS = {
-    "plain": {"scheme": "plain"},
-    "one-sided": {"scheme": "one-sided", "gamma": 1, "drafter": "teacher"},
-    "alternating": {"scheme": "alternating", "gamma": 1},
-    "coin": {"scheme": "coin", "gamma": 2, "stay": 0.4},
-    "lookup": {"scheme": "lookup", "gamma": 1},
+    "plain": SHORT["plain"],
+    "one-sided": SHORT["the teacher drafts"],
+    "alternating": SHORT["alternating"],
+    "coin": SHORT["coin"] | {"stay": 0.4},
+    "lookup": SHORT["lookup"],
 }
 
 
@@ -202,6 +198,9 @@ def test_a_changed_weight_is_seen_and_a_changed_module_captured_anew(graphs):
             model.get_output_embeddings().weight.mul_(1.7)
     assert texts_of(models, ids, **read) == texts_of(models, ids, scheme="plain")
     assert len(graphs) == made  # the same memory
+    before = fingerprint(models[0])
+    models[0].config.rms_norm_eps *= 2  # some models look at their configuration in each forward
+    assert fingerprint(models[0]) != before
     before = fingerprint(models[0])
     models[0].model.layers[0].mlp.act_fn = torch.nn.Tanh()
     assert fingerprint(models[0]) != before

@@ -10,7 +10,6 @@ any of these is below 1e-9; what they catch is asserted in
 ones. About a minute.
 """
 
-import gc
 import itertools
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,6 +29,16 @@ from decoder_laws import (
     ways_to_decode,
 )
 from sampling import smallest_detectable_tv
+from schemes import (
+    COSTS,
+    LONGER,
+    OF_THREE,
+    PROMPTS,
+    SHORT,
+    VOCAB,
+    asked,
+    without_garbage_collection,
+)
 from scipy.stats import chisquare
 from transformers import TopKLogitsWarper
 
@@ -41,8 +50,6 @@ from qstar.decoding.judging import Rule
 from qstar.sampling import chance, enumeration, rules
 
 EXACT = 1e-12
-VOCAB = 3
-
 PAIRS = {
     "Llama and GPT-2": lambda vocab=VOCAB: [
         tiny.llama(1, vocab=vocab, sharpness=2.0),
@@ -54,48 +61,7 @@ PAIRS = {
     ],
 }
 
-PROMPTS = [
-    tuple(map(torch.tensor, pair))
-    for pair in (([1], [2, 0, 1]), ([1, 2, 0, 0], [0]), ([1, 2, 0, 1, 2], [2, 1, 1, 0, 2]))
-]
-
-COSTS = Costs(policy={1: 1.0, 9: 1.4}, teacher={1: 1.0, 9: 1.4}, draft={1: 0.2})
-
-SHORT = {  # every scheme, with drafts as short as show it
-    "plain": {"scheme": "plain"},
-    "the policy drafts": {"scheme": "one-sided", "gamma": 1, "drafter": "policy"},
-    "the teacher drafts": {"scheme": "one-sided", "gamma": 1, "drafter": "teacher"},
-    "alternating": {"scheme": "alternating", "gamma": 1},
-    "coin": {"scheme": "coin", "gamma": 2},
-    "lookup": {"scheme": "lookup", "gamma": 1},
-    "a third model drafts": {"scheme": "draft-model", "gamma": 1},
-    "auto": {"scheme": "auto", "costs": COSTS},
-}
-LONGER = {
-    "the policy drafts two": {"scheme": "one-sided", "gamma": 2, "drafter": "policy"},
-    "the teacher drafts two": {"scheme": "one-sided", "gamma": 2, "drafter": "teacher"},
-    "alternating twos": {"scheme": "alternating", "gamma": 2},
-}
-OF_THREE = {  # a third's draft comes with a bonus token: two drafts need room for three
-    "lookup of two": {"scheme": "lookup", "gamma": 2},
-    "a third model drafts two": {"scheme": "draft-model", "gamma": 2},
-}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def without_garbage_collection():
-    """A batch of thousands of rows is thousands of lists; looking through them takes the time."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-    gc.collect()
-
-
-def asked(options, vocab=VOCAB):
-    if options["scheme"] == "draft-model":
-        return options | {"draft_model": tiny.gpt2(7, vocab=vocab, sharpness=0.5)}
-    return options
+quiet_memory = pytest.fixture(autouse=True, scope="module")(without_garbage_collection)
 
 
 def law_error(models, length, scheme, *, alpha=None, prompts=PROMPTS, rule=None, **filters):

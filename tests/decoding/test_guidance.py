@@ -4,7 +4,6 @@ The output distribution is enumerated as in `test_decode_laws`; what it should b
 from log teacher + alpha (log policy - log teacher), without the package's functions.
 """
 
-import gc
 import itertools
 from dataclasses import fields
 from functools import partial
@@ -16,6 +15,15 @@ import tiny
 import torch
 from covering import all_pairs
 from decoder_laws import ended_law, enumerated_law, expected_law, options_of
+from schemes import (
+    LONGER,
+    OF_THREE,
+    PROMPTS,
+    SHORT,
+    VOCAB,
+    asked,
+    without_garbage_collection,
+)
 from scipy.special import log_softmax
 from transformers import SuppressTokensLogitsProcessor
 
@@ -28,34 +36,9 @@ from qstar.decoding.judging import Rule
 from qstar.decoding.planner import HOPE, PRIOR, Evidence, beyond, together_is_faster
 
 EXACT = 1e-12
-VOCAB = 3
 ALPHAS = [-0.5, 1.5, 3.0]
 
-PROMPTS = [
-    tuple(map(torch.tensor, pair))
-    for pair in (([1], [2, 0, 1]), ([1, 2, 0, 0], [0]), ([1, 2, 0, 1, 2], [2, 1, 1, 0, 2]))
-]
-
-COSTS = Costs(policy={1: 1.0, 9: 1.4}, teacher={1: 1.0, 9: 1.4}, draft={1: 0.2})
-
-SHORT = {
-    "plain": {"scheme": "plain"},
-    "the policy drafts": {"scheme": "one-sided", "gamma": 1, "drafter": "policy"},
-    "the teacher drafts": {"scheme": "one-sided", "gamma": 1, "drafter": "teacher"},
-    "alternating": {"scheme": "alternating", "gamma": 1},
-    "coin": {"scheme": "coin", "gamma": 2},
-    "lookup": {"scheme": "lookup", "gamma": 1},
-    "a third model drafts": {"scheme": "draft-model", "gamma": 1},
-    "auto": {"scheme": "auto", "costs": COSTS},
-}
-BLOCKS = {
-    "the policy drafts two": {"scheme": "one-sided", "gamma": 2, "drafter": "policy"},
-    "the teacher drafts two": {"scheme": "one-sided", "gamma": 2, "drafter": "teacher"},
-    "alternating twos": {"scheme": "alternating", "gamma": 2},
-    "lookup of two": {"scheme": "lookup", "gamma": 2},
-    "a third model drafts two": {"scheme": "draft-model", "gamma": 2},
-}
-OF_THREE = ("lookup of two", "a third model drafts two")
+BLOCKS = LONGER | OF_THREE
 
 
 def models():
@@ -68,12 +51,6 @@ def in_turn(schemes):
     return list(zip(schemes, itertools.cycle(ALPHAS), strict=False))
 
 
-def asked(options):
-    if options["scheme"] == "draft-model":
-        return options | {"draft_model": tiny.gpt2(7, vocab=VOCAB, sharpness=0.5)}
-    return options
-
-
 def formula(policy, teacher, alpha):
     """The target, token by token: a token that the guided parent excludes has no mass."""
     guided, other = (policy, teacher) if alpha > 1 else (teacher, policy)
@@ -84,14 +61,7 @@ def formula(policy, teacher, alpha):
     return log_softmax(np.where(np.isneginf(guided), -np.inf, log_q), axis=-1)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def without_garbage_collection():
-    """A batch of thousands of rows is thousands of lists; looking through them takes the time."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-    gc.collect()
+quiet_memory = pytest.fixture(autouse=True, scope="module")(without_garbage_collection)
 
 
 @pytest.fixture(autouse=True)
