@@ -6,6 +6,7 @@
     qstar-book accept gaussians --origin "closed form" # make a chapter's numbers the expected ones
     qstar-book claims                                  # the register against the deciding cells
     qstar-book record solver --out FILE                # measure anew what data/ records
+    qstar-book train family 1m                         # train anew what data/ holds the weights of
     qstar-book pages                                   # build the book
 
 Exit status: 0 good, 1 something failed or disagrees, 2 refused for it makes no sense, 130
@@ -80,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     option("--source", type=Path, help="the source analysis, to compare quotations")
 
     _add_records(commands.add_parser("record", help="measure anew what data/ records"))
+    _add_training(commands.add_parser("train", help="train anew what data/ holds the weights of"))
 
     option = _add(
         commands, "fetch", "shipped_model:command", "put the language model into the cache"
@@ -191,6 +193,20 @@ def _add_records(parser: argparse.ArgumentParser) -> None:
     option("--device", default="cuda", help="cuda, or cpu to rehearse")
     option("--quick", action="store_true", help="small and few: a rehearsal")
     option("--stages", nargs="+", metavar="STAGE", help="only these, made anew")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    trained = parser.add_subparsers(required=True, metavar="KIND")
+
+    option = _add(
+        trained, "family", "experiments.family:command", "train a small model from scratch"
+    )
+    option("name", help="its size: 300k, 1m, 4m, 12m or 30m")
+    option("--out", type=Path, help="folder (default: data/family/NAME)")
+    option("--steps", type=int, help="optimiser steps")
+    option("--seed", type=int, default=0)
+    option("--device", default="cpu", help="cpu or cuda")
+    option("--check", type=int, default=0, metavar="STEPS", help="only these first steps, compared")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,14 @@ ALLOWED = {
     "qstar.decoding": {"qstar", "qstar.sampling"},
     "qstar.adapters": {"qstar", "qstar.sampling", "qstar.decoding"},
     "qstar_book": {"qstar", "qstar.adapters"},
+    "qstar_book.experiments": {
+        "qstar",
+        "qstar.adapters",
+        "qstar.decoding",
+        "qstar.theory",
+        "qstar_book",
+        "qstar_book.records",
+    },
     "qstar_book.figures": {"qstar", "qstar.theory"},
     "qstar_book.records": {
         "qstar",

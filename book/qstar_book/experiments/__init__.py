@@ -1,0 +1,1 @@
+"""What the chapters on evidence train and score: generated tasks, small models, adapters, pairs."""
