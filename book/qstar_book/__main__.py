@@ -201,12 +201,21 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     option = _add(
         trained, "family", "experiments.family:command", "train a small model from scratch"
     )
-    option("name", help="its size: 300k, 1m, 4m, 12m or 30m")
+    option("name", help="its size: 300k, 1m, 4m, 12m or 30m; to check, the name of a trained one")
+    option("--kinds", nargs="+", default=(), metavar="KIND", help="of questions (default: all)")
     option("--out", type=Path, help="folder (default: data/family/NAME)")
     option("--steps", type=int, help="optimiser steps")
     option("--seed", type=int, default=0)
     option("--device", default="cpu", help="cpu or cuda")
     option("--check", type=int, default=0, metavar="STEPS", help="only these first steps, compared")
+
+    option = _add(
+        trained, "compare", "experiments.family:compare_command", "compare trained small models"
+    )
+    option("names", nargs="+", metavar="NAME")
+    option("--out", type=Path, required=True)
+    option("--documents", type=int, default=200)
+    option("--device", default="cpu", help="cpu or cuda")
 
 
 if __name__ == "__main__":

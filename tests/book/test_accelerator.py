@@ -121,11 +121,9 @@ def stages():
     return json.loads(RECORD.read_text(encoding="utf8"))["stages"]
 
 
-def test_every_stage_was_recorded_and_one_ran_out_of_its_time(stages):
-    """Once the batches are there too, the chapter on speed has a section to write."""
+def test_every_stage_was_recorded(stages):
     assert set(stages) == set(accelerator.STAGES)
-    failed = {name: found["failed"] for name, found in stages.items() if "failed" in found}
-    assert failed == {"batches": "took longer than 60 s"}
+    assert not {name: found["failed"] for name, found in stages.items() if "failed" in found}
 
 
 def test_on_the_device_the_decoder_s_distribution_is_exact(stages):

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from qstar_book.experiments import family, tasks
+from qstar_book.files import RefusedError
+from qstar_book.records.corpus import data_file
 
 
 def solved(item: tasks.Item) -> str:
@@ -84,7 +86,7 @@ def test_one_seed_gives_one_model_and_another_seed_another():
 
 
 def test_a_few_steps_lower_the_loss_of_documents_that_are_held_out():
-    training = family.Training("300k", steps=40, batch=8, learning_rate=4e-3)
+    training = family.Training("300k", steps=40, batch=8)
     _, losses = family.train(training, stop_after=25)
     assert sum(losses[-5:]) / 5 < losses[0] - 0.7
 
@@ -99,6 +101,44 @@ def test_a_trained_model_is_saved_and_loaded(tmp_path, monkeypatch):
     # Weights are kept in bfloat16.
     torch.testing.assert_close(loaded(ids).logits, model.float()(ids).logits)
     assert json.loads((tmp_path / "300k" / "training.json").read_text())["losses"]
+
+
+@pytest.mark.parametrize(("seed", "holds"), [(None, True), (1, False)])
+def test_the_first_losses_of_a_trained_model_are_the_recorded_ones(seed, holds):
+    """Trained on a GPU; the first steps are made here. Another seed must fail."""
+    recorded = json.loads((family.folder_of("300k") / "training.json").read_text())
+    told = recorded["training"] | {"kinds": ()} | ({} if seed is None else {"seed": seed})
+    _, losses = family.train(family.Training(**told), stop_after=2)
+    gap = max(abs(a - b) for a, b in zip(losses, recorded["losses"][:2], strict=True))
+    assert (gap <= family.TOLERANCE) is holds
+
+
+@pytest.mark.parametrize("name", ["300k", "1m", "1m-numbers", "1m-words", "4m"])
+def test_trained_models_answer_what_they_learned(name):
+    """Copying is learned by all that saw it; a hint makes sums easy; what was not seen is not."""
+    model, _ = family.load(name)
+    asked = {kind: tasks.items(kind, 8) for kind in ("sum", "copy")}
+    right = {
+        kind: family.score(model, found, hinted=kind == "sum")["all"]
+        for kind, found in asked.items()
+    }
+    assert (right["sum"] > 0.8) is (name != "1m-words")
+    assert (right["copy"] > 0.8) is (name != "1m-numbers")
+
+
+def test_a_model_that_was_never_trained_is_refused_by_name():
+    with pytest.raises(RefusedError, match="qstar-book train family SIZE"):
+        family.load("7b")
+
+
+def test_pairs_of_trained_models_are_compared_as_recorded():
+    """The recorded figures of one pair, from fewer documents: acceptance within a tenth."""
+    recorded = json.loads(data_file("results/family_h200.json").read_text())["pairs"]
+    key = "1m plain, 1m-words plain"
+    found = family.compare(["1m", "1m-words"], documents=80, device="cpu")["pairs"][key]
+    assert found["accept_policy"] == pytest.approx(recorded[key]["accept_policy"], abs=0.1)
+    assert found["chernoff"] == pytest.approx(recorded[key]["chernoff"], rel=0.35)
+    assert 0 < found["alpha_quantiles"][0] <= found["alpha_quantiles"][2] < 1
 
 
 def vars_of(training: family.Training, seed: int) -> dict:
