@@ -3,7 +3,7 @@
 
 PY := .venv/bin/python
 
-.PHONY: help book test newest environment architecture bench gpu address clean
+.PHONY: help book test newest environment architecture figure bench gpu address clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo 'make bench    measure the solvers'
 	@echo 'make gpu      measure solver and decoder on a GPU, with the Python of that machine'
 	@echo 'make architecture  draw the folders and their imports into CONTRIBUTING.md'
+	@echo 'make figure   draw the figure of the README'
 	@echo 'make address  write the public address of pyproject.toml into README and CITATION'
 	@echo 'make clean    remove what these made here: .venv, the built book, the caches'
 
@@ -43,6 +44,9 @@ gpu:
 
 architecture: environment
 	$(PY) .ci/architecture.py
+
+figure: environment
+	$(PY) .ci/figure.py
 
 address: environment
 	$(PY) .ci/address.py

@@ -16,7 +16,7 @@ from .fresh import digest_of_files
 HTML = Path("book", "_build", "html")
 """Where the pages are, in the checkout."""
 
-INPUTS = ("book", "data", "qstar", "pyproject.toml", "constraints.txt")
+INPUTS = ("book", "data", "qstar", "CITATION.cff", "pyproject.toml", "constraints.txt")
 OPTIONS = ("-W", "-n", "--keep-going", "-q")
 
 

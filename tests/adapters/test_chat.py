@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers_of_all_kinds import KINDS, llama_like
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from qstar.adapters import checkpoints
 from qstar.adapters.chat import (
     OptimalSpeculativeDecoder,
     _StopInText,
@@ -425,13 +426,18 @@ def test_parents_that_are_to_read_different_texts_and_do_not_are_named():
         two.complete("x", teacher_prompt="x", teacher_system="")
 
 
-def test_the_readmes_snippet_runs_as_it_stands(capsys):
+def test_the_readmes_snippets_run_as_they_stand(capsys, monkeypatch):
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf8")
-    snippet = re.findall(r"```python\n(.*?)```", readme, re.S)[1]
+    text, tokens = re.findall(r"```python\n(.*?)```", readme, re.S)[1:]
+    assert len([line for line in text.splitlines() if line]) <= 10
     policy, teacher = pair()
-    ids = torch.tensor([65, 66, 67])
-    given = {"policy": policy, "teacher": teacher, "tokenizer": TOKENIZER, "messages": CHAT}
-    given |= {"policy_ids": ids, "teacher_ids": ids[1:], "inputs": {"input_ids": ids[None]}}
-    exec(snippet, given)
-    assert given["result"].tokens.shape == (40,)
+    loaded = iter([(policy, TOKENIZER), (teacher, bytes_tokenizer())])
+    monkeypatch.setattr(checkpoints, "load", lambda name: next(loaded))
+    exec(text, {})
     assert capsys.readouterr().out
+
+    ids = torch.tensor([65, 66, 67])
+    given = {"policy": policy, "teacher": teacher, "inputs": {"input_ids": ids[None]}}
+    given |= {"policy_ids": ids, "teacher_ids": ids[1:]}
+    exec(tokens, given)
+    assert given["result"].tokens.shape == (40,)

@@ -44,6 +44,7 @@ def files_of(entries: list[dict[str, Any]]) -> list[str]:
 
 FILES = [name for part in TOC["parts"] for name in files_of(part["chapters"])]
 CHAPTERS = [name for name in FILES if name.startswith("chapters/")]
+FIRST = next(files_of(part["chapters"])[0] for part in TOC["parts"] if part.get("numbered"))
 PAGES = [TOC["root"], *FILES, "search"]
 VERDICTS = {"confirmed", "corrected", "refuted", "qualified", "not measured"}
 # Without motion: a colour that is still fading in is neither the old one nor the new one.
@@ -585,7 +586,7 @@ def test_nothing_is_lost_on_paper(site: str, contexts: dict[str, BrowserContext]
     page = contexts["light"].new_page()
     page.emulate_media(media="print")
     page.set_viewport_size({"width": 680, "height": 960})  # A4 within its margins
-    page.goto(f"{site}/{CHAPTERS[0]}.html", wait_until="load")
+    page.goto(f"{site}/{FIRST}.html", wait_until="load")
     lost = page.evaluate(
         """async () => {
           await window.MathJax.startup.promise;
@@ -834,18 +835,51 @@ def test_pages_open_from_the_disk_without_a_server(
     assert look_at(contexts[view], (built / f"{name}.html").as_uri(), [view]) == []
 
 
-def test_landing_page_shows_the_verdict_of_every_check(
+def test_the_claims_that_matter_most_show_the_verdicts_of_their_checks(
     site: str, contexts: dict[str, BrowserContext]
 ):
     page = contexts["light"].new_page()
-    page.goto(f"{site}/index.html", wait_until="load")
-    rows = page.locator("table.qs-claims tbody tr")
+    page.goto(f"{site}/claims.html", wait_until="load")
+    rows = page.locator("table.qs-claims:not(.qs-register) tbody tr")
     verdicts = rows.locator("td:nth-child(2) .verdict").all_inner_texts()
     count, links = rows.count(), rows.locator("td:nth-child(3) a.internal").count()
     page.close()
     assert len(verdicts) == count > 10
     assert set(verdicts) <= VERDICTS
     assert links >= count
+
+
+def test_landing_page_shows_a_cell_as_it_was_executed(
+    site: str, contexts: dict[str, BrowserContext]
+):
+    (cell,) = [
+        cell
+        for cell in nbformat.read(BOOK / "chapters/your_two_models.ipynb", as_version=4).cells
+        if cell.id == "five-lines"
+    ]
+    (printed,) = [out.text for out in cell.outputs if out.get("name") == "stdout"]
+    page = contexts["light"].new_page()
+    page.goto(f"{site}/index.html", wait_until="load")
+    code = page.locator(".qs-excerpt .cell_input pre").text_content()
+    output = page.locator(".qs-excerpt .cell_output pre").text_content()
+    page.close()
+    assert code.strip() == cell.source.strip()
+    assert output.strip() == printed.strip() != ""
+
+
+def test_landing_page_draws_q_star_before_anything_else(texts: dict[str, Texts]):
+    images = [a for tag, a in texts["index"].elements if tag == "img" and "_images" in a["src"]]
+    assert "start-q-star" in images[0]["src"]
+
+
+def test_landing_page_leads_every_reader_somewhere(built: Path, texts: dict[str, Texts]):
+    """To practice, theory and doubt; it says how to install, and how to cite."""
+    page = (built / "index.html").read_text(encoding="utf8")
+    article = page[page.index("<article") : page.index("</article>")]
+    for name in (*CHAPTERS, "claims", "api", "notation"):
+        assert f'href="{name}.html' in article, name
+    for text in ("pip install", "@misc{qstar"):
+        assert text in texts["index"].text, text
 
 
 def test_landing_page_counts_the_verdicts_of_all_claims(
@@ -861,10 +895,10 @@ def test_landing_page_counts_the_verdicts_of_all_claims(
     page.close()
 
 
-def test_the_selection_on_the_landing_page_is_of_claims_of_the_register():
+def test_the_claims_that_matter_most_are_claims_of_the_register():
     _, register = claims.read_claims(ROOT / "data" / "claims.yaml")
-    index = (BOOK / "index.md").read_text(encoding="utf8")
-    shown = re.findall(r"::claim-([a-z0-9-]+)", index)
+    selection = (BOOK / "claims.md").read_text(encoding="utf8")
+    shown = re.findall(r"::claim-([a-z0-9-]+)", selection)
     assert 10 < len(shown) == len(set(shown)) < 40
     assert set(shown) <= {claim.id for claim in register}
 

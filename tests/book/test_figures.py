@@ -48,6 +48,15 @@ def densities(fig):
     return figures.densities([(pair, x, rows), (pair, x, rows)], fig=fig)
 
 
+BELLS = solve_pair("bells", Gaussian(-2.0, 0.6), Gaussian(2.0, 2.5))
+
+
+def balanced(ax):
+    x = np.linspace(-6, 7, 131)
+    parties = BELLS.policy, BELLS.teacher, BELLS.q_star
+    return figures.balanced(BELLS, x, np.exp([p.log_density(x[:, None]) for p in parties]), ax=ax)
+
+
 def scale_law(ax):
     pair = solve_pair("row", Gaussian([0, 0], np.eye(2)), Gaussian([0, 0], 4 * np.eye(2)))
     ratios = np.logspace(-1, 1, 21)
@@ -289,3 +298,31 @@ def test_no_two_examples_of_the_loop_s_bias_share_a_marker():
     assert len({line.get_marker() for line in curves}) == 3
     hollow = [line for line in ax.lines if line.get_markerfacecolor() == "white"]
     assert [list(line.get_xdata()) for line in hollow if len(line.get_xdata())] == [[2], [2, 3]]
+
+
+def test_q_star_is_drawn_between_its_parents_and_as_far_from_both():
+    with figures.style():
+        ax = balanced(new_axes())
+        ax.figure.savefig(io.BytesIO(), format="png")
+    peaks = {}
+    for party in (BELLS.policy, BELLS.teacher, BELLS.q_star):
+        name = {id(BELLS.policy): "policy", id(BELLS.teacher): "teacher"}.get(id(party), "q*")
+        (curve,) = [
+            line for line in lines(ax, figures.COLOURS[name]) if len(line.get_xdata()) == 131
+        ]
+        at = int(np.argmax(curve.get_ydata()))
+        peaks[name] = curve.get_xdata()[at]
+        assert peaks[name] == pytest.approx(float(party.mean[0]), abs=0.06)
+        density = np.exp(party.log_density(np.array([[peaks[name]]])))
+        assert curve.get_ydata()[at] == pytest.approx(float(density[0]))
+    assert peaks["policy"] < peaks["q*"] < peaks["teacher"]
+    said = [text.get_text() for text in ax.texts if "KL" in text.get_text()]
+    assert len(said) == 2
+    assert {text.rpartition(" = ")[2] for text in said} == {f"{BELLS.balance.chernoff:.2f}"}
+
+
+def test_messages_are_shown_as_they_were_said():
+    shown = figures.messages({"a <call>": "ValueError: x & y: got 1 < 2."})
+    assert "<dt" in shown
+    assert "a &lt;call&gt;" in shown
+    assert "<code>ValueError</code> x &amp; y: got 1 &lt; 2." in shown

@@ -23,6 +23,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from qstar_book import pages as book_pages
+from qstar_book.sphinx.excerpts import bibtex
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))
@@ -31,6 +32,7 @@ CONDA = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf8"))
 DATA_FILES = [*(ROOT / "data").glob("*.json"), *(ROOT / "data" / "results").glob("*.json")]
 WORKFLOW = ROOT / ".github" / "workflows" / "book.yml"
 CITATION = ROOT / "CITATION.cff"
+FIGURE = ROOT / "book" / "q_star.svg"
 FAKE = "https://github.com/Some-Owner/some.name"
 # What only a build of torch with GPU support brings, in versions of its own.
 OF_A_GPU_BUILD = ("cuda-", "nvidia-", "triton")
@@ -640,6 +642,34 @@ def test_the_readmes_links_lead_somewhere():
         text = (ROOT / name).read_text(encoding="utf8")
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (ROOT / target).exists(), f"{name} links to {target}"
+
+
+def in_numbers(svg):
+    """The numbers of a picture, and what stands between them."""
+    number = r"-?\d+(?:\.\d+)?"
+    return [float(n) for n in re.findall(number, svg)], re.split(number, svg)
+
+
+def test_the_readmes_figure_is_what_the_package_draws():
+    kept, drawn = (in_numbers(svg) for svg in (FIGURE.read_text("utf8"), load("figure").drawn()))
+    assert kept[1] == drawn[1], "run `make figure`"
+    assert kept[0] == pytest.approx(drawn[0], rel=0, abs=0.02), "run `make figure`"
+    assert FIGURE.stat().st_size < 60_000
+    assert f"](book/{FIGURE.name})" in (ROOT / "README.md").read_text(encoding="utf8")
+
+
+def test_a_changed_figure_is_noticed():
+    numbers, between = in_numbers(FIGURE.read_text("utf8"))
+    moved = [numbers[0] + 0.03, *numbers[1:]]
+    assert moved != pytest.approx(numbers, rel=0, abs=0.02)
+    assert in_numbers(FIGURE.read_text("utf8").replace("<path", "<line", 1))[1] != between
+
+
+def test_the_readme_cites_what_the_citation_file_says():
+    citation = yaml.safe_load(CITATION.read_text(encoding="utf8"))
+    known = {name: citation[name] for name in ("authors", "title", "version")}
+    assert f"```bibtex\n{bibtex(known)}\n```" in (ROOT / "README.md").read_text(encoding="utf8")
+    assert "url    = {https://" in bibtex(known | {"repository-code": "https://x.org/y"})
 
 
 def test_the_readme_names_every_notebook():

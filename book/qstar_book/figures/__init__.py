@@ -17,6 +17,7 @@ from .beyond import (
 from .coin import draft_overlaps
 from .decoding import forwards_by_acceptance, one_round, proposed_text, speed_ratios, width_costs
 from .dimension import collapse, overlap_law, precision_shares, shells
+from .front import balanced
 from .gaussians import (
     PATH_COLOURS,
     covariance_rules,
@@ -36,7 +37,7 @@ from .meaning import (
     training,
 )
 from .models import alpha_by_kind, decode_trace, solving_gain
-from .page import texts
+from .page import messages, texts
 from .path import kl_crossing, minimax
 from .sampling import acceptance_bounds, alpha_acceptance, loop_bias, redraw_panels
 from .sequences import answer_divergences, gap_growth, two_means, useful_share
@@ -58,6 +59,7 @@ __all__ = [
     "alpha_by_kind",
     "alpha_error",
     "answer_divergences",
+    "balanced",
     "collapse",
     "convergence",
     "covariance_rules",
@@ -76,6 +78,7 @@ __all__ = [
     "kl_order",
     "log_partition_panels",
     "loop_bias",
+    "messages",
     "minimax",
     "mirrored_variance",
     "modes_along_path",

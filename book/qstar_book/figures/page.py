@@ -21,3 +21,20 @@ def texts(parts: Mapping[str, tuple[str, str]]) -> str:
         for border in ("dashed" if party == "teacher" else "solid",)
     ]
     return f'<div style="display:flex;flex-wrap:wrap;gap:0 1.2em">{"".join(cells)}</div>'
+
+
+def messages(parts: Mapping[str, str]) -> str:
+    """HTML of what was done and, below each, the message it met.
+
+    Args:
+        parts: What was done -> the message, of which the name of the error is the beginning.
+    """
+    items = []
+    for done, message in parts.items():
+        kind, _, said = message.partition(": ")
+        items.append(
+            f'<dt style="margin-top:.8em">{html.escape(done)}</dt>'
+            f'<dd style="margin-left:1.2em"><code>{html.escape(kind)}</code> '
+            f"{html.escape(said)}</dd>"
+        )
+    return f"<dl>{''.join(items)}</dl>"
