@@ -26,6 +26,7 @@ from .gaussians import (
     path_evolution,
     scale_law,
 )
+from .geometry import simplex
 from .meaning import (
     adversaries,
     ends_and_middle,
@@ -92,6 +93,7 @@ __all__ = [
     "round_shares",
     "scale_law",
     "shells",
+    "simplex",
     "solver_cost",
     "solver_times",
     "solving_gain",
