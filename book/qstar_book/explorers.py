@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from qstar.decoding.costs import PARENTS
+from qstar.decoding.costs import PARENTS, Costs, expected_speedup
+from qstar.decoding.planner import COIN_GAMMA
 from qstar.gaussian import geometric_mean, kl_to_parents
 
 from . import figures
 from .numbers import read_expected
 from .parameters import read_parameters
 from .presets import PRESETS, preset_pair
+from .records import decoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,102 @@ def _draw_tokens(data: Mapping[str, Any]) -> Figure:
     return fig
 
 
+MEASURED = (
+    ("decoding_cpu.json", "two prompts", "two prompts of one model, CPU"),
+    ("coin_cpu.json", "two prompts", "two prompts, with the coin, CPU"),
+    ("decoding_cpu.json", "noised copy", "noised copy, CPU"),
+    ("coin_cpu.json", "noised copy", "noised copy, with the coin, CPU"),
+)
+"""Cells of the records of a CPU, with packed layers: file, pair, and what the reader calls it."""
+
+
+def _pays(root: Path) -> dict[str, Any]:
+    results = root / "data" / "results"
+
+    def read(name: str) -> Any:
+        return json.loads((results / name).read_bytes())
+
+    cells = [
+        _cell(decoding.find_cell(read(file), pair, "packed"), name) for file, pair, name in MEASURED
+    ]
+    stages = read("accelerator_h200.json")["stages"]
+    device = stages["machine"]["name"].removeprefix("NVIDIA ")
+    # The second cell of the synthetic pair is of other ways, measured in another run.
+    apart = [stages["decode synthetic"]["cells"][0], *stages["decode apart"]["cells"]]
+    for cell in sorted(apart, key=lambda cell: cell["pair"]):
+        cells.append(_cell(decoding.warm(cell), f"{cell['pair'].replace(',', ' at')}, {device}"))
+    return {"cells": cells, "start": 1, "coinGamma": COIN_GAMMA}
+
+
+def _cell(cell: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What was measured of one pair: the seconds of forwards, acceptances, and speed-ups."""
+    points = []
+    for way, options in decoding.OURS.items():
+        if options["scheme"] in DRAFTING and decoding.runs_of(cell, way):
+            gain = decoding.speed_ratio(cell, way)
+            points.append(
+                {
+                    "scheme": options["scheme"],
+                    "gamma": options.get("gamma"),
+                    "median": round(gain.median, 4),
+                    "low": round(gain.low, 4),
+                    "high": round(gain.high, 4),
+                }
+            )
+    seconds = decoding.measured_costs(cell).policy
+    return {
+        "name": name,
+        "seconds": {str(width): round(spent, 7) for width, spent in seconds.items()},
+        "accept": {who: round(x, 6) for who, x in decoding.mean_acceptance(cell).items()},
+        "points": points,
+        "said": _said(cell),
+    }
+
+
+DRAFTING = ("alternating", "coin", "one-sided")
+
+
+def _said(cell: Mapping[str, Any]) -> str:
+    """What the reader has to know of a pair before its numbers are believed."""
+    if "two prompts" in cell["pair"]:
+        once = decoding.speed_ratio(cell, "plain, one call")
+        return (
+            "One model under two prompts. Plain decoding is two calls a token here; one call that "
+            f"reads both texts is {once.median:.2f} times as fast as that."
+        )
+    if "shape" in cell["pair"]:
+        return "A synthetic pair: random weights of that shape, and a copy with noise at its end."
+    return "A synthetic pair: the model, and a copy of it with noise in its layers."
+
+
+def _draw_pays(data: Mapping[str, Any]) -> Figure:
+    cell = data["cells"][data["start"]]
+    seconds = {int(width): spent for width, spent in cell["seconds"].items()}
+    takes, accept = Costs(seconds, seconds), np.linspace(0, 1, 101)
+    measured: dict[str, list[tuple[float, float, float, float]]] = {"alternating 1": [], "coin": []}
+    for one in data["cells"]:
+        at = float(np.mean([one["accept"][parent] for parent in PARENTS]))
+        for point in one["points"]:
+            way = f"{point['scheme']} {point['gamma'] or ''}".strip()
+            if way in measured:
+                measured[way].append((at, point["median"], point["low"], point["high"]))
+    # Of what a parent misses the mixture keeps as large a part everywhere as it does here.
+    at = float(np.mean([cell["accept"][parent] for parent in PARENTS]))
+    missed = (1 - cell["accept"]["coin"]) / (1 - at)
+    curves: dict[str, list[float]] = {way: [] for way in measured}
+    for a in accept.tolist():
+        chances = {"policy": a, "teacher": a, "coin": 1 - (1 - a) * missed}
+        for way, gamma in (("alternating 1", 1), ("coin", data["coinGamma"])):
+            times = expected_speedup(chances, takes, way.split()[0], gamma=gamma)
+            curves[way].append(times)
+    predicted = {way: (accept, np.array(values)) for way, values in curves.items()}
+    nothing: dict[str, list[tuple[float, float]]] = {way: [] for way in measured}
+    with figures.style():
+        fig = Figure(figsize=(figures.WIDTH, 3.9), layout="constrained")
+        figures.speed_by_acceptance(measured, nothing, predicted, ax=fig.subplots())
+    return fig
+
+
 EXPLORERS = {
     "gaussians": Explorer(
         _gaussians,
@@ -106,6 +204,18 @@ EXPLORERS = {
         "star. The smallest ball around q star that holds both parents has them on its edge; the "
         "two balls of the same size around the parents touch at q star.",
         ("notebooks/exact_sampling.ipynb",),
+    ),
+    "pays": Explorer(
+        _pays,
+        _draw_pays,
+        "Times as fast as plain decoding against the acceptance probability: two rising curves, "
+        "what is expected of alternating drafts and of the coin, which cross one; and marks with "
+        "intervals, what was measured of both, at acceptances of 0.6 and more.",
+        (
+            "data/results/decoding_cpu.json",
+            "data/results/coin_cpu.json",
+            "data/results/accelerator_h200.json",
+        ),
     ),
 }
 """Every explorer by its name, which is also that of its script, `book/_static/explorer-NAME.js`."""

@@ -3,6 +3,7 @@
 Without a browser these tests are skipped, and with CI=true they fail.
 """
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,14 @@ from qstar.sampling.picks import accept_or_redraw, draw_candidates, source_loop
 from qstar.sampling.rules import verify
 from qstar.theory.acceptance import source_loop_law
 from qstar_book.explorers import EXPLORERS
+from qstar_book.numbers import read_expected
 from qstar_book.presets import preset_pair
 from qstar_book.sphinx.explorers import markup
 
 ROOT = Path(__file__).resolve().parents[2]
 STATIC = ROOT / "book" / "_static"
 PARENTS = costs.PARENTS
+data_of = functools.cache(lambda name: EXPLORERS[name].data(ROOT))
 CLOSE = 1e-9
 
 
@@ -373,7 +376,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("explorers")
     names = ["qstar-core", "explorer", *(f"explorer-{name}" for name in EXPLORERS)]
     scripts = [f'<script src="{(STATIC / name).as_uri()}.js"></script>' for name in names]
-    shown = [markup(name, one.data(ROOT), f"{name}.png") for name, one in EXPLORERS.items()]
+    shown = [markup(name, data_of(name), f"{name}.png") for name in EXPLORERS]
     page = folder / "page.html"
     page.write_text(
         PAGE.format(static=STATIC.as_uri(), scripts="".join(scripts), explorers="".join(shown)),
@@ -398,7 +401,7 @@ def explorers(browser: Browser, page_file: Path) -> Iterator[Page]:
 
 def cell(page: Page, explorer: str, name: str) -> str:
     row = page.locator(f"#explorer-{explorer} tr").filter(has_text=name)
-    return row.first.locator("td").inner_text()
+    return row.first.locator("td").first.inner_text()
 
 
 def test_together_they_are_small():
@@ -408,7 +411,7 @@ def test_together_they_are_small():
 
 
 def test_each_pair_of_the_chapter_has_the_package_s_numbers(explorers: Page):
-    groups = EXPLORERS["gaussians"].data(ROOT)["presets"]
+    groups = data_of("gaussians")["presets"]
     cases = [case for group in groups.values() for case in group]
     assert len(groups["the nine cases"]) == 9
     assert len(groups["rows of the table"]) == 5
@@ -502,7 +505,7 @@ def test_steps_make_rounds_and_many_rounds_show_the_bias(explorers: Page):
         float(cell(explorers, "tokens", name))
         for name in ("what was drawn", "rule’s distribution", "chance alone")
     )
-    policy, teacher = (np.log(EXPLORERS["tokens"].data(ROOT)["presets"][0][x]) for x in PARENTS)
+    policy, teacher = (np.log(data_of("tokens")["presets"][0][x]) for x in PARENTS)
     q = log_geometric_mean(policy, teacher, solve_kl_symmetry(policy, teacher).alpha)
     expected = np.abs(source_loop_law(policy, q, 2) - np.exp(q)).sum() / 2
     assert abs(bias - expected) < 1e-4
@@ -510,6 +513,44 @@ def test_steps_make_rounds_and_many_rounds_show_the_bias(explorers: Page):
     tokens.get_by_label("Rule").select_option("exact")
     tokens.get_by_role("button", name="Run").click()
     assert float(cell(explorers, "tokens", "what was drawn")) < 8 * noise
+
+
+def test_what_pays_is_what_the_cost_model_expects(explorers: Page):
+    data = data_of("pays")
+    for at, given in enumerate(data["cells"]):
+        explorers.get_by_label("Forwards").select_option(str(at))
+        seconds = {int(width): spent for width, spent in given["seconds"].items()}
+        measured = costs.Costs(seconds, seconds)
+        accept = float(f"{np.mean([given['accept'][parent] for parent in PARENTS]):.5g}")
+        chances: dict[str, float] = {"policy": accept, "teacher": accept}
+        alternating = costs.expected_speedup(chances, measured, "alternating", gamma=1)
+        assert cell(explorers, "pays", "alternating") == f"{alternating:.2f}"
+        if "coin" in given["accept"]:
+            chances["coin"] = given["accept"]["coin"]
+            gamma = data["coinGamma"]
+            coin = costs.expected_speedup(chances, measured, "coin", gamma=gamma)
+            assert abs(float(cell(explorers, "pays", "coin")) - coin) < 0.02, given["name"]
+
+
+def test_the_marks_are_the_published_measurements():
+    points = {
+        (cell["name"], point["scheme"], point["gamma"]): point["median"]
+        for cell in data_of("pays")["cells"]
+        for point in cell["points"]
+    }
+    speed = read_expected(ROOT / "data" / "expected" / "speed.json")
+    found = 0
+    for shape, percent in (("7B", 60), ("7B", 80), ("7B", 90), ("7B", 95), ("1B", 90)):
+        for way, gamma in (("alternating-1", 1), ("coin", None)):
+            name = f"{shape} shape at {percent / 100:g}, H200"
+            median = points[name, way.split("-")[0], gamma]
+            assert abs(median - float(speed[f"speed-{shape}-{percent}-{way}"].value)) < 1e-4
+            found += 1
+    assert found == 10
+    coin = read_expected(ROOT / "data" / "expected" / "speculative_decoding.json")
+    for name, key in (("two prompts", "real"), ("noised copy", "noised")):
+        median = points[f"{name}, with the coin, CPU", "coin", None]
+        assert abs(median - float(coin[f"ch7-coin-{key}-coin-wall"].value)) < 1e-4
 
 
 @pytest.mark.parametrize("width", [320, 375])
@@ -537,6 +578,6 @@ def test_without_scripts_there_is_a_picture(browser: Browser, page_file: Path):
 @pytest.mark.parametrize("name", EXPLORERS)
 def test_the_picture_of_an_explorer_is_drawn(name: str):
     explorer = EXPLORERS[name]
-    drawn = explorer.picture(explorer.data(ROOT))
+    drawn = explorer.picture(data_of(name))
     assert drawn.axes
     assert len(explorer.alt) > 80
