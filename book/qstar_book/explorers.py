@@ -187,6 +187,25 @@ def _draw_pays(data: Mapping[str, Any]) -> Figure:
     return fig
 
 
+def _spoken(root: Path) -> dict[str, Any]:
+    record = json.loads((root / "data" / "results" / "spoken_cpu.json").read_bytes())
+    texts = []
+    for text in record["texts"]:
+        teacher = text["teacher_system"].removeprefix("You are ").split(".")[0]
+        texts.append({"name": f"{text['user']} Teacher: {teacher}", "tokens": text["tokens"]})
+    return {"texts": texts}
+
+
+def _draw_spoken(data: Mapping[str, Any]) -> Figure:
+    tokens = data["texts"][0]["tokens"]
+    columns = [[token[key] for token in tokens] for key in ("text", "by", "kept")]
+    numbers = [[token[key] for token in tokens] for key in ("alpha", "chernoff")]
+    with figures.style():
+        fig = Figure(figsize=(figures.WIDTH, 4.8), layout="constrained")
+        figures.spoken(*columns, *numbers, fig=fig)
+    return fig
+
+
 EXPLORERS = {
     "gaussians": Explorer(
         _gaussians,
@@ -216,6 +235,15 @@ EXPLORERS = {
             "data/results/coin_cpu.json",
             "data/results/accelerator_h200.json",
         ),
+    ),
+    "spoken": Explorer(
+        _spoken,
+        _draw_spoken,
+        "A text of some thirty tokens that was decoded from one model under two prompts. Above "
+        "each token alpha star, around one half, marked by which prompt proposed the token and "
+        "whether it was kept; and as bars the Chernoff information, a few hundredths of a nat at "
+        "most tokens and more at some.",
+        ("data/results/spoken_cpu.json",),
     ),
 }
 """Every explorer by its name, which is also that of its script, `book/_static/explorer-NAME.js`."""

@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from qstar import gaussian, log_geometric_mean, solve_kl_symmetry
+from qstar.adapters.checkpoints import log_laws
 from qstar.decoding import costs
 from qstar.gaussian import Gaussian
 from qstar.rows import acceptance_probability, kl
@@ -551,6 +552,57 @@ def test_the_marks_are_the_published_measurements():
     for name, key in (("two prompts", "real"), ("noised copy", "noised")):
         median = points[f"{name}, with the coin, CPU", "coin", None]
         assert abs(median - float(coin[f"ch7-coin-{key}-coin-wall"].value)) < 1e-4
+
+
+def test_a_recorded_text_is_walked_by_the_arrow_keys(explorers: Page):
+    text = explorers.locator("#explorer-spoken")
+    tokens = data_of("spoken")["texts"][0]["tokens"]
+    shown = text.locator(".qs-spoken button")
+    assert [word.replace("⏎", "\n") for word in shown.all_text_contents()] == [
+        token["text"] for token in tokens
+    ]
+    shown.nth(3).focus()
+    for at, token in enumerate(tokens[4:9], start=4):
+        explorers.keyboard.press("ArrowRight")
+        said = text.locator(".qs-spoken + p").inner_text()
+        assert f"α* {token['alpha']:.2f}" in said, at
+        assert (", kept" in said) == (token["kept"] and token["by"] != "none"), at
+
+
+def test_what_is_recorded_of_a_text_is_what_the_models_say():
+    """On a model small enough to ask again, position by position."""
+    import torch
+
+    from qstar.decoding.enumeration import tiny_model
+    from qstar_book.records import spoken
+
+    class Tokenizer:
+        all_special_ids = ()
+
+        def decode(self, ids: list[int]) -> str:
+            return f"t{ids[0]}"
+
+    models = tiny_model(4, vocab=6), tiny_model(5, vocab=6)
+    prompts = torch.tensor([0, 1, 2]), torch.tensor([2, 1])
+    found = spoken.record(models, Tokenizer(), prompts, max_new_tokens=8, seed=3)
+    tokens = torch.tensor([int(token["text"][1:]) for token in found])
+    laws = [
+        log_laws(model, ids, tokens).double().numpy()
+        for model, ids in zip(models, prompts, strict=True)
+    ]
+    balance = solve_kl_symmetry(*laws)
+    assert worst([token["alpha"] for token in found], balance.alpha) < 1e-4
+    assert worst([token["chernoff"] for token in found], balance.chernoff) < 1e-4
+    log_q = log_geometric_mean(*laws, balance.alpha)
+    for at, token in enumerate(found):
+        for top, law in zip(token["top"], (laws[0], log_q, laws[1]), strict=True):
+            chances = [p for _, p in top]
+            assert worst(chances[:-1], np.sort(np.exp(law[at]))[::-1][: spoken.TOP]) < 1e-3
+            assert abs(chances[-1] - np.exp(law[at][tokens[at]])) < 1e-3
+        if token["by"] in PARENTS:
+            drafted = laws[PARENTS.index(token["by"])][at]
+            assert abs(token["accept"] - acceptance_probability(drafted, log_q[at])) < 1e-3
+    assert any(not token["kept"] for token in found)
 
 
 @pytest.mark.parametrize("width", [320, 375])

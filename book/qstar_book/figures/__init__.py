@@ -36,7 +36,7 @@ from .meaning import (
     token_bars,
     training,
 )
-from .models import alpha_by_kind, decode_trace, solving_gain
+from .models import alpha_by_kind, decode_trace, solving_gain, spoken
 from .page import texts
 from .path import kl_crossing, minimax
 from .sampling import acceptance_bounds, alpha_acceptance, loop_bias, redraw_panels
@@ -99,6 +99,7 @@ __all__ = [
     "solving_gain",
     "speed_by_acceptance",
     "speed_ratios",
+    "spoken",
     "style",
     "tail_weight",
     "texts",
