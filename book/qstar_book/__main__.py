@@ -180,6 +180,12 @@ def _add_records(parser: argparse.ArgumentParser) -> None:
     option("--resample-below", type=float, default=0.75, help="share of effective answers")
     add_model(option)
 
+    option = add("spoken", "decode short texts, with what both models thought at each token")
+    option("--out", type=Path, required=True)
+    option("--prompts", type=int, nargs="+", default=[1, 2, 0], help="which of data/prompts.json")
+    option("--max-new-tokens", type=int, default=36)
+    add_model(option)
+
     option = add("decoding", "decode from q* of a language model in every way")
     option("--out", type=Path, required=True)
     option("--device", default="cpu", help="cpu, cuda or auto")

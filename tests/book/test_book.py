@@ -23,8 +23,9 @@ import nbformat
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
+from browsers import require_browser
 from filelock import FileLock
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page
 
 from qstar_book import claims
 from qstar_book.sphinx import markup
@@ -64,15 +65,6 @@ NO_COLOURS = {
 COLOURS = {"runOnly": ["color-contrast"]}
 # The dark view differs from the light one in its colours, and the phone's in all but those.
 RULES = {"phone": [NO_COLOURS], "light": [COLOURS, NO_COLOURS], "dark": [COLOURS]}
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-QUIET = (
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-gpu",
-    "--disable-sync",
-    "--no-first-run",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no request can leave
-)
 
 # What a reader would see, asked of the page itself. Code is shown as it is: `{ref}` in it is fine.
 INSPECT = r"""
@@ -218,33 +210,6 @@ async ([view, rules, colours]) => {
   return (await axe.run(context, options)).violations;
 }
 """
-
-
-def installed_browser() -> str | None:
-    return next(filter(None, map(shutil.which, BROWSERS)), None)
-
-
-def require_browser(path: str | None) -> str:
-    """The browser's path; without one a skip that says how to get one, or a failure in CI."""
-    if path is None:
-        message = (
-            f"no browser found (looked for {', '.join(BROWSERS)}), so nobody looked at the pages: "
-            "install one, on Debian `apt-get install chromium`"
-        )
-        if os.environ.get("CI", "").lower() in ("true", "1"):
-            pytest.fail(message)
-        pytest.skip(message)
-    return path
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    path = require_browser(installed_browser())
-    sandbox = [] if os.geteuid() else ["--no-sandbox"]  # root has none
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=[*QUIET, *sandbox])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="session")

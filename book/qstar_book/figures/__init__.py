@@ -27,6 +27,7 @@ from .gaussians import (
     path_evolution,
     scale_law,
 )
+from .geometry import simplex
 from .meaning import (
     adversaries,
     ends_and_middle,
@@ -36,7 +37,7 @@ from .meaning import (
     token_bars,
     training,
 )
-from .models import alpha_by_kind, decode_trace, solving_gain
+from .models import alpha_by_kind, decode_trace, solving_gain, spoken
 from .page import messages, texts
 from .path import kl_crossing, minimax
 from .sampling import acceptance_bounds, alpha_acceptance, loop_bias, redraw_panels
@@ -95,11 +96,13 @@ __all__ = [
     "round_shares",
     "scale_law",
     "shells",
+    "simplex",
     "solver_cost",
     "solver_times",
     "solving_gain",
     "speed_by_acceptance",
     "speed_ratios",
+    "spoken",
     "style",
     "tail_weight",
     "texts",

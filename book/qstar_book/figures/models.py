@@ -57,6 +57,45 @@ def decode_trace(
     return fig
 
 
+def spoken(
+    words: Sequence[str],
+    proposers: Sequence[str],
+    kept: Sequence[bool],
+    alpha: Sequence[float],
+    chernoff: Sequence[float],
+    *,
+    fig: Figure,
+) -> Figure:
+    """A decoded text: of each token alpha* and the Chernoff information, by who proposed it.
+
+    Args:
+        words: The tokens as text.
+        proposers: Of each token "policy", "teacher" or "none".
+        kept: Whether the proposal was kept; else the token was drawn in its place.
+        alpha: alpha*, where it was drawn.
+        chernoff: The Chernoff information there, in nats.
+        fig: Where to draw, in two panels.
+    """
+    top, bottom = fig.subplots(2, 1, sharex=True)
+    at = np.arange(1, len(words) + 1)
+    party = [who if k and who in LINES else "q*" for who, k in zip(proposers, kept, strict=True)]
+    colours, markers = [COLOURS[who] for who in party], {"policy": "o", "teacher": "s", "q*": "D"}
+    labels = {"policy": "policy, kept", "teacher": "teacher, kept", "q*": "replaced"}
+    top.axhline(0.5, **LINES["guide"])
+    for who, marker in markers.items():
+        these = [i for i, name in enumerate(party) if name == who]
+        where, values = at[these], np.asarray(alpha)[these]
+        top.plot(where, values, marker, color=COLOURS[who], markersize=6, label=labels[who])
+    top.set(ylabel=r"$\alpha^\star$", ylim=(0, 1))
+    top.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    bottom.bar(at, chernoff, color=colours, width=0.7)
+    bottom.set(ylabel="$C$ (nats)")
+    shown = [word.strip().replace("$", r"\$") or "␣" for word in words]
+    bottom.set_xticks(at, shown, rotation=90, fontsize=8, family="DejaVu Sans Mono")
+    fig.align_ylabels()
+    return fig
+
+
 def alpha_by_kind(
     alphas: Mapping[str, ArrayLike],
     *,

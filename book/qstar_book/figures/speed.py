@@ -139,7 +139,8 @@ def speed_by_acceptance(
         for acceptance, median in in_models[way]:
             ax.plot([acceptance + aside], [median], color=look["color"], zorder=4, **cross)
         ax.plot([], [], linestyle=dash, markersize=8, label=way, **look)
-    ax.plot([], [], color=COLOURS["ink"], label="in the models", **cross)
+    if any(in_models.values()):
+        ax.plot([], [], color=COLOURS["ink"], label="in the models", **cross)
     ax.axhline(1, color=COLOURS["ink"], linewidth=1.0)
     ax.set(
         xlabel="acceptance probability of a parent's draft",

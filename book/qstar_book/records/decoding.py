@@ -335,6 +335,13 @@ def runs_of(cell: Mapping[str, Any], way: str) -> list[Mapping[str, Any]]:
     return sorted(runs, key=lambda run: (run["seed"], run["prompt"]))
 
 
+def warm(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """A cell without its first block, in which an accelerator captures its forwards."""
+    first = cell["runs"][0]
+    block = first["prompt"], first["seed"]
+    return {**cell, "runs": [r for r in cell["runs"] if (r["prompt"], r["seed"]) != block]}
+
+
 @dataclass(frozen=True, slots=True)
 class Ratio:
     """How many times faster than another way, over the blocks.
