@@ -159,6 +159,7 @@ def alpha_acceptance(
         markeredgewidth=0,
         color=COLOURS["quiet"],
         alpha=0.45,
+        rasterized=True,
     )
     ax.plot([], [], "o", markersize=4, color=COLOURS["quiet"], alpha=0.7, label="random pairs")
     ax.plot(
