@@ -26,6 +26,7 @@ SHEET = """
 @page { size: A4; margin: 17mm 16mm 19mm; }
 @page { @bottom-center { content: counter(page); font-size: 9pt; } }
 @page :first { @bottom-center { content: none; } }
+body .bd-main, body .bd-main .bd-content { display: block; }
 .bd-article { break-before: page; max-width: none; padding: 0; }
 .qs-cover { padding-top: 60mm; text-align: center; }
 .qs-cover ol { display: inline-block; margin-top: 15mm; text-align: left; }

@@ -219,6 +219,7 @@ def acceptance_bounds(
         markeredgewidth=0,
         color=COLOURS["quiet"],
         alpha=0.4,
+        rasterized=True,
     )
     dashes: tuple[Any, ...] = ("-", (0, (4.5, 2.2)), (0, (1.2, 1.4)))
     for (name, values), dash in zip(bounds.items(), dashes, strict=True):

@@ -5,6 +5,7 @@ page. Once all is written, each page gets the icons that it shows, the style she
 for what no page has, and the index is loaded where one searches.
 """
 
+import base64
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,9 +14,14 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.typing import ExtensionMetadata
 
-OURS = "qstar.css"
+OURS, FONT_CSS = "qstar.css", "maths.css"
 ICON = re.compile(r'<(i|span) class="([^"]*\bfa-[^"]*)"([^>]*)></\1>')
 WORD = re.compile(r"[A-Za-z_][\w-]*")
+FONT = re.compile(r'@font-face\s*\{[^}]*url\("(fonts/[^"]+)"\)[^}]*\}')
+FONT_LINK = (
+    r'\n    <link rel="stylesheet" type="text/css" href="\2maths.css" />'
+    "\n    <script>document.fonts.load(\"1em 'qstar maths'\")</script>"
+)
 FIRST_IMAGES = 1
 """Of a page's images, how many are loaded at once; the others when one scrolls to them."""
 
@@ -119,6 +125,11 @@ def light_page(page: str, icons: dict[str, tuple[str, str]], *, searches: bool) 
     if not searches:
         unneeded = r"(?:searchtools|language_data|searchindex)\.js"
         page = re.sub(rf'\s*<script src="[^"]*{unneeded}[^"]*"></script>', "", page)
+    if "<math" in page:  # within a style sheet its font is there before the first line is laid
+        page = re.sub(r'(<link [^>]*href="([^"]*)qstar\.css[^>]*>)', r"\1" + FONT_LINK, page)
+    # Of the page's own contents the first entry is open, as the theme's script will find it.
+    entry = r'(toc-h2 nav-item toc-entry"><a class="reference internal nav-link)"'
+    page = re.sub(entry, r'\1 active"', page, count=1)
     number = 0
 
     def later(image: re.Match[str]) -> str:
@@ -148,6 +159,19 @@ def slim(svg: str) -> str:
     return re.sub(r"\s*\n\s*", "\n", re.sub(pattern, shorter, svg)).strip() + "\n"
 
 
+def _inline_the_font(static: Path) -> None:
+    """The font of formulas moves into a style sheet of its own, for the pages that have some."""
+    ours = static / OURS
+    css = ours.read_text(encoding="utf8")
+    face = FONT.search(css)
+    if face is None:
+        return
+    data = base64.b64encode((static / face[1]).read_bytes()).decode()
+    inlined = face[0].replace(face[1], f"data:font/woff2;base64,{data}")
+    (static / FONT_CSS).write_text(inlined, encoding="utf8")
+    ours.write_text(FONT.sub("", css), encoding="utf8")
+
+
 def _lighten(app: Sphinx, exception: Exception | None) -> None:
     if exception is not None or app.builder.format != "html":
         return
@@ -170,10 +194,11 @@ def _lighten(app: Sphinx, exception: Exception | None) -> None:
     for file in out.rglob("*.js"):
         if file != script and file.name != "searchindex.js":
             words |= set(WORD.findall(file.read_text(encoding="utf8")))
+    _inline_the_font(static)
     for file in (out / "_images").glob("*.svg"):
         file.write_text(slim(file.read_text(encoding="utf8")), encoding="utf8")
     for file in static.rglob("*.css"):
-        if file.name != OURS and "vendor" not in file.parts:
+        if file.name not in (OURS, FONT_CSS) and "vendor" not in file.parts:
             css = file.read_text(encoding="utf8")
             file.write_text(used_rules(css, words), encoding="utf8")
 
