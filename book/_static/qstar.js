@@ -13,7 +13,7 @@ document.addEventListener("DOMContentLoaded", () => {
   sidebar?.setAttribute("role", "complementary");
   sidebar?.setAttribute("aria-label", "The book");
   // Boxes that scroll sideways can be scrolled from the keyboard, and show that there is more.
-  const wide = ".pst-scrollable-table-container, table.table, div.math, .text_html, pre";
+  const wide = ".pst-scrollable-table-container, table.table, div.math > div, .qs-figure, .text_html, pre";
   const boxes = [...document.querySelectorAll(`.bd-article :is(${wide})`)];
   const look = (some) => {
     const sizes = some.map((box) => [box.scrollWidth - box.clientWidth, box.scrollLeft]);
@@ -26,7 +26,7 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const box of boxes) box.addEventListener("scroll", () => look([box]), { passive: true });
   look(boxes);
   const again = () => look(boxes);
-  window.addEventListener("load", () => Promise.resolve(window.MathJax?.startup?.promise).then(again));
+  window.addEventListener("load", again);
   window.addEventListener("resize", again);
   // The download button downloads, and does not open a tab full of JSON.
   for (const link of document.querySelectorAll("a.btn-download-source-button, a.btn-download-notebook-button")) {

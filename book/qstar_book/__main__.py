@@ -8,6 +8,7 @@
     qstar-book record solver --out FILE                # measure anew what data/ records
     qstar-book train family 1m                         # train anew what data/ holds the weights of
     qstar-book pages                                   # build the book
+    qstar-book pdf                                     # the whole book as one PDF
 
 Exit status: 0 good, 1 something failed or disagrees, 2 refused for it makes no sense, 130
 interrupted. Each command imports only what it needs: `record accelerator` runs where torch,
@@ -92,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
 
     option = _add(commands, "pages", "pages:command", "build the book's pages if out of date")
     option("--force", action="store_true", help="build what is up to date, too (so with CI set)")
+    option = _add(commands, "pdf", "pdf:command", "print the built pages into one PDF")
+    option("--out", type=Path, help="where to (default: book/_build/qstar.pdf)")
     return parser
 
 

@@ -25,6 +25,9 @@ from .fresh import accelerators, installed_version
 NAMED = ("numpy", "scipy", "matplotlib", "torch", "transformers")
 """The packages whose versions an executed copy states."""
 
+DRAWING = ("--InlineBackend.figure_formats=svg",)
+"""What the kernel is told: figures as SVG."""
+
 MANAGERS = list[Any]()
 
 
@@ -37,8 +40,13 @@ class ThisPython(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        return KernelSpec(argv=command, display_name="Python 3", language="python")
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", *DRAWING]
+        return KernelSpec(
+            argv=command,
+            display_name="Python 3",
+            language="python",
+            env={"SOURCE_DATE_EPOCH": "0"},  # no date in a figure
+        )
 
 
 class Literals(PythonTranslator):  # type: ignore[misc]

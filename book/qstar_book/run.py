@@ -11,6 +11,7 @@ into place, so that at any moment, and after any interruption, a chapter is eith
 the new one. A notebook that fails leaves the old one, and itself in `build/failed/`.
 """
 
+import datetime
 import fcntl
 import json
 import os
@@ -93,7 +94,9 @@ def execute(notebook: Path, job: Job) -> tuple[bool, str]:
     record.unlink(missing_ok=True)
     write_json(chapter, json.loads((copy.parent / "finished.ipynb").read_bytes()))
     if made_from(notebook, job.parameters, job.root) == made:  # else: edited while it ran
-        write_json(record, {"output": digest(chapter.read_bytes()), "made_from": made})
+        run = {"day": datetime.date.today().isoformat(), "commit": _commit(job.root)}
+        output = digest(chapter.read_bytes())
+        write_json(record, {"output": output, "made_from": made, "run": run})
     (job.failed / notebook.name).unlink(missing_ok=True)
     return True, f"done in {_seconds_since(started):.0f} s"
 
@@ -176,6 +179,18 @@ def describe(number: int, source: str, trace: Sequence[str]) -> str:
         lines = [*lines[: SHOWN_LINES // 2], "...", *lines[-SHOWN_LINES // 2 :]]
     head = f"failed in cell {number}" if number else "failed before its first cell"
     return "\n    ".join([head, *lines])
+
+
+def _commit(root: Path) -> str:
+    """The commit that is checked out, with what differs from it said; "" where git cannot tell."""
+    git = ["git", "-C", str(root)]
+    told = [
+        subprocess.run([*git, *words], capture_output=True, text=True)
+        for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "-uno"])
+    ]
+    if any(one.returncode for one in told):
+        return ""
+    return told[0].stdout.strip() + (" with changes" if told[1].stdout.strip() else "")
 
 
 def _with_places(problem: str, notebook: Path, job: Job) -> str:

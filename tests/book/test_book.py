@@ -25,10 +25,11 @@ import yaml
 from axe_playwright_python.sync_playwright import Axe
 from browsers import require_browser
 from filelock import FileLock
+from fontTools.ttLib import TTFont
 from playwright.sync_api import Browser, BrowserContext, Page
 
 from qstar_book import claims
-from qstar_book.sphinx import markup
+from qstar_book.sphinx import light, markup, maths, provenance
 from qstar_book.sphinx import pages as page_extension
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,14 +71,13 @@ RULES = {"phone": [NO_COLOURS], "light": [COLOURS, NO_COLOURS], "dark": [COLOURS
 INSPECT = r"""
 async (scheme) => {
   await document.fonts.ready;
-  await window.MathJax?.startup?.promise;
   // A new size or colour scheme is heard of before the frame that shows it.
   await new Promise((shown) => requestAnimationFrame(() => requestAnimationFrame(shown)));
   const found = [];
   const { theme } = document.documentElement.dataset;
   if (theme && theme !== scheme) found.push(`wrong theme: ${theme}`);
   const shown = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT, (node) =>
-    node.parentElement.closest("script, style, pre, code, noscript, mjx-container, textarea")
+    node.parentElement.closest("script, style, pre, code, noscript, math, textarea")
       ? NodeFilter.FILTER_REJECT : NodeFilter.FILTER_ACCEPT);
   const texts = [document.title];
   while (shown.nextNode()) texts.push(shown.currentNode.data);
@@ -86,12 +86,12 @@ async (scheme) => {
     if (/\\[()[\]]|\$\$|\\(begin|frac|alpha)/.test(said)) found.push(`unrendered maths: ${said}`);
     if (/\{[a-z:]+\}`|Key not found|No key '/.test(said)) found.push(`unresolved role: ${said}`);
   }
-  for (const error of document.querySelectorAll("mjx-merror, [data-mjx-error]"))
-    found.push(`maths error: ${error.getAttribute("data-mjx-error") ?? error.textContent}`);
+  for (const error of document.querySelectorAll("merror"))
+    found.push(`maths error: ${error.textContent}`);
   for (const maths of document.querySelectorAll(".math"))
-    if (!maths.querySelector("mjx-container")) found.push(`unrendered maths: ${maths.textContent}`);
+    if (!maths.querySelector("math")) found.push(`unrendered maths: ${maths.textContent}`);
   // axe-core reads a formula as one text in the colour of its container; so all of it has that.
-  for (const maths of document.querySelectorAll("mjx-container")) {
+  for (const maths of document.querySelectorAll("math")) {
     const { color } = getComputedStyle(maths);
     for (const part of maths.querySelectorAll("*")) {
       const seen = getComputedStyle(part);
@@ -120,7 +120,7 @@ async (scheme) => {
     if (box.matches("pre") || window.innerWidth > 576 || !frame.matches(".qs-more[tabindex='0']"))
       found.push(`clipped: ${box.tagName}, ${frame.scrollWidth} px: ${box.innerText}`.slice(0, 99));
   }
-  for (const maths of document.querySelectorAll("main .math.notranslate")) {
+  for (const maths of document.querySelectorAll("main math:not([display])")) {
     const text = maths.nextSibling ?? maths.parentElement.nextSibling;
     if (text?.nodeType !== Node.TEXT_NODE || !/^[.,;:!?)]/.test(text.data)) continue;
     const mark = document.createRange();
@@ -130,9 +130,13 @@ async (scheme) => {
     if (line.height && (line.top + line.bottom) / 2 > maths.getBoundingClientRect().bottom)
       found.push(`torn from its formula: ${text.data.slice(0, 40)}`);
   }
-  for (const image of document.querySelectorAll("article img"))
-    if (getComputedStyle(image).backgroundColor !== "rgb(255, 255, 255)")
-      found.push(`two-tone figure: ${image.getAttribute("src")}`);
+  for (const image of document.querySelectorAll("article img")) {
+    const { backgroundColor, filter } = getComputedStyle(image);
+    const name = image.getAttribute("src");
+    if (backgroundColor !== "rgba(0, 0, 0, 0)") found.push(`figure on a slab: ${name}`);
+    if (!image.closest(".qs-figure")) continue;
+    if (filter.includes("invert") !== (scheme === "dark")) found.push(`wrong figure: ${name}`);
+  }
   const wide = Math.max(document.documentElement.scrollWidth, document.body.scrollWidth);
   if (wide > window.innerWidth) found.push(`overflow: ${wide} px in ${window.innerWidth} px`);
   return found;
@@ -150,7 +154,7 @@ MARK_LOOKS = r"""
   const styles = new Map();
   const ground = new Map([[null, 0]]);
   const placed = [];
-  for (const box of document.querySelectorAll(":not(mjx-container *)")) {
+  for (const box of document.querySelectorAll(":not(math *)")) {
     const style = getComputedStyle(box);
     styles.set(box, style);
     const paint = [
@@ -160,17 +164,17 @@ MARK_LOOKS = r"""
       style.float, box.matches("label, button, select, option, :disabled, [aria-disabled]"),
     ].join();
     ground.set(box, number(`${ground.get(box.parentElement)} ${paint}`));
-    if (box.matches("mjx-container")) continue;  // it paints nothing behind its text
+    if (box.matches("math")) continue;  // it paints nothing behind its text
     if (style.position !== "static" || style.float !== "none") {
       const { left, right, top, bottom } = box.getBoundingClientRect();
       if (left < right && top < bottom) placed.push({ box, left, right, top, bottom });
     }
   }
   const looks = new Map();
-  for (const box of document.body.querySelectorAll(":not(mjx-container *, script, style)")) {
+  for (const box of document.body.querySelectorAll(":not(math *, script, style)")) {
     const text = [...box.childNodes].filter((node) => node.nodeType === Node.TEXT_NODE)
       .map((node) => node.data.trim()).join("");
-    if (!text && !box.matches("mjx-container, input, textarea, select")) continue;
+    if (!text && !box.matches("math, input, textarea, select")) continue;
     const { left, right, top, bottom } = box.getBoundingClientRect();
     if (left === right || top === bottom || !box.checkVisibility()) continue;
     const over = placed.filter((other) =>
@@ -191,23 +195,24 @@ MARK_LOOKS = r"""
 # shown as one word, and the words of code, which are to no rule but text.
 FOLD = r"""
 () => {
-  for (const maths of document.querySelectorAll("mjx-container")) maths.replaceChildren();
+  for (const maths of document.querySelectorAll("math")) {
+    const word = document.createElement("span");
+    word.append("formula");
+    for (const { name } of maths.attributes)
+      if (name.startsWith("data-")) word.setAttribute(name, "");
+    maths.replaceWith(word);
+  }
   for (const word of document.querySelectorAll(":is(pre, code, .sig) span"))
     if ([...word.attributes].every(({ name }) => name === "class"))
       word.replaceWith(...word.childNodes);
   document.body.normalize();
 }
 """
-# Where colours are judged a formula is a text; for every other rule it is none, so that a table's
-# head with nothing but one has a name for it.
 RUN_AXE = r"""
-async ([view, rules, colours]) => {
-  for (const maths of document.querySelectorAll("mjx-container"))
-    maths.replaceChildren(...(colours ? ["formula"] : []));
+async ([view, rules]) => {
   axe.configure({ rules: [{ id: "color-contrast", selector: `[data-look-${view}]` }] });
-  const context = colours ? document : { exclude: [["mjx-container"]] };
   const options = { preload: false, resultTypes: ["violations"], ...rules };
-  return (await axe.run(context, options)).violations;
+  return (await axe.run(document, options)).violations;
 }
 """
 
@@ -317,9 +322,8 @@ def axe_violations(page: Page, view: str, rules: dict[str, Any]) -> list[str]:
     """axe-core's findings, with the element and what to do."""
     return [
         f"accessibility: {rule['id']}: {view}: {node['html'][:160]}: {node['failureSummary']}"
-        for rule in page.evaluate(RUN_AXE, [view, rules, rules is COLOURS])
+        for rule in page.evaluate(RUN_AXE, [view, rules])
         for node in rule["nodes"]
-        if rule["id"] != "empty-table-header" or " aria-label=" not in node["html"]
     ]
 
 
@@ -385,6 +389,7 @@ class Texts(HTMLParser):
         super().__init__()
         self.open: list[tuple[str, str, set[str]]] = [("", "", set())]  # tag, language, where
         self.found: list[tuple[str, str]] = []
+        self.maths: set[str] = set()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.parts: dict[str, list[str]] = {"head title": [], "article": [], "cell_input pre": []}
         self.feed(page)
@@ -412,6 +417,8 @@ class Texts(HTMLParser):
                 texts.append(data)
         if "math" not in where:
             self.found.append((language, data))
+        elif "mtext" not in where:
+            self.maths |= set(data)
 
 
 IDEOGRAPH = re.compile("[\u3400-\u9fff]")
@@ -453,6 +460,52 @@ def test_the_head_of_a_page_says_each_thing_once(texts: dict[str, Texts], name: 
     assert texts[name].title.count("balanced geometric mean") == 1
 
 
+@pytest.fixture(scope="session")
+def first_loads(site: str, browser: Browser) -> dict[str, tuple[int, float]]:
+    """Page -> the bytes that it loads at first, unpacked, and how far its layout shifts."""
+    found = {}
+    watch = """window.shift = 0; new PerformanceObserver((list) => {
+      for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.shift += entry.value;
+    }).observe({ type: "layout-shift", buffered: true });"""
+    for name in PAGES:
+        context = browser.new_context(viewport={"width": 1280, "height": 900})
+        context.add_init_script(watch)
+        page = context.new_page()
+        sizes: dict[str, int] = {}
+        page.on("requestfinished", lambda one, sizes=sizes: sizes.update({one.url: length(one)}))
+        page.goto(f"{site}/{name}.html", wait_until="networkidle")
+        found[name] = sum(sizes.values()), page.evaluate("window.shift")
+        context.close()
+    return found
+
+
+def length(request: Any) -> int:
+    return len(request.response().body())
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_light_and_its_layout_keeps_still(
+    first_loads: dict[str, tuple[int, float]], name: str
+):
+    loaded, shift = first_loads[name]
+    assert 200_000 < loaded <= 1_200_000
+    assert shift <= 0.05
+
+
+def test_every_sign_of_a_formula_is_in_the_font_of_the_book(texts: dict[str, Texts]):
+    cmap = TTFont(BOOK / "_static" / "fonts" / "maths.woff2").getBestCmap()
+    used = {sign for page in texts.values() for sign in page.maths}
+    assert len(used) > 80
+    assert {sign for sign in used if ord(sign) not in cmap and sign.strip()} == set()
+    assert ord("几") not in cmap
+
+
+def test_a_formula_that_cannot_be_translated_is_refused():
+    assert maths.mathml(r"q^\star", display=False).startswith("<math>")
+    with pytest.raises(ValueError, match="nosuchthing"):
+        maths.mathml(r"\nosuchthing", display=False)
+
+
 def test_no_two_pages_are_described_alike(texts: dict[str, Texts]):
     described = [
         attributes["content"]
@@ -465,13 +518,14 @@ def test_no_two_pages_are_described_alike(texts: dict[str, Texts]):
 
 @pytest.mark.parametrize("name", ["index", *CHAPTERS])
 def test_an_image_says_its_size(built: Path, texts: dict[str, Texts], name: str):
-    """So that the text does not jump when it comes."""
+    """So that the text does not jump when it comes, and that a phone shows letters of 9 px."""
     images = [a for tag, a in texts[name].elements if tag == "img" and "_images" in str(a["src"])]
     assert images
     for image in images:
-        png = ((built / f"{name}.html").parent / str(image["src"])).read_bytes()
-        width, height = (int.from_bytes(png[at : at + 4]) for at in (16, 20))
+        svg = ((built / f"{name}.html").parent / str(image["src"])).read_text(encoding="utf8")
+        width, height, least = page_extension.svg_size(svg)
         assert (image.get("width"), image.get("height")) == (str(width), str(height))
+        assert image["style"] == f"min-width: {min(least, width)}px"
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
@@ -553,8 +607,7 @@ def test_nothing_is_lost_on_paper(site: str, contexts: dict[str, BrowserContext]
     page.set_viewport_size({"width": 680, "height": 960})  # A4 within its margins
     page.goto(f"{site}/{FIRST}.html", wait_until="load")
     lost = page.evaluate(
-        """async () => {
-          await window.MathJax.startup.promise;
+        """() => {
           const seen = (box) => box.checkVisibility() && box.getBoundingClientRect().height > 0;
           const all = (query) => [...document.querySelectorAll(`.bd-article ${query}`)];
           const whole = all(":is(div.math, .cell_input, .cell_output, figure)");
@@ -564,7 +617,7 @@ def test_nothing_is_lost_on_paper(site: str, contexts: dict[str, BrowserContext]
             torn: whole.filter((box) => getComputedStyle(box).breakInside !== "avoid").length,
             cut: all(":is(pre, table)").filter((box) => box.scrollWidth > box.clientWidth + 1)
               .length,
-            beyond: all("mjx-container").filter(
+            beyond: all("math").filter(
               (box) => box.getBoundingClientRect().right > window.innerWidth).length,
           };
         }"""
@@ -587,18 +640,19 @@ BROKEN = """<!doctype html>
 <script>console.error("broken on purpose")</script><script>throw Error("thrown on purpose")</script>
 <script src="http://elsewhere.example/script.js"></script>
 <script src="data:text/javascript,1"></script><script src="data:text/javascript,1"></script>
-<p>Raw: $$ x^2 $$</p><p>Raw: \\(x\\)</p><p><mjx-merror>Undefined control sequence</mjx-merror></p>
+<p>Raw: $$ x^2 $$</p><p>Raw: \\(x\\)</p>
+<p><math><merror><mtext>no such command</mtext></merror></math></p>
 <p>The value {glue:text}`ch9-nothing:.3f`</p><p>A glued value: <span class="pasted-text"></span></p>
 <img src="nowhere.png" alt="missing"><figure id="fig-empty"></figure><img src="nowhere.png">
 <div style="width: 3000px">wide</div><table><tr><th></th><td>empty</td></tr></table>
 <pre style="width: 90px; overflow: auto">code that is wider than its box</pre>
 <table style="display: block; width: 90px; overflow: auto"><tr><td>a_wide_table_in_a_small_box</td>
-</tr></table><p style="width: 90px">A formula <span style="display: inline-block; width: 88px"
-class="math notranslate"><mjx-container>x</mjx-container></span>, and on</p>
-<article><img src="data:," alt="a figure"></article>
+</tr></table><p style="width: 90px">A formula <math><mspace width="88px"/></math>, and on</p>
+<article><img src="data:," alt="a figure" style="background: #fff"><span class="qs-figure"><img
+src="data:,1" alt="a figure" style="filter: invert(1)"></span></article>
 <p style="color: #ddd; background: #fff">pale</p><p class="night">pale at night</p>
-<p style="color: #dde; background: #fff"><mjx-container>pale formula</mjx-container></p>
-<p><mjx-container>x <i style="color: red">red</i></mjx-container> is red in black</p>
+<p style="color: #dde; background: #fff"><math><mi>pale</mi></math></p>
+<p><math><mi>x</mi><mi style="color: red">red</mi></math> is red in black</p>
 <p>Below a word <b style="position: absolute; left: 0; background: #000; color: #111">over it</b>
 </p>
 <pre><span class="n">first</span> <span class="k">pale</span> <span class="n">last</span></pre>
@@ -619,7 +673,7 @@ class="math notranslate"><mjx-container>x</mjx-container></span>, and on</p>
         "HTTP error: 404",
         "unrendered maths: Raw: $$",
         "unrendered maths: Raw: \\(x\\)",
-        "maths error: Undefined control sequence",
+        "maths error: no such command",
         "maths in another colour: rgb(255, 0, 0) in rgb(0, 0, 0)",
         "unresolved role: The value",
         "unresolved role: an empty glued value",
@@ -629,7 +683,8 @@ class="math notranslate"><mjx-container>x</mjx-container></span>, and on</p>
         "clipped: PRE",
         "clipped: TABLE",
         "torn from its formula: , and on",
-        "two-tone figure: data:,",
+        "figure on a slab: data:,",
+        "wrong figure: data:,1",
         "twice: data:text/javascript,1",
         "accessibility: image-alt: light",
         "accessibility: image-alt: phone",
@@ -639,7 +694,7 @@ class="math notranslate"><mjx-container>x</mjx-container></span>, and on</p>
         'accessibility: color-contrast: light: <p style="color: #ddd',
         'accessibility: color-contrast: dark: <p style="color: #ddd',
         'accessibility: color-contrast: dark: <p class="night"',
-        "accessibility: color-contrast: light: <mjx-container",
+        "accessibility: color-contrast: light: <span data-look-light",
         'accessibility: color-contrast: light: <b style="position: absolute',
         'accessibility: color-contrast: light: <span class="k"',
     ],
@@ -1010,7 +1065,7 @@ def test_a_short_formula_has_a_name_in_letters(tex: str, letters: str):
     ],
 )
 def test_a_formula_keeps_its_punctuation(written: str, kept: str):
-    maths = r'<span class="math notranslate nohighlight">\(x\)</span>'
+    maths = "<math><mi>x</mi></math>"
     together = page_extension._keep_maths_with_its_punctuation
     box = kept.replace("[", '<span class="qs-together">').replace("]", "</span>")
     assert together(written.replace("M", maths)) == box.replace("M", maths)
@@ -1019,6 +1074,60 @@ def test_a_formula_keeps_its_punctuation(written: str, kept: str):
 def test_a_straight_quotation_mark_in_chinese_opens_as_well():
     said = page_extension._say_the_language("<p>α 反映”强度”更大, ”so” (KL)</p>")
     assert said == '<p>α <span lang="zh">反映“强度”更大</span>, ”so” (KL)</p>'
+
+
+def test_a_style_sheet_keeps_what_a_page_may_use():
+    css = """/* a note */ .used{color:red} .gone,.used .gone, p.used:not(.gone){color:blue}
+    @media (min-width: 5px){.gone{x:y} #there{content:"a}b"}} @media print{.gone{x:y}}
+    :is(.a,.b) p{x:y} .sm\\:used{x:y} @font-face{font-family:"Font Awesome 6"}"""
+    kept = light.used_rules(css, {"used", "there", "sm:used"})
+    assert kept == (
+        ".used{color:red}p.used:not(.gone){color:blue}@media (min-width: 5px)"
+        '{#there{content:"a}b"}}'
+        ":is(.a,.b) p{x:y}.sm\\:used{x:y}"
+    )
+
+
+def test_a_figure_loses_only_what_is_not_seen():
+    svg = """<?xml version="1.0"?><!DOCTYPE svg PUBLIC "a"><svg width="1.25pt">
+    <metadata>m</metadata>
+    <path d="M 12.345678 -0.001 L 5 6.5"/><g transform="translate(1.23456 2) scale(0.015625)"/>
+    <image href="data:image/png;base64,ab/1.23456"/></svg>"""
+    assert light.slim(svg).split("\n") == [
+        '<svg width="1.25pt">',
+        '<path d="M 12.35 -0 L 5 6.5"/><g transform="translate(1.23 2) scale(0.015625)"/>',
+        '<image href="data:image/png;base64,ab/1.23456"/></svg>',
+        "",
+    ]
+
+
+def test_an_icon_that_the_theme_lacks_is_said():
+    icons = light.icon_paths('x={bars:[448,512,["navicon"],"f0c9","M0 96"]}')
+    page = '<i class="fa-solid fa-bars fa-lg" data-mode="dark" title="x"></i>'
+    assert light.with_icons(page, icons) == (
+        '<svg class="svg-inline--fa fa-bars fa-lg" data-mode="dark" aria-hidden="true" '
+        'viewBox="0 0 448 512"><path fill="currentColor" d="M0 96"/></svg>'
+    )
+    with pytest.raises(KeyError, match="rocket"):
+        light.with_icons('<i class="fas fa-rocket"></i>', icons)
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_chapter_says_when_and_with_what_it_was_computed(built: Path, chapter: str):
+    page = (built / f"{chapter}.html").read_text(encoding="utf8")
+    (said,) = re.findall(r'<p class="qs-computed">(.*?)</p>', page)
+    facts = nbformat.read(BOOK / f"{chapter}.ipynb", as_version=4).metadata["qstar"]
+    assert re.match(r"Computed on \d{4}-\d\d-\d\d with Python ", said)
+    assert f"NumPy {facts['packages']['numpy']}" in said
+
+
+def test_the_book_is_cited_as_its_file_says():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf8"))
+    entry = provenance.bibtex(citation)
+    assert f"{{{citation['version']}}}" in entry
+    assert citation["title"] in entry
+    assert "url" not in provenance.bibtex(citation | {"url": ""})
+    assert "{https://x.y/}" in provenance.bibtex(citation | {"url": "https://x.y/"})
 
 
 @pytest.fixture
@@ -1058,6 +1167,7 @@ def test_without_an_address_no_button_leads_to_a_repository(small_book: Path):
     assert done.returncode == 0, done.stderr
     forbidden = re.compile("github|colab|mybinder|gitlab")
     assert [link for link in outward_links(small_book) if forbidden.search(link)] == []
+    assert not (small_book / "_build" / "html" / "sitemap.xml").exists()
 
 
 def test_with_an_address_every_button_leads_to_the_notebook(small_book: Path):
@@ -1077,6 +1187,14 @@ def test_with_an_address_every_button_leads_to_the_notebook(small_book: Path):
         f"{binder}/main?urlpath=lab/tree/{file}",
     } <= set(links)
     assert [link for link in links if "book/chapters" in link] == []
+    pages = small_book / "_build" / "html"
+    address = "https://someone.github.io/something/"
+    head = (pages / "chapters" / "01_x.html").read_text()
+    assert f'<link rel="canonical" href="{address}chapters/01_x.html" />' in head
+    assert re.findall("<loc>(.*?)</loc>", (pages / "sitemap.xml").read_text()) == [
+        address,
+        f"{address}chapters/01_x.html",
+    ]
 
 
 def test_a_warning_fails_the_build_again_when_it_is_run_again(small_book: Path):

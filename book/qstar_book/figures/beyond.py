@@ -185,7 +185,7 @@ def modes_along_path(
         for role, density in zip(("policy", "teacher", "q*"), rows, strict=True):
             above.fill_between(x, density, color=COLOURS[role], alpha=FILL, linewidth=0)
             above.plot(x, density, **LINES[role])
-        below.plot(places, alphas, ".", markersize=3, color=COLOURS["ink"])
+        below.plot(places, alphas, ".", markersize=3, color=COLOURS["ink"], rasterized=True)
         below.axhline(balance.alpha, **LINES["q*"] | {"linewidth": 1.6}, zorder=0)
         above.set(xlim=(x[0], x[-1]), ylim=(0, 1.1 * rows.max()))
         below.set(xlabel="$x$", ylim=(0, 1))

@@ -31,6 +31,6 @@ def draft_overlaps(
         ax.stairs(draft, edges, **look)
         ax.set_xticks(range(1, len(target) + 1))
         ax.set_xlabel("a coin chooses" if name == "mixture" else f"{name} proposes")
-        ax.set_title(f"keeps {both.sum():.2f}", fontsize=10)
+        ax.set_title(f"keeps {both.sum():.2f}", fontsize=10.5)
     axes[0].set_ylabel("probability")
     return axes

@@ -49,14 +49,14 @@ def one_round(steps: Sequence[tuple[str, Sequence[tuple[str, str]], str]], *, ax
             ax.add_patch(Rectangle((place + 0.04, y), 0.92, 0.8, **look))
             shade = COLOURS["quiet"] if kind in ("cached", "masked") else COLOURS["ink"]
             label = ax.text(
-                place + 0.5, y + 0.4, word, ha="center", va="center", fontsize=9, color=shade
+                place + 0.5, y + 0.4, word, ha="center", va="center", fontsize=10.5, color=shade
             )
             if kind == "masked":
                 halo(label)
         first = next(i for i, (_, kind) in enumerate(slots) if kind in ("read", "draft"))
         last = max(i for i, (_, kind) in enumerate(slots) if kind in ("read", "draft", "masked"))
         ax.plot([first + 0.06, last + 0.94], [y + 0.9] * 2, color=colour, linewidth=2.4)
-        ax.text(0.04, y - 0.12, note, va="top", fontsize=9).set_in_layout(False)
+        ax.text(0.04, y - 0.12, note, va="top", fontsize=10.5).set_in_layout(False)
     handles = [
         Patch(**looks["cached"], label="in the cache"),
         Patch(**looks["read"], label="emitted, read now"),
@@ -68,7 +68,7 @@ def one_round(steps: Sequence[tuple[str, Sequence[tuple[str, str]], str]], *, ax
         loc="lower left",
         bbox_to_anchor=(0.0, 1.0),
         ncols=4,
-        fontsize=9,
+        fontsize=10.5,
         handlelength=1.3,
         handletextpad=0.5,
         columnspacing=1.0,
@@ -146,7 +146,7 @@ def forwards_by_acceptance(
         xlim=(0, 1),
         ylim=(0, 4),
     )
-    ax.legend(handles=handles, loc="upper right", fontsize=9, handlelength=3.2)
+    ax.legend(handles=handles, loc="upper right", fontsize=10.5, handlelength=3.2)
     return ax
 
 
@@ -162,7 +162,7 @@ def speed_ratios(
     y, ticks, labels = 0.0, [], []
     for heading, rows in groups.items():
         place: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center"}
-        halo(ax.text(0.01, y, heading, weight="bold", fontsize=9.5, zorder=3, **place))
+        halo(ax.text(0.01, y, heading, weight="bold", fontsize=10.5, zorder=3, **place))
         y += 1
         for way, (median, low, high) in rows.items():
             theirs = way.startswith("transformers")

@@ -75,7 +75,7 @@ def gaussian_cases(cases: Sequence[SolvedPair], *, fig: Figure, half_width: floa
             xytext=(1, 4),
             xycoords="axes fraction",
             textcoords="offset points",
-            fontsize=9.5,
+            fontsize=10.5,
         )
         ax.set_xlabel(rf"$\alpha^\star = {case.balance.alpha:.3f}$", color=INK["q*"])
     corner = axes.flat[0].get_xlim()[0] + 0.5, axes.flat[0].get_ylim()[0] + 0.6
@@ -293,7 +293,7 @@ def kl_order(
     )
     families = zip(log_kl_ratios, alphas, labels, marks, strict=False)
     for ratio, alpha, label, mark in families:
-        ax.plot(ratio, alpha, linestyle="none", markeredgewidth=0, **mark)
+        ax.plot(ratio, alpha, linestyle="none", markeredgewidth=0, rasterized=True, **mark)
         ax.plot([], [], linestyle="none", label=label, **mark | {"markersize": 6, "alpha": 0.9})
     ax.axhline(0.5, **LINES["guide"])
     ax.axvline(0, **LINES["guide"])

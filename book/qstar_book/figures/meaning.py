@@ -51,7 +51,8 @@ def range_bound(
     ax.fill_between(ranges, 1 - bound, bound, color="#F1F1F1", linewidth=0, zorder=0)
     for edge in (bound, 1 - bound):
         ax.plot(ranges, edge, color=COLOURS["ink"], linewidth=1.6)
-    ax.plot(*random, "o", markersize=2.2, markeredgewidth=0, alpha=0.5, color=COLOURS["q*"])
+    cloud: dict[str, Any] = {"markersize": 2.2, "markeredgewidth": 0, "alpha": 0.5}
+    ax.plot(*random, "o", color=COLOURS["q*"], rasterized=True, **cloud)
     ax.plot(*extremal, "o", markersize=6, markerfacecolor="white", color=COLOURS["other"], zorder=3)
     ax.axhline(0.5, **LINES["guide"])
     at = int(0.44 * len(ranges))

@@ -89,7 +89,7 @@ def minimax(
         reach = 1.06 * float(np.max(alone[0]))
     line = np.array([0, reach])
     ax.fill_between(line, chernoff + line, color=COLOURS["q*"], alpha=FILL / 2, linewidth=0)
-    ax.plot(strayed, worse, "o", ms=3, mew=0, color=COLOURS["quiet"], alpha=0.5)
+    ax.plot(strayed, worse, "o", ms=3, mew=0, color=COLOURS["quiet"], alpha=0.5, rasterized=True)
     ax.plot(line, chernoff + line, **LINES["q*"])
     star(ax, 0, chernoff)
     if alone is not None:

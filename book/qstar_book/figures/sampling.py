@@ -159,6 +159,7 @@ def alpha_acceptance(
         markeredgewidth=0,
         color=COLOURS["quiet"],
         alpha=0.45,
+        rasterized=True,
     )
     ax.plot([], [], "o", markersize=4, color=COLOURS["quiet"], alpha=0.7, label="random pairs")
     ax.plot(
@@ -218,6 +219,7 @@ def acceptance_bounds(
         markeredgewidth=0,
         color=COLOURS["quiet"],
         alpha=0.4,
+        rasterized=True,
     )
     dashes: tuple[Any, ...] = ("-", (0, (4.5, 2.2)), (0, (1.2, 1.4)))
     for (name, values), dash in zip(bounds.items(), dashes, strict=True):

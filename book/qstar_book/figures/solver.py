@@ -57,7 +57,7 @@ def log_partition_panels(
         ax.plot(alphas, log_z, color=COLOURS["ink"], linewidth=1.8)
         ax.axhline(0, **LINES["guide"])
         star(ax, float(balance.alpha), -float(balance.chernoff))
-        halo(ax.text(0.5, 0.13, label, ha="center", family="monospace", fontsize=9.5))
+        halo(ax.text(0.5, 0.13, label, ha="center", family="monospace", fontsize=10.5))
     lowest = min(float(np.min(log_z)) for _, log_z, _ in panels.values())
     for ax in axes:
         ax.set(xlim=(0, 1), ylim=(1.2 * lowest, 0.3))
@@ -91,7 +91,7 @@ def alpha_error(
         xscale="log",
         yscale="log",
         xlabel=r"error of $\alpha$",
-        ylabel=r"TV($q_\alpha$, $q^*$)",
+        ylabel=r"TV($q_\alpha$, $q^\star$)",
     )
     ax.legend(loc="lower right", title="pair", alignment="left")
     return ax
@@ -166,5 +166,5 @@ def solver_cost(record: Mapping[str, Any], *, threads: int, ax: Axes) -> Axes:
         yticklabels=names.values(),
         ylim=(len(names) - 0.5, -0.5),
     )
-    ax.legend(loc="upper right", fontsize=9)
+    ax.legend(loc="upper right", fontsize=10.5)
     return ax

@@ -44,14 +44,14 @@ def forward_times(
         handles.append(floors)
         ax.set(xscale="log", yscale="log")
         ax.set_xticks(widths, [str(w) for w in widths])
-        ax.set_xlabel("positions, " + heading, fontsize=10)
+        ax.set_xlabel("positions, " + heading, fontsize=10.5)
         ax.minorticks_off()
-        ax.tick_params(labelsize=10)
+        ax.tick_params(labelsize=10.5)
     low, high = axes[0].get_ylim()
     ticks = [t for t in (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100) if low <= t <= high]
     axes[0].set_yticks(ticks, [f"{t:g}" for t in ticks])
     axes[0].set_ylabel("ms per forward")
-    fig.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=10)
+    fig.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=10.5)
     return fig
 
 
@@ -72,7 +72,7 @@ def solver_times(rows: Mapping[str, Mapping[str, float]], *, ax: Axes) -> Axes:
     ax.set(xscale="log", xlabel="ms per call", ylabel="vocabulary × rows")
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.xaxis.set_major_formatter("{x:g}")
-    ax.tick_params(which="both", labelsize=10)
+    ax.tick_params(which="both", labelsize=10.5)
     ax.tick_params(axis="y", length=0)
     handles, _ = ax.get_legend_handles_labels()
     _above(ax, handles)
@@ -96,11 +96,11 @@ def round_shares(rows: Mapping[str, Mapping[str, float]], *, ax: Axes) -> Axes:
         for value, look in zip(parts.values(), looks, strict=False):
             ax.barh(y, value, left=left, height=0.62, linewidth=0.6, **look)
             left += value
-        ax.text(left, y, f"  {left:.1f}", va="center", fontsize=10)
+        ax.text(left, y, f"  {left:.1f}", va="center", fontsize=10.5)
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set(xlabel="ms per round", ylim=(len(rows) - 0.45, -0.55))
     ax.set_xlim(0, 1.12 * max(sum(parts.values()) for parts in rows.values()))
-    ax.tick_params(labelsize=10)
+    ax.tick_params(labelsize=10.5)
     ax.tick_params(axis="y", length=0)
     names = next(iter(rows.values()))
     patches = [Patch(**look, label=name) for name, look in zip(names, looks, strict=False)]
@@ -147,8 +147,8 @@ def speed_by_acceptance(
         ylabel="times as fast as plain",
         ylim=(min(0.9, ax.get_ylim()[0]), None),
     )
-    ax.tick_params(labelsize=10)
-    ax.legend(loc="upper left", fontsize=10, handlelength=3.2)
+    ax.tick_params(labelsize=10.5)
+    ax.legend(loc="upper left", fontsize=10.5, handlelength=3.2)
     return ax
 
 
@@ -156,4 +156,4 @@ def _above(ax: Axes, handles: Sequence[Any]) -> None:
     """A legend above the whole figure."""
     figure = ax.get_figure(root=True)
     assert figure is not None
-    figure.legend(handles=handles, loc="outside upper center", fontsize=10)
+    figure.legend(handles=handles, loc="outside upper center", fontsize=10.5)

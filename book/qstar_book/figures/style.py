@@ -50,18 +50,20 @@ WIDTH = 5.8
 STYLE: dict[Any, Any] = {
     "figure.figsize": (WIDTH, 3.5),
     "figure.dpi": 170,
-    "figure.facecolor": "white",
+    "figure.facecolor": "none",  # the page's, in the light and in the dark
+    "axes.facecolor": "none",
     "figure.constrained_layout.use": True,
-    "savefig.dpi": 170,
-    "savefig.facecolor": "white",
+    "savefig.dpi": 170,  # of what is drawn as pixels within an SVG: clouds of points
+    "savefig.facecolor": "none",
+    "svg.hashsalt": "qstar",  # the same names within a file in every run
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with Matplotlib: the same on every machine
     "mathtext.fontset": "dejavusans",
     "font.size": 10.5,
     "axes.labelsize": 10.5,
-    "xtick.labelsize": 9.5,
-    "ytick.labelsize": 9.5,
-    "legend.fontsize": 10,
+    "xtick.labelsize": 10.5,
+    "ytick.labelsize": 10.5,
+    "legend.fontsize": 10.5,
     "legend.frameon": False,
     "legend.handlelength": 2.4,
     "text.color": COLOURS["ink"],

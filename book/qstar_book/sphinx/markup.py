@@ -1,17 +1,14 @@
-"""What the book needs beyond Jupyter Book: offline mathematics, honest links, badges, one figure.
+"""What the book needs beyond Jupyter Book: honest links, badges, one figure.
 
 Loaded by `_config.yml` as a local Sphinx extension. Each `_function` below is one repair or one
 addition; `setup` lists when they run.
 """
 
 import ast
-import base64
 import dataclasses
-import importlib.util
 import inspect
 import os
 import re
-import shutil
 import textwrap
 import tomllib
 from collections.abc import Iterator
@@ -34,7 +31,6 @@ from sphinx.util.typing import ExtensionMetadata
 
 from qstar_book.publishing import VERDICTS
 
-MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts/woff-v2")
 BRANCH = "main"
 
 
@@ -80,12 +76,12 @@ class _PasteFigures(SphinxPostTransform):
             for pending in list(figure.findall(PendingGlueReference)):
                 folder = self.env.mystnb_config.output_folder  # type: ignore[attr-defined]
                 glued = read_glue_cache(folder, pending.refdoc)
-                if "image/png" not in glued.get(pending.key, {}).get("data", {}):
+                shown = glued.get(pending.key, {}).get("data", {})
+                if "image/svg+xml" not in shown:
                     continue  # MyST-NB warns of it
-                png = base64.b64decode(glued[pending.key]["data"]["image/png"])
-                file = Path(self.app.outdir) / self.app.builder.imagedir / f"{pending.key}.png"
+                file = Path(self.app.outdir) / self.app.builder.imagedir / f"{pending.key}.svg"
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(png)
+                file.write_text(shown["image/svg+xml"], encoding="utf8")
                 page = (Path(self.app.outdir) / self.env.docname).parent
                 uri = os.path.relpath(file, page)
                 pending.replace_self(nodes.image(uri=uri, candidates={"*": uri}, alt=figure["alt"]))
@@ -175,25 +171,6 @@ def _drop_thebe(app: Sphinx, config: Config) -> None:
     app.registry.css_files[:] = [
         (name, options) for name, options in app.registry.css_files if name != "sphinx-thebe.css"
     ]
-
-
-def _copy_mathjax(app: Sphinx, exception: Exception | None) -> None:
-    """MathJax from the wheel sphinx-mathjax-offline: the script, its TeX extensions, its fonts.
-
-    After the build, and not through `_static`, whose scripts Jupyter Book loads on every page.
-    """
-    if exception is not None or app.builder.format != "html":
-        return
-    wheel = importlib.util.find_spec("sphinx-mathjax-offline")
-    assert wheel is not None, "the book needs it: pip install sphinx-mathjax-offline"
-    source = Path(next(iter(wheel.submodule_search_locations or []))) / "static" / "mathjax"
-    target = Path(app.outdir) / "_static" / "mathjax"
-    for name in MATHJAX:
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        if (source / name).is_dir():
-            shutil.copytree(source / name, target / name, dirs_exist_ok=True)
-        else:
-            shutil.copy2(source / name, target / name)
 
 
 def _plain_titles_in_links(app: Sphinx, env: BuildEnvironment) -> None:
@@ -292,7 +269,6 @@ def _defaults_as_written(app: Sphinx, documented: Any, bound_method: bool) -> No
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
-    app.set_html_assets_policy("always")  # titles with mathematics appear on every page
     app.add_directive("pasted-figure", PastedFigure)
     app.add_post_transform(_PasteFigures)
     app.add_post_transform(_Verdicts)
@@ -307,6 +283,5 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.connect("autodoc-process-signature", _signature_as_written)
     app.connect("autodoc-process-docstring", _docstring_for_people, priority=400)
     app.connect("missing-reference", _resolve_types)
-    app.connect("build-finished", _copy_mathjax)
     app.connect("build-finished", _forget_a_build_with_warnings)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -6,8 +6,8 @@ Each `_function` is one of them; `_finish` lists them.
 
 import html
 import itertools
+import math
 import re
-import struct
 from pathlib import Path
 
 from docutils import nodes
@@ -15,16 +15,15 @@ from sphinx.application import Sphinx
 from sphinx.search.en import SearchEnglish
 from sphinx.util.typing import ExtensionMetadata
 
+from .maths import MATHS
+
 IDEOGRAPHS = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 WIDE = f"\u3001-\u303f\uff01-\uffef{IDEOGRAPHS}"  # with their punctuation
 CHINESE = re.compile(rf"[{WIDE}](?:[“”\s·…]*[{WIDE}])*")
 WORD = re.compile(rf"[{IDEOGRAPHS}]+|[^\W{IDEOGRAPHS}]+")
 
-# What is not text of the page: scripts, comments, tags, and the TeX that MathJax will read.
-NOT_TEXT = re.compile(
-    r"<(script|style)\b.*?</\1>|<!--.*?-->|<[^>]*>|\\\([^<]*?\\\)|\\\[[^<]*?\\\]", re.DOTALL
-)
-MATHS = r'<span class="math notranslate nohighlight">[^<]*</span>'
+# What is not text of the page: scripts, formulas, comments and tags.
+NOT_TEXT = re.compile(r"<(script|style|math)\b.*?</\1>|<!--.*?-->|<[^>]*>", re.DOTALL)
 OPENING = r"(?:&quot;|[(\[“‘「])?"
 CLOSING = r"""(?:&quot;|&\#x27;|[.,;:!?)\]”’'」。，、；：%…–—-])+"""
 GREEK = {"alpha": "α", "gamma": "γ", "pi": "π", "theta": "θ", "mu": "μ", "Sigma": "Σ", "ell": "ℓ"}
@@ -122,21 +121,34 @@ def _let_names_break(body: str) -> str:
     )
 
 
-def _name_the_columns(body: str) -> str:
-    """A table's head says something to everyone: a formula in letters, and no head without any."""
-    body = re.sub(r"<th\b([^>]*)>(\s*(?:<p>\s*</p>)?\s*)</th>", r"<td\1>\2</td>", body)
-    return re.sub(
-        r"<th\b([^>]*)>(<p>)?(<span class=\"math[^>]*>\\\((.*?)\\\)</span>)(</p>)?</th>",
-        lambda head: (
-            f'<th{head[1]} aria-label="{html.escape(plain_maths(html.unescape(head[4])))}">'
-            f"{head[2] or ''}{head[3]}{head[5] or ''}</th>"
-        ),
-        body,
+def _no_empty_heads(body: str) -> str:
+    """A cell of a table's head that says nothing heads nothing."""
+    return re.sub(r"<th\b([^>]*)>(\s*(?:<p>\s*</p>)?\s*)</th>", r"<td\1>\2</td>", body)
+
+
+def svg_size(svg: str) -> tuple[int, int, int]:
+    """Of a figure: width and height in CSS pixels, and the width at which its letters are legible.
+
+    Letters of 9 CSS pixels are. Matplotlib says a text's size by its scale, in hundredths of its
+    units, which are points; indices are smaller, and do not count.
+    """
+    head = re.search(r'<svg[^>]*?height="([\d.]+)pt"[^>]*?width="([\d.]+)pt"', svg) or re.search(
+        r'<svg[^>]*?width="([\d.]+)pt"[^>]*?height="([\d.]+)pt"', svg
     )
+    assert head is not None, "not a figure of Matplotlib"
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    assert box is not None
+    width, height = float(box[1]), float(box[2])
+    sizes = [float(size) * 100 for size in re.findall(r"scale\(([\d.]+) -[\d.]+\)", svg)]
+    least = 9 * width / min(sizes) if sizes else 0
+    return round(width * 4 / 3), round(height * 4 / 3), math.ceil(least)
 
 
 def _size_the_images(app: Sphinx, body: str) -> str:
-    """An image says how large it is, so that the text below it does not jump when it comes."""
+    """An image says how large it is, so that the text below it does not jump when it comes.
+
+    Where a phone would shrink its letters too far it stays wider and scrolls in its box.
+    """
     files = {name: Path(app.srcdir) / source for source, name in app.builder.images.items()}
 
     def size(image: re.Match[str]) -> str:
@@ -144,10 +156,11 @@ def _size_the_images(app: Sphinx, body: str) -> str:
         file = files.get(name, Path(app.outdir) / app.builder.imagedir / name)
         if "width=" in image[0] or not file.is_file():
             return image[0]
-        width, height = struct.unpack(">II", file.read_bytes()[16:24])
-        return f'{image["tag"]} width="{width}" height="{height}"{image["end"]}'
+        width, height, least = svg_size(file.read_text(encoding="utf8"))
+        said = f'width="{width}" height="{height}" style="min-width: {min(least, width)}px"'
+        return f'<span class="qs-figure">{image["tag"]} {said}{image["end"]}</span>'
 
-    pattern = rf'(?P<tag><img\b[^>]*src="[^"]*{app.builder.imagedir}/(?P<file>[^"/]+\.png)"[^>]*?)'
+    pattern = rf'(?P<tag><img\b[^>]*src="[^"]*{app.builder.imagedir}/(?P<file>[^"/]+\.svg)"[^>]*?)'
     return re.sub(pattern + r"(?P<end>\s*/?>)", size, body)
 
 
@@ -173,14 +186,21 @@ def _finish(
     app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None
 ) -> None:
     body = _size_the_images(app, context.get("body", ""))
-    body = _name_the_columns(body)
+    body = _no_empty_heads(body)
     body = _let_names_break(_wrap_code(body))
     body = _keep_maths_with_its_punctuation(body)
     context["body"] = _say_the_language(body)
     # docutils writes <meta name="viewport">, and so does Sphinx.
     metatags = re.sub(r'<meta name="viewport"[^>]*>', "", context.get("metatags", ""))
     if doctree and (words := _description(doctree)):
-        metatags += f'\n    <meta name="description" content="{html.escape(words)}" />'
+        said = {
+            'name="description"': words,
+            'property="og:description"': words,
+            'property="og:title"': re.sub("<[^>]*>", "", context["title"]),
+            'property="og:type"': "article",
+        }
+        for name, text in said.items():
+            metatags += f'\n    <meta {name} content="{html.escape(html.unescape(text))}" />'
     context["metatags"] = metatags
 
 
