@@ -192,6 +192,7 @@ def _add_records(parser: argparse.ArgumentParser) -> None:
     option("--threads", type=int, default=2, help="of each process")
     option("--ways", nargs="+", metavar="WAY", help="only these, such as plain coin")
     option("--layers", choices=("packed", "as loaded"), help="only the cells with these")
+    option("--pairs", nargs="+", metavar="PAIR", help="only these, such as lora-manual")
     add_model(option)
 
     option = add("accelerator", "measure solver and decoder on an accelerator, by stages")
@@ -222,6 +223,21 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     option("--out", type=Path, required=True)
     option("--documents", type=int, default=200)
     option("--device", default="cpu", help="cpu or cuda")
+
+    option = _add(
+        trained, "lora", "experiments.lora:command", "fine-tune the shipped model by LoRA adapters"
+    )
+    option("name", help="lora-arithmetic, lora-tasks or lora-manual")
+    option("--out", type=Path, help="folder (default: data/adapters/NAME)")
+    option("--model", help="what shipped_model.load is given (default: the book's)")
+    option("--steps", type=int, help="optimiser steps")
+    option("--batch", type=int, help="answers a step")
+    option("--rank", type=int, help="of the adapters")
+    option("--seed", type=int)
+    option("--device", default="cpu", help="cpu or cuda")
+    option("--threads", type=int, default=2)
+    option("--checkpoints", dest="checkpoints_in", type=Path, help="folder for adapters on the way")
+    option("--check", type=int, default=0, metavar="STEPS", help="only these first steps, compared")
 
 
 if __name__ == "__main__":

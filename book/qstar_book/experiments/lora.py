@@ -6,7 +6,7 @@
 Two texts need no download. The sums and differences of `tasks`, and the passages of the Python
 language reference that every Python carries (`pydoc_data.topics`; PSF licence), each as the answer
 to a question. Only the answer is learned. What is held out, items by `tasks.is_held_out` and one
-topic in ten of the manual, is measured before, between and after.
+heading in ten of the manual, is measured before, between and after.
 
 The folder gets adapter_model.safetensors in bfloat16 and adapter_config.json, as peft reads them,
 and training.json, which says how they came about:
@@ -29,6 +29,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from qstar.adapters import checkpoints
 
 from .. import shipped_model
 from ..files import RefusedError, command_line, cpu_name, find_checkout, provenance, write_json
-from ..records.corpus import data_file
+from ..records.corpus import adapter_folder
 from . import tasks
 
 SYSTEM = "You are a helpful assistant."
@@ -141,20 +142,23 @@ def _of_manual(count: int) -> Text:
     return Text(said, "PSF-2.0", draw, held_out)
 
 
-def manual(*, held_out: bool) -> list[Example]:
+@cache
+def manual(*, held_out: bool) -> tuple[Example, ...]:
     """Passages of the Python language reference, each the answer to what it explains.
 
     A passage is as many paragraphs under one heading as fit into 500 characters; the lines of a
-    paragraph that is no code are joined. One topic in ten, by the checksum of its name, is held out.
+    paragraph that is no code are joined. One heading in ten, by checksum, is held out, with every
+    passage that is also found under another one: topics repeat each other.
     """
     from pydoc_data import topics  # type: ignore[import-untyped]
 
-    return [
-        example
-        for name, text in topics.topics.items()
-        if (zlib.crc32(name.encode()) % 10 == 0) == held_out
-        for example in _passages(text)
-    ]
+    every = dict.fromkeys(example for text in topics.topics.values() for example in _passages(text))
+    out = {example.answer for example in every if zlib.crc32(_heading(example)) % 10 == 0}
+    return tuple(example for example in every if (example.answer in out) == held_out)
+
+
+def _heading(example: Example) -> bytes:
+    return example.question.partition(": ")[2].encode()
 
 
 def _passages(text: str, longest: int = 500) -> Iterator[Example]:
@@ -177,13 +181,13 @@ def _passages(text: str, longest: int = 500) -> Iterator[Example]:
 TEXTS: Mapping[str, Text] = {
     "arithmetic": _of_items(("sum", "difference"), 32),
     "tasks": _of_items(tuple(tasks.KINDS), 32),
-    "manual": _of_manual(8),
+    "manual": _of_manual(12),
 }
 
 TRAININGS: Mapping[str, Training] = {
     "lora-arithmetic": Training("arithmetic"),
     "lora-tasks": Training("tasks"),
-    "lora-manual": Training("manual", batch=2, learning_rate=5e-4),
+    "lora-manual": Training("manual", batch=2),
 }
 """The adapters of data/adapters, by name, at the size that a CPU trains in some minutes."""
 
@@ -246,7 +250,8 @@ def measure(model: Any, tokenizer: Any, examples: Sequence[Example]) -> dict[str
     for at in range(0, len(examples), 8):
         batch = make_batch(tokenizer, examples[at : at + 8])
         logits, targets = _learned(model, batch)
-        losses += torch.nn.functional.cross_entropy(logits, targets, reduction="none").tolist()
+        nats = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        losses += nats.tolist()
         lengths = (batch.targets != -100).sum(-1).tolist()
         right += [bool(row.all()) for row in (logits.argmax(-1) == targets).split(lengths)]
     return {"loss": math.fsum(losses) / len(losses), "right": sum(right) / len(right)}
@@ -325,7 +330,9 @@ def save_adapter(adapted: Any, folder: Path, *, base: str) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
         name: weight.detach().to("cpu", torch.bfloat16).contiguous()
-        for name, weight in peft.get_peft_model_state_dict(adapted).items()
+        for name, weight in peft.get_peft_model_state_dict(
+            adapted, save_embedding_layers=False
+        ).items()
     }
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = adapted.peft_config["default"]
@@ -361,7 +368,9 @@ def command(
     training = _training(name, {key: value for key, value in given.items() if value is not None})
     text = TEXTS[training.text]
     lm, tokenizer = shipped_model.load(base, device=device)
-    before = shipped_model.weights_digest(lm.state_dict() if device == "cpu" else _on_cpu(lm))
+    before = base_digest(lm)
+    shipped = {known.weights_sha256: name for name, known in shipped_model.SHIPPED.items()}
+    base = shipped.get(before, base)  # whatever folder it came from
     folder = out or find_checkout() / "data" / "adapters" / name
     held_out = text.held_out()
     measured: dict[str, dict[str, float]] = {}
@@ -401,8 +410,11 @@ def _training(name: str, changes: Mapping[str, Any]) -> Training:
     return Training(**(asdict(TRAININGS[name]) | changes))
 
 
-def _on_cpu(model: Any) -> dict[str, Tensor]:
-    return {name: weight.cpu() for name, weight in model.state_dict().items()}
+def base_digest(model: Any) -> str:
+    """`weights_digest` of a model's weights as its file holds them: tied ones once."""
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    weights = {k: v.cpu() for k, v in model.state_dict().items() if k not in tied}
+    return shipped_model.weights_digest(weights)
 
 
 def text_digest(training: Training, steps: int = 100) -> str:
@@ -413,21 +425,6 @@ def text_digest(training: Training, steps: int = 100) -> str:
     return hashlib.sha256(json.dumps(every).encode()).hexdigest()
 
 
-def folder_of(name: str) -> Path:
-    """Where an adapter of this name stands.
-
-    Raises:
-        RefusedError: There is none.
-    """
-    folder = data_file("adapters") / name
-    if not (folder / "adapter_config.json").is_file():
-        raise RefusedError(
-            f"expected an adapter in {folder}: `qstar-book train lora {name}` makes it, if "
-            f"{name!r} is one of {', '.join(TRAININGS)}"
-        )
-    return folder
-
-
 def read_training(folder: Path) -> tuple[Training, dict[str, Any]]:
     """How an adapter was trained, and all that its training.json says."""
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
@@ -436,7 +433,7 @@ def read_training(folder: Path) -> tuple[Training, dict[str, Any]]:
 
 
 def _check(name: str, folder: Path | None, base: str, device: str, steps: int) -> int:
-    training, record = read_training(folder or folder_of(name))
+    training, record = read_training(folder or adapter_folder(name))
     if text_digest(training) != record["text"]["sha256"]:
         raise RefusedError(
             f"{name} was trained on {record['text']['about']}, which is not the text here: there "
