@@ -157,9 +157,18 @@ def merge_lora(model: Any, folder: str | Path) -> Any:
 
     path = Path(folder)
     config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-    plain = {"bias": "none", "modules_to_save": None, "use_dora": False, "fan_in_fan_out": False}
-    plain |= {"peft_type": "LORA", "alpha_pattern": {}, "rank_pattern": {}, "lora_bias": False}
-    odd = {key: config[key] for key in plain if config.get(key, plain[key]) not in (plain[key], None)}
+    known: dict[str, Any] = {
+        "peft_type": "LORA",
+        "bias": "none",
+        "modules_to_save": None,
+        "use_dora": False,
+        "fan_in_fan_out": False,
+        "alpha_pattern": {},
+        "rank_pattern": {},
+        "lora_bias": False,
+    }
+    given = {key: config[key] for key in known if config.get(key) is not None}
+    odd = {key: value for key, value in given.items() if value != known[key]}
     if odd:
         raise ValueError(
             f"only plain LoRA adapters are merged here, and {path} has {odd}: load it with peft "

@@ -67,7 +67,8 @@ def test_no_step_holds_what_is_held_out(name):
 
 
 def test_a_passage_of_the_manual_explains_the_heading_above_it():
-    text = "Title\n*****\n\nOne\nline.\n\n   code\n   more\n\n" + "x" * 490 + "\n\nPart\n====\n\nEnd."
+    text = "Title\n*****\n\nOne\nline.\n\n   code\n   more\n\n"
+    text += "x" * 490 + "\n\nPart\n====\n\nEnd."
     assert list(lora._passages(text)) == [
         lora.Example("Explain: Title", "One line.\n\n   code\n   more"),
         lora.Example("Tell me more about: Title", "x" * 490),
@@ -125,7 +126,9 @@ def test_the_first_steps_again_have_the_recorded_losses_and_another_seed_s_have_
 def test_the_command_trains_records_and_checks(base, tmp_path, monkeypatch, capsys):
     text = lora.TEXTS["arithmetic"]
     monkeypatch.setitem(
-        lora.TEXTS, "arithmetic", lora.Text("few", "CC0-1.0", text.draw, lambda: text.held_out()[:2])
+        lora.TEXTS,
+        "arithmetic",
+        lora.Text("few", "CC0-1.0", text.draw, lambda: text.held_out()[:2]),
     )
     out, way = tmp_path / "out", tmp_path / "way"
     given = ["train", "lora", "lora-arithmetic", "--model", str(base), "--threads", "1"]
@@ -171,7 +174,9 @@ def test_a_pair_of_a_model_and_its_fine_tune_is_loaded_by_two_folders(adapter, b
     pair = checkpoints.load_pair(base, adapter, dtype=torch.float64, attn_implementation="eager")
     assert pair.policy.dtype == pair.teacher.dtype == torch.float64
     assert pair.policy.config._attn_implementation == "eager"
-    assert not torch.equal(*(m.model.layers[0].mlp.up_proj.weight for m in (pair.policy, pair.teacher)))
+    assert not torch.equal(
+        *(m.model.layers[0].mlp.up_proj.weight for m in (pair.policy, pair.teacher))
+    )
     twice = checkpoints.load_pair(base, str(base))
     assert twice.policy is twice.teacher
 

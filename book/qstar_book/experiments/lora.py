@@ -28,8 +28,9 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,8 @@ class Text:
 
 def _of_items(kinds: Sequence[str], count: int) -> Text:
     def draw(seed: int, step: int, batch: int) -> list[Example]:
-        found = tasks.stream((seed, step), kinds)
-        return [Example(item.prompt, item.answer) for item, _ in zip(found, range(batch))]
+        found = islice(tasks.stream((seed, step), kinds), batch)
+        return [Example(item.prompt, item.answer) for item in found]
 
     def held_out() -> list[Example]:
         chosen = [item for kind in kinds for item in tasks.items(kind, count // len(kinds))]
@@ -407,7 +408,7 @@ def command(
 def _training(name: str, changes: Mapping[str, Any]) -> Training:
     if name not in TRAININGS:
         raise RefusedError(f"no adapter {name!r}; there are: {', '.join(TRAININGS)}")
-    return Training(**(asdict(TRAININGS[name]) | changes))
+    return replace(TRAININGS[name], **changes)
 
 
 def base_digest(model: Any) -> str:
