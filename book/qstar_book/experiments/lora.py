@@ -339,6 +339,7 @@ def save_adapter(adapted: Any, folder: Path, *, base: str) -> str:
     config = adapted.peft_config["default"]
     config.base_model_name_or_path = base
     config.inference_mode = True
+    config.target_modules = list(MODULES)  # peft's set has another order in every process
     config.save_pretrained(folder)
     return shipped_model.weights_digest(weights)
 
