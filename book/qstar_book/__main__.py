@@ -195,6 +195,34 @@ def _add_records(parser: argparse.ArgumentParser) -> None:
     option("--pairs", nargs="+", metavar="PAIR", help="only these, such as lora-manual")
     add_model(option)
 
+    option = _add(
+        records,
+        "pairs",
+        "experiments.pairs:command",
+        "ask pairs of models, and compare their parents",
+    )
+    option("--out", type=Path, required=True)
+    option("--names", nargs="+", metavar="PAIR", help="only these, such as smollm2/lora-manual")
+    option("--policy", help="two models of your own: folders or hub ids")
+    option("--teacher")
+    option("--dtype", default="float32", help="of the weights, such as bfloat16")
+    option("--device", default="cpu", help="cpu, cuda or auto")
+    option("--device-map", help="of two models of your own, such as auto")
+    option("--attn-implementation", help="of two models of your own, such as sdpa")
+    option("--max-new-tokens", type=int, default=32)
+    option("--seed", type=int, default=0)
+    option("--threads", type=int, default=2)
+
+    option = _add(
+        records,
+        "lora-dynamics",
+        "experiments.lora_dynamics:command",
+        "follow alpha* and C along the adapters that a training kept",
+    )
+    option("folders", nargs="+", type=Path, metavar="FOLDER", help="each with step-N, named so")
+    option("--out", type=Path, required=True)
+    option("--threads", type=int, default=2)
+
     option = add("accelerator", "measure solver and decoder on an accelerator, by stages")
     option("--out", type=Path, required=True, help="the record; stages that it holds are kept")
     option("--device", default="cuda", help="cuda, or cpu to rehearse")
