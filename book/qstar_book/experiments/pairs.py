@@ -213,7 +213,7 @@ def compare(log_policy: Tensor, log_teacher: Tensor) -> dict[str, Tensor]:
     """
     seen = measure(log_policy, log_teacher)
     rows = [torch.log_softmax(x.double(), -1) for x in (log_policy, log_teacher)]
-    log_q = log_geometric_mean(*rows, seen.balance.alpha)
+    log_q = log_geometric_mean(rows[0], rows[1], seen.balance.alpha)
     p, t = (row.exp() for row in rows)
     found = {
         "alpha": seen.balance.alpha,
