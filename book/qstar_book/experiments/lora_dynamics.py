@@ -32,7 +32,8 @@ from ..files import RefusedError, cpu_name, provenance, write_json
 from ..records import corpus
 from . import lora
 
-LONGEST = 24
+LONGEST = 16
+ENOUGH = 128
 
 FIELDS = ("alpha", "chernoff", "policy_to_teacher", "teacher_to_policy", "largest_log_ratio")
 """Of a position: alpha*; C; KL(policy || teacher); KL(teacher || policy); and the largest
@@ -52,10 +53,12 @@ def texts_of(training: lora.Training, tokenizer: Any) -> Texts:
         )
         for a in recorded.continuations
     ]
-    held_out = [
-        lora.token_ids(tokenizer, example) for example in lora.TEXTS[training.text].held_out()
-    ]
-    return {"answers": answers, "held out": [(p, tokens[:LONGEST]) for p, tokens in held_out]}
+    held_out: list[tuple[Tensor, Tensor]] = []
+    for example in lora.TEXTS[training.text].held_out():
+        if sum(len(tokens) for _, tokens in held_out) < ENOUGH:
+            prompt, tokens = lora.token_ids(tokenizer, example)
+            held_out.append((prompt, tokens[:LONGEST]))
+    return {"answers": answers, "held out": held_out}
 
 
 def read(model: Any, texts: Texts) -> dict[str, Tensor]:

@@ -458,11 +458,13 @@ def command(
         loads = {f"{policy} + {teacher}": partial(load_pair, policy, teacher, **options, **given)}
     else:
         loads = {name: partial(load_pair, name, **options) for name in names or NAMES}
-    found = {}
+    machine = {"device": device, "cpu": cpu_name(), "threads": threads, "dtype": dtype}
+    made_by = provenance("torch", "transformers", **machine)
+    record = {**made_by, "max_new_tokens": max_new_tokens, "seed": seed, "pairs": {}}
     for name, load in loads.items():
         pair = load()
         parents = {id(model): sizes(model) for model in (pair.policy, pair.teacher)}
-        found[name] = {
+        record["pairs"][name] = {
             "about": pair.about,
             "synthetic": pair.synthetic,
             "policy": sizes(pair.policy),
@@ -472,8 +474,6 @@ def command(
                 pair, max_new_tokens=max_new_tokens, seed=seed, progress=sys.stderr.isatty()
             ),
         }
+        write_json(out, record)
         print(f"{name}: done", file=sys.stderr, flush=True)
-    machine = {"device": device, "cpu": cpu_name(), "threads": threads, "dtype": dtype}
-    made_by = provenance("torch", "transformers", **machine)
-    write_json(out, {**made_by, "max_new_tokens": max_new_tokens, "seed": seed, "pairs": found})
     print(out)
