@@ -244,3 +244,30 @@ def test_a_tiny_training_is_followed_from_its_start_to_its_end(small, tmp_path):
     assert min(last["from the start"]["held out"]["largest_log_ratio"]) > 1e-4
     with pytest.raises(RefusedError, match="two steps or more"):
         lora_dynamics.follow(tmp_path, texts)
+
+
+def test_the_recorded_fine_tunes_leave_their_start_and_reach_their_end():
+    file = corpus.data_file("results/lora_dynamics.json")
+    runs = json.loads(file.read_text(encoding="utf8"))["runs"]
+    assert set(runs) == {"lora-manual", "lora-arithmetic"}
+    for run in runs.values():
+        steps = {step["step"]: step["pairs"] for step in run["steps"]}
+        assert list(steps) == [0, 5, 10, 20, 40, 80, 100]
+        for kind, texts in run["texts"].items():
+            positions = sum(len(text["tokens"]) for text in texts)
+            left, reached = (
+                [np.mean(steps[n][way][kind]["chernoff"]) for n in steps]
+                for way in ("from the start", "to the end")
+            )
+            assert left[0] == reached[-1] == 0
+            assert max(reached) == reached[0] == pytest.approx(left[-1], rel=1e-3)
+            assert reached == sorted(reached, reverse=True)
+            for pair in (x for step in steps.values() for x in step.values()):
+                found = {field: np.array(values) for field, values in pair[kind].items()}
+                assert all(len(values) == positions for values in found.values())
+                # The log-ratio's range is at most twice its largest absolute value.
+                spread = np.maximum(2 * found["largest_log_ratio"], 1e-6)
+                bound = np.log(np.expm1(spread) / spread) / spread - 0.5
+                assert (np.abs(found["alpha"] - 0.5) <= bound + 1e-3).all()
+                least = np.minimum(found["policy_to_teacher"], found["teacher_to_policy"])
+                assert (found["chernoff"] <= least + 1e-6).all()
