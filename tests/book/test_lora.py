@@ -15,8 +15,6 @@ from qstar_book.__main__ import main
 from qstar_book.experiments import lora
 from qstar_book.records.corpus import adapter_folder
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
-
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
 SHORT = lora.Training("arithmetic", steps=20, batch=2, learning_rate=3e-2)
 

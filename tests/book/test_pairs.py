@@ -218,7 +218,6 @@ def test_the_record_holds_every_pair_and_respects_every_bound(record):
         assert found["synthetic"] == (name == "smollm2/noised-copy")
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
 def test_a_tiny_training_is_followed_from_its_start_to_its_end(small, tmp_path):
     weights = shipped_model.load()[0], byte_level()
     weights[1].chat_template = TEMPLATE

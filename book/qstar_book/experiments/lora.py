@@ -26,6 +26,7 @@ import math
 import random
 import sys
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -301,7 +302,9 @@ def train(
             target_modules=list(MODULES),
             task_type="CAUSAL_LM",
         )
-        adapted = peft.get_peft_model(model.cpu(), config).to(device)
+        with warnings.catch_warnings():  # peft asks transformers by an old name
+            warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated")
+            adapted = peft.get_peft_model(model.cpu(), config).to(device)
     weights = [weight for weight in adapted.parameters() if weight.requires_grad]
     optimiser = torch.optim.AdamW(weights, betas=(0.9, 0.98), weight_decay=0.0)
     steps = min(training.steps, stop_after or training.steps)
