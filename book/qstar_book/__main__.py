@@ -195,7 +195,36 @@ def _add_records(parser: argparse.ArgumentParser) -> None:
     option("--threads", type=int, default=2, help="of each process")
     option("--ways", nargs="+", metavar="WAY", help="only these, such as plain coin")
     option("--layers", choices=("packed", "as loaded"), help="only the cells with these")
+    option("--pairs", nargs="+", metavar="PAIR", help="only these, such as lora-manual")
     add_model(option)
+
+    option = _add(
+        records,
+        "pairs",
+        "experiments.pairs:command",
+        "ask pairs of models, and compare their parents",
+    )
+    option("--out", type=Path, required=True)
+    option("--names", nargs="+", metavar="PAIR", help="only these, such as smollm2/lora-manual")
+    option("--policy", help="two models of your own: folders or hub ids")
+    option("--teacher")
+    option("--dtype", default="float32", help="of the weights, such as bfloat16")
+    option("--device", default="cpu", help="cpu, cuda or auto")
+    option("--device-map", help="of two models of your own, such as auto")
+    option("--attn-implementation", help="of two models of your own, such as sdpa")
+    option("--max-new-tokens", type=int, default=32)
+    option("--seed", type=int, default=0)
+    option("--threads", type=int, default=2)
+
+    option = _add(
+        records,
+        "lora-dynamics",
+        "experiments.lora_dynamics:command",
+        "follow alpha* and C along the adapters that a training kept",
+    )
+    option("folders", nargs="+", type=Path, metavar="FOLDER", help="each with step-N, named so")
+    option("--out", type=Path, required=True)
+    option("--threads", type=int, default=2)
 
     option = add("accelerator", "measure solver and decoder on an accelerator, by stages")
     option("--out", type=Path, required=True, help="the record; stages that it holds are kept")
@@ -225,6 +254,21 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     option("--out", type=Path, required=True)
     option("--documents", type=int, default=200)
     option("--device", default="cpu", help="cpu or cuda")
+
+    option = _add(
+        trained, "lora", "experiments.lora:command", "fine-tune the shipped model by LoRA adapters"
+    )
+    option("name", help="lora-arithmetic, lora-tasks or lora-manual")
+    option("--out", type=Path, help="folder (default: data/adapters/NAME)")
+    option("--model", help="what shipped_model.load is given (default: the book's)")
+    option("--steps", type=int, help="optimiser steps")
+    option("--batch", type=int, help="answers a step")
+    option("--rank", type=int, help="of the adapters")
+    option("--seed", type=int)
+    option("--device", default="cpu", help="cpu or cuda")
+    option("--threads", type=int, default=2)
+    option("--checkpoints", dest="checkpoints_in", type=Path, help="folder for adapters on the way")
+    option("--check", type=int, default=0, metavar="STEPS", help="only these first steps, compared")
 
 
 if __name__ == "__main__":

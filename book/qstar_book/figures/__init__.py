@@ -39,6 +39,7 @@ from .meaning import (
 )
 from .models import alpha_by_kind, decode_trace, solving_gain, spoken
 from .page import messages, texts
+from .pairs import concentration, divergence_by_question
 from .path import kl_crossing, minimax
 from .sampling import acceptance_bounds, alpha_acceptance, loop_bias, redraw_panels
 from .sequences import answer_divergences, gap_growth, two_means, useful_share
@@ -62,10 +63,12 @@ __all__ = [
     "answer_divergences",
     "balanced",
     "collapse",
+    "concentration",
     "convergence",
     "covariance_rules",
     "decode_trace",
     "densities",
+    "divergence_by_question",
     "draft_overlaps",
     "effective_share",
     "enclosing_balls",

@@ -656,6 +656,22 @@ def decode_real(device: torch.device, *, quick: bool) -> dict[str, Any]:
     }
 
 
+def decode_pairs(device: torch.device, *, quick: bool) -> dict[str, Any]:
+    """SmolLM2 beside its fine-tunes of data/adapters: real pairs of two sets of weights."""
+    policy, tokenizer = shipped_model.load(shipped_model.DEFAULT, device=str(device))
+    ways = (*CAPTURED_WAYS, "plain, dynamic cache", "transformers plain")
+    cells = []
+    for adapter in decoding.ADAPTERS:
+        teacher = decoding.fine_tuned(shipped_model.DEFAULT, adapter, device=str(device))
+        asked = decoding.questions_of(adapter, tokenizer)[1 : 2 if quick else None : 2]
+        ids = [(policy_ids.to(device), its.to(device)) for policy_ids, its in asked]
+        tokens, seeds = (4, 1) if quick else (64, 2)
+        cell = decoding.Cell(adapter, "as loaded", ways, new_tokens=tokens, seeds=seeds)
+        found = decoding.measure_cell(cell, policy, teacher, ids, seed=0, width_rounds=3)
+        cells.append({"synthetic": False} | found)
+    return {"model": shipped_model.DEFAULT, "cells": cells}
+
+
 STAGES: Mapping[str, tuple[Callable[..., dict[str, Any]], int]] = {
     "machine": (machine, 60),
     "solver": (solver, 120),
@@ -669,6 +685,7 @@ STAGES: Mapping[str, tuple[Callable[..., dict[str, Any]], int]] = {
     "token": (token, 60),
     "seeds": (seeds, 40),
     "decode real": (decode_real, 120),
+    "decode pairs": (decode_pairs, 180),
 }
 """The stages in order, each with the seconds that it may take on an accelerator."""
 

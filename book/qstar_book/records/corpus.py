@@ -193,6 +193,30 @@ def read_prompts(path: Path) -> list[Prompt]:
     return [Prompt(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))["prompts"]]
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What every pair is asked, under one system prompt, and of which kind that is."""
+
+    kind: str
+    system: str
+    user: str
+
+
+def read_questions(path: Path) -> list[Question]:
+    """The questions of data/pair_questions.json."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return [Question(system=record["system"], **entry) for entry in record["questions"]]
+
+
+def adapter_folder(name: str) -> Path:
+    """Where the LoRA adapter of this name stands in data/.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    return data_file(f"adapters/{name}/adapter_config.json").parent
+
+
 def read_corpus(path: Path) -> Corpus:
     """A corpus that `write_corpus` wrote."""
     record = json.loads(path.read_text(encoding="utf-8"))

@@ -2,7 +2,8 @@
 
     qstar-book record decoding --out data/results/decoding_cpu.json
 
-makes the record that the chapter on speculative decoding reads. A cell of the record is one pair of
+makes the record that the chapter on speculative decoding reads, and with `--pairs` a record of some
+pairs only. A cell of the record is one pair of
 models with their linear layers as loaded or packed (`qstar.decoding.packed`); in it every way of
 decoding answers the same prompts in turn, so that whatever else the machine does falls on all of
 them.
@@ -48,7 +49,7 @@ from qstar.decoding.kv_cache import KVCache
 from qstar.decoding.packed import packed
 
 from .. import shipped_model
-from ..files import cpu_name, in_own_process, provenance, write_json
+from ..files import RefusedError, cpu_name, in_own_process, provenance, write_json
 from ..product_model import ProductModel, drafting
 from . import corpus, median_with_interval
 
@@ -86,8 +87,9 @@ class Cell:
     """What is measured in one process.
 
     Attributes:
-        pair: "two prompts" of one model; "noised copy" and "far copy", the model and a copy with
-            multiplicative noise in its layers, under one prompt.
+        pair: "two prompts" of one model; a key of `NOISE`, the model and a copy with multiplicative
+            noise in its layers, under one prompt; one of `ADAPTERS`, the model and itself with that
+            adapter merged, two sets of weights, under one prompt.
         layers: "packed" or "as loaded".
         ways: Keys of `OURS`, `DYNAMIC` and `PEERS`.
         new_tokens: How many in each block; nothing ends a text earlier.
@@ -104,6 +106,11 @@ class Cell:
 NOISE = {"noised copy": 0.07, "far copy": 0.3}
 """The size of the noise, relative to each weight."""
 
+ADAPTERS = ("lora-manual", "lora-arithmetic")
+"""Fine-tunes in data/adapters: real pairs of two sets of weights."""
+
+OF_ADAPTERS = ("plain", "alternating 1", "alternating 2", "coin", "one-sided 4", "auto")
+
 CELLS = (
     Cell("two prompts", "packed", tuple(OURS), seeds=2),
     Cell("two prompts", "as loaded", ("plain", "plain, one call", "alternating 1", "coin", "auto")),
@@ -116,6 +123,8 @@ CELLS = (
     Cell(
         "far copy", "as loaded", ("plain", "alternating 1", "coin", "auto"), new_tokens=32, seeds=2
     ),
+    *(Cell(pair, "packed", OF_ADAPTERS) for pair in ADAPTERS),
+    Cell(ADAPTERS[0], "as loaded", ("plain", "alternating 1", "coin", "auto")),
 )
 
 WIDTHS = (1, 2, 3, 4, 5, 8, 16)
@@ -470,13 +479,17 @@ def command(
     seed: int,
     layers: str | None,
     ways: Sequence[str] | None,
+    pairs: Sequence[str] | None = None,
 ) -> None:
     """`qstar-book record decoding`."""
     name = model or shipped_model.DEFAULT
+    known = dict.fromkeys(cell.pair for cell in CELLS)
+    if unknown := sorted(set(pairs or ()) - set(known)):
+        raise RefusedError(f"no pair {', '.join(unknown)}; the pairs are {', '.join(known)}")
     waiting = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     cells = []
     for index, cell in enumerate(CELLS):
-        if layers not in (None, cell.layers):
+        if layers not in (None, cell.layers) or cell.pair not in (pairs or known):
             continue
         print(f"{cell.pair}, layers {cell.layers}", file=sys.stderr)
         given = {"index": index, "model": name, "device": device, "threads": threads}
@@ -513,15 +526,39 @@ def measure_cell_of_model(
         cell = replace(cell, layers="as loaded")
     torch.set_num_threads(threads)
     policy, tokenizer = shipped_model.load(model, device=device)
-    prompts = corpus.read_prompts(corpus.data_file("prompts.json"))
-    systems = [(p.user, p.policy_system, p.teacher_system) for p in prompts]
     teacher = policy
-    if cell.pair != "two prompts":  # then no system but the policy's
-        systems = [(user, ours, ours) for user, ours, _ in systems]
-        systems = list(dict.fromkeys(systems))
+    if cell.pair in NOISE:
         teacher = noised(policy, NOISE[cell.pair])
-    ids = [
-        [checkpoints.chat_ids(tokenizer, user, system=system) for system in (ours, its)]
-        for user, ours, its in systems
-    ]
+    elif cell.pair in ADAPTERS:
+        teacher = fine_tuned(model, cell.pair, device=device)
+    ids = questions_of(cell.pair, tokenizer)
     return measure_cell(cell, policy, teacher, ids, seed=seed)
+
+
+def fine_tuned(model: str, adapter: str, *, device: str) -> Any:
+    """A model by its name with one of `ADAPTERS` merged into its weights."""
+    folder = corpus.adapter_folder(adapter)
+    teacher, _ = shipped_model.load(folder, base=model, device=device)
+    return teacher
+
+
+def questions_of(pair: str, tokenizer: Any) -> list[tuple[Tensor, Tensor]]:
+    """What both parents of a pair are asked, as token ids. Shapes (length,), (length,).
+
+    Two prompts: every question of data/prompts.json. Copies: its questions under the policy's
+    system prompts. Adapters: the questions of data/pair_questions.json whose answers are long.
+    """
+    if pair in ADAPTERS:
+        every = corpus.read_questions(corpus.data_file("pair_questions.json"))
+        asked = [q for q in every if q.kind in ("general", "manual")]
+        systems = [(q.user, q.system, q.system) for q in asked]
+    else:
+        prompts = corpus.read_prompts(corpus.data_file("prompts.json"))
+        systems = [(p.user, p.policy_system, p.teacher_system) for p in prompts]
+    if pair in NOISE:
+        systems = list(dict.fromkeys((user, ours, ours) for user, ours, _ in systems))
+
+    def ids(user: str, system: str) -> Tensor:
+        return checkpoints.chat_ids(tokenizer, user, system=system)
+
+    return [(ids(user, ours), ids(user, its)) for user, ours, its in systems]
