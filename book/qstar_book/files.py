@@ -63,8 +63,9 @@ def write_json(path: Path, data: object, *, indent: int = 1) -> None:
 
 
 def command_line() -> str:
-    """The command that is running, as a record repeats it."""
-    return shlex.join(["qstar-book", *sys.argv[1:]])
+    """The command that is running, as a record repeats it: absolute paths by their last name."""
+    said = [Path(x).name if Path(x).is_absolute() else x for x in sys.argv[1:]]
+    return shlex.join(["qstar-book", *said])
 
 
 def provenance(*packages: str, **machine: Any) -> dict[str, Any]:
