@@ -271,7 +271,7 @@ def test_coloured_text_has_enough_contrast_on_white(role):
 def test_the_style_leaves_no_trace():
     before = dict(mpl.rcParams)
     with figures.style():
-        assert mpl.rcParams["figure.facecolor"] == "white"
+        assert mpl.rcParams["figure.facecolor"] == "none"
         assert mpl.rcParams["font.size"] == figures.STYLE["font.size"]
     assert dict(mpl.rcParams) == before
 

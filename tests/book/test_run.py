@@ -626,7 +626,7 @@ def test_a_chapter_ran_in_this_python_with_nobodys_settings(two_ran):
     root, _ = two_ran
     chapter = root / "book" / "chapters" / "01_good.ipynb"
     assert printed(chapter) == f"{sys.executable} notebooks\n"
-    assert "image/png" in chapter.read_text(), "the inline backend draws"
+    assert "image/svg+xml" in chapter.read_text(), "the inline backend draws"
 
 
 def test_a_chapter_holds_no_times_and_no_paths(two_ran):
