@@ -194,7 +194,8 @@ def run(
     optimiser = torch.optim.AdamW(learned_from, lr=asked.learning_rate, weight_decay=0.0)
     at = sorted({round(asked.steps * i / asked.evaluations) for i in range(asked.evaluations + 1)})
     held_out = ask(held_out_of(asked))
-    steps, curve = [], []
+    steps: list[dict[str, Any]] = []
+    curve: list[dict[str, Any]] = []
     for step in range(asked.steps + 1):
         if step in at and stop_after is None:
             found = {"step": step, "tokens": sum(s["tokens"] for s in steps)}

@@ -211,7 +211,7 @@ def command(
     """`qstar-book record dynamics`."""
     config = Dynamics(size, other=other)
     config = config.quick() if quick else config
-    named = {"seeds": seeds, "steps": steps, "batch": batch}
+    named: dict[str, Any] = {"seeds": seeds, "steps": steps, "batch": batch}
     config = replace(config, **{name: x for name, x in named.items() if x is not None})
     name = torch.cuda.get_device_name() if device.startswith("cuda") else cpu_name()
     made_by = provenance("torch", "transformers", device=device, name=name, processes=jobs)

@@ -277,7 +277,7 @@ def values(config: PolicyGradient, device: str) -> dict[str, Any]:
             np.array([math.log(chance["optimum"]), log_wrong - shift]),
         ]
         balance = solve_kl_symmetry(*whole)
-        mean = log_geometric_mean(*whole, balance.alpha)
+        mean = log_geometric_mean(whole[0], whole[1], balance.alpha)
         chance["q* with optimum, whole answers"] = math.exp(mean[0])
         chance["soft value"] = float(soft_value(np.array(chance["policy"]), config.beta))
         chance["kl budget of q*, whole answers"] = float(kl(mean, whole[0]))
