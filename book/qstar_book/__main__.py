@@ -207,6 +207,7 @@ def _add_experiments(records: Commands) -> None:
         option("--quick", action="store_true", help="small and few: a rehearsal")
         option("--seeds", type=int, help="runs of each kind")
         option("--steps", type=int, help="optimiser steps of a run")
+        option("--limit", type=float, metavar="SECONDS", help="begin no run after so long")
         return option
 
     option = add("dynamics", "train small models and compare their checkpoints with their ends")

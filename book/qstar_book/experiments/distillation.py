@@ -12,6 +12,7 @@ Source of the method: Agarwal et al. (2024), "On-policy distillation of language
 """
 
 import copy
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from torch import Tensor
 from qstar.decoding.diagnostics import measure
 from qstar.decoding.generate import generate
 
+from .. import shipped_model
 from ..files import cpu_name, provenance, write_json
 from . import family, jobs, rollouts, tasks
 from .rollouts import Questions
@@ -54,12 +56,12 @@ class Distillation:
     model: str = "300k"
     ways: tuple[str, ...] = ("policy", "mixture", "half", "q*", "teacher")
     seeds: int = 5
-    steps: int = 48
-    prompts: int = 64
-    tokens: int = 512
-    learning_rate: float = 5e-4
+    steps: int = 100
+    prompts: int = 32
+    tokens: int = 256
+    learning_rate: float = 1e-3
     held_out: int = 160
-    evaluations: int = 6
+    evaluations: int = 4
     max_new_tokens: int = 32
     kinds: tuple[str, ...] = ()
     rank: int = 8
@@ -92,10 +94,7 @@ def checkpoint(
         return model, copy.deepcopy(model).requires_grad_(False), rollouts.of_characters
     from peft import LoraConfig, get_peft_model
 
-    from .. import shipped_model
-
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    teacher, tokenizer = shipped_model.load(device=device, dtype=dtype)
+    teacher, tokenizer = _smollm2(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapted = get_peft_model(
@@ -104,6 +103,13 @@ def checkpoint(
         )
     student = adapted.get_base_model().eval()
     return student, teacher.requires_grad_(False), rollouts.of_chat(tokenizer)
+
+
+@functools.cache
+def _smollm2(device: str) -> tuple[Any, Any]:
+    """The book's language model, loaded once a process, and its tokenizer."""
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    return shipped_model.load(device=device, dtype=dtype)
 
 
 def questions_of(config: Distillation, seed: int, step: int) -> list[tasks.Item]:
@@ -141,8 +147,7 @@ def evaluate(student: Any, teacher: Any, questions: Questions, config: Distillat
     """Accuracy without a hint, and how far the student is from the teacher. Nats a token."""
     plain = rollouts.told(student, questions.plain, questions)
     hinted = rollouts.told(teacher, questions.hinted, questions)
-    rows = plain.log_law[plain.real].double().log_softmax(-1)
-    pair = measure(rows.cpu(), hinted.log_law[hinted.real].double().log_softmax(-1).cpu())
+    pair = measure(*(_some(x.log_law[x.real]).double().log_softmax(-1) for x in (plain, hinted)))
     alpha = pair.balance.alpha
     own = rollouts.draw(
         "policy", student, teacher, questions, max_new_tokens=config.max_new_tokens, seed=1
@@ -160,13 +165,18 @@ def evaluate(student: Any, teacher: Any, questions: Questions, config: Distillat
         "kl_on_right_answers": pair.policy_to_teacher.mean().item(),
         "kl_of_an_own_answer": gap.mean().item(),
         "chernoff": pair.balance.chernoff.mean().item(),
-        "alpha_quartiles": alpha.quantile(torch.tensor([0.25, 0.5, 0.75]).double()).tolist(),
+        "alpha_quartiles": [alpha.quantile(at).item() for at in (0.25, 0.5, 0.75)],
         "widest_ratio_median": pair.log_ratio_range.median().item(),
         "right_by_kind": {
             kind: sum(marks) / len(marks)
             for kind, marks in _by_kind(questions, plain.chance.tolist()).items()
         },
     }
+
+
+def _some(rows: Tensor) -> Tensor:
+    """All rows of a small vocabulary; of a large one 128, evenly. Shape (some, vocab)."""
+    return rows if rows.shape[-1] < 1_000 else rows[:: max(1, len(rows) // 128)]
 
 
 def _by_kind(questions: Questions, values: Sequence[float]) -> dict[str, list[float]]:
@@ -316,6 +326,7 @@ def record(
     *,
     device: str = "cpu",
     processes: int = 1,
+    limit_s: float | None = None,
     keep: Callable[[dict[str, Any]], None] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -325,19 +336,21 @@ def record(
         config: What is trained, and how.
         device: Where.
         processes: How many runs at a time.
+        limit_s: After so many seconds no run is begun; a way that lacks a seed is left out there.
         keep: Called with what is there after each run.
         progress: Show a bar on standard error.
     """
     told = asdict(config)
     made: dict[str, Any] = {"config": told, "runs": []}
     rows = config.prompts
-    made["costs"] = costs(config, device, rows=rows, single=max(2, rows // 8))
+    single = 4 if config.model == SMOLLM2 else max(2, rows // 8)
+    made["costs"] = costs(config, device, rows=rows, single=single)
     given = [
         {"config": told, "way": way, "seed": seed, "device": device}
         for seed in range(config.seeds)
         for way in config.ways
     ]
-    for _, found in jobs.each(run, given, jobs=processes, progress=progress):
+    for _, found in jobs.each(run, given, jobs=processes, limit_s=limit_s, progress=progress):
         made["runs"].append(found)
         made["runs"].sort(key=lambda x: (config.ways.index(x["way"]), x["seed"]))
         if keep is not None:
@@ -355,11 +368,11 @@ def command(
     steps: int | None,
     prompts: int | None,
     jobs: int,
+    limit: float | None,
 ) -> None:
     """`qstar-book record distillation`."""
     chosen: dict[str, Any] = {"model": model}
-    if model == SMOLLM2:
-        chosen |= SMOLLM2_SIZE
+    chosen |= SMOLLM2_SIZE if model == SMOLLM2 else {"kinds": family.kinds_of(model)}
     named = {"seeds": seeds, "steps": steps, "prompts": prompts}
     config = Distillation(**chosen)
     config = config.quick() if quick else config
@@ -371,6 +384,7 @@ def command(
         config,
         device=device,
         processes=jobs,
+        limit_s=limit,
         keep=lambda made: write_json(out, made_by | made),
         progress=True,
     )
@@ -384,9 +398,9 @@ SMOLLM2_SIZE = {
     "steps": 12,
     "prompts": 128,
     "tokens": 768,
-    "learning_rate": 5e-4,
+    "learning_rate": 1e-3,
     "held_out": 128,
-    "evaluations": 3,
+    "evaluations": 2,
     "max_new_tokens": 20,
     "kinds": ("copy", "capitals", "largest", "sort"),
 }

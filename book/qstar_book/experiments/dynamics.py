@@ -182,6 +182,7 @@ def record(
     *,
     device: str = "cpu",
     processes: int = 1,
+    limit_s: float | None = None,
     keep: Callable[[dict[str, Any]], None] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -189,7 +190,7 @@ def record(
     told = asdict(config)
     made: dict[str, Any] = {"config": told, "runs": []}
     given = [{"config": told, "seed": seed, "device": device} for seed in range(config.seeds)]
-    for _, found in jobs.each(run, given, jobs=processes, progress=progress):
+    for _, found in jobs.each(run, given, jobs=processes, limit_s=limit_s, progress=progress):
         made["runs"] = sorted([*made["runs"], found], key=lambda x: x["seed"])
         if keep is not None:
             keep(copy.copy(made))
@@ -207,9 +208,10 @@ def command(
     steps: int | None,
     batch: int | None,
     jobs: int,
+    limit: float | None,
 ) -> None:
     """`qstar-book record dynamics`."""
-    config = Dynamics(size, other=other)
+    config = Dynamics(size, other=other, kinds=family.kinds_of(other))
     config = config.quick() if quick else config
     named: dict[str, Any] = {"seeds": seeds, "steps": steps, "batch": batch}
     config = replace(config, **{name: x for name, x in named.items() if x is not None})
@@ -219,6 +221,7 @@ def command(
         config,
         device=device,
         processes=jobs,
+        limit_s=limit,
         keep=lambda made: write_json(out, made_by | made),
         progress=True,
     )

@@ -59,12 +59,12 @@ class PolicyGradient:
     model: str = "300k"
     ways: tuple[str, ...] = ("policy", "half", "q*", "q*" + WEIGHTED, "teacher")
     seeds: int = 5
-    steps: int = 60
-    prompts: int = 64
+    steps: int = 100
+    prompts: int = 32
     learning_rate: float = 5e-4
     beta: float = 0.05
     held_out: int = 160
-    evaluations: int = 6
+    evaluations: int = 4
     max_new_tokens: int = 32
     kinds: tuple[str, ...] = ()
 
@@ -294,6 +294,7 @@ def record(
     *,
     device: str = "cpu",
     processes: int = 1,
+    limit_s: float | None = None,
     keep: Callable[[dict[str, Any]], None] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -305,7 +306,7 @@ def record(
         for seed in range(config.seeds)
         for way in config.ways
     ]
-    for _, found in jobs.each(run, given, jobs=processes, progress=progress):
+    for _, found in jobs.each(run, given, jobs=processes, limit_s=limit_s, progress=progress):
         made["runs"].append(found)
         made["runs"].sort(key=lambda x: (config.ways.index(x["way"]), x["seed"]))
         if keep is not None:
@@ -323,9 +324,10 @@ def command(
     steps: int | None,
     prompts: int | None,
     jobs: int,
+    limit: float | None,
 ) -> None:
     """`qstar-book record policy-gradient`."""
-    config = PolicyGradient(model)
+    config = PolicyGradient(model, kinds=family.kinds_of(model))
     config = config.quick() if quick else config
     named = {"seeds": seeds, "steps": steps, "prompts": prompts}
     config = PolicyGradient(**asdict(config) | {k: x for k, x in named.items() if x is not None})
@@ -335,6 +337,7 @@ def command(
         config,
         device=device,
         processes=jobs,
+        limit_s=limit,
         keep=lambda made: write_json(out, made_by | made),
         progress=True,
     )
