@@ -218,10 +218,12 @@ def _add_experiments(records: Commands) -> None:
     option = add("distillation", "distil a hint into a model by rollouts of several kinds")
     option("--model", default="300k", help="a trained model of the family, or smollm2")
     option("--prompts", type=int, help="questions of a step")
+    option("--learning-rate", type=float, help="the same at every step")
 
     option = add("policy-gradient", "train a model on a reward by rollouts of several kinds")
     option("--model", default="300k", help="a trained model of the family")
     option("--prompts", type=int, help="questions of a step")
+    option("--learning-rate", type=float, help="the same at every step")
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:

@@ -59,7 +59,7 @@ class Distillation:
     steps: int = 100
     prompts: int = 32
     tokens: int = 256
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-4
     held_out: int = 160
     evaluations: int = 4
     max_new_tokens: int = 32
@@ -367,13 +367,14 @@ def command(
     seeds: int | None,
     steps: int | None,
     prompts: int | None,
+    learning_rate: float | None,
     jobs: int,
     limit: float | None,
 ) -> None:
     """`qstar-book record distillation`."""
     chosen: dict[str, Any] = {"model": model}
     chosen |= SMOLLM2_SIZE if model == SMOLLM2 else {"kinds": family.kinds_of(model)}
-    named = {"seeds": seeds, "steps": steps, "prompts": prompts}
+    named = {"seeds": seeds, "steps": steps, "prompts": prompts, "learning_rate": learning_rate}
     config = Distillation(**chosen)
     config = config.quick() if quick else config
     chosen = asdict(config) | {name: x for name, x in named.items() if x is not None}

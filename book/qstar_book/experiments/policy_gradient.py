@@ -61,7 +61,7 @@ class PolicyGradient:
     seeds: int = 5
     steps: int = 100
     prompts: int = 32
-    learning_rate: float = 5e-4
+    learning_rate: float = 2e-4
     beta: float = 0.05
     held_out: int = 160
     evaluations: int = 4
@@ -323,13 +323,14 @@ def command(
     seeds: int | None,
     steps: int | None,
     prompts: int | None,
+    learning_rate: float | None,
     jobs: int,
     limit: float | None,
 ) -> None:
     """`qstar-book record policy-gradient`."""
     config = PolicyGradient(model, kinds=family.kinds_of(model))
     config = config.quick() if quick else config
-    named = {"seeds": seeds, "steps": steps, "prompts": prompts}
+    named = {"seeds": seeds, "steps": steps, "prompts": prompts, "learning_rate": learning_rate}
     config = PolicyGradient(**asdict(config) | {k: x for k, x in named.items() if x is not None})
     name = torch.cuda.get_device_name() if device.startswith("cuda") else cpu_name()
     made_by = provenance("torch", "transformers", device=device, name=name, processes=jobs)

@@ -11,7 +11,7 @@ importance weights need.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -356,6 +356,24 @@ def distinct(tokens: Tensor, drawn: Tensor, n: int = 3) -> float:
         for i in range(real - n + 1)
     ]
     return len(set(found)) / max(1, len(found))
+
+
+def curves(record: Mapping[str, Any], quantity: str) -> dict[str, np.ndarray]:
+    """A quantity of a record's learning curves, by way, of the seeds that every way has.
+
+    Shape (seeds, evaluations), by way.
+    """
+    ways = record["config"]["ways"]
+    made = {(run["way"], run["seed"]): run for run in record["runs"]}
+    seeds = [
+        seed
+        for seed in range(record["config"]["seeds"])
+        if all((way, seed) in made for way in ways)
+    ]
+    return {
+        way: np.array([[x[quantity] for x in made[way, seed]["curve"]] for seed in seeds])
+        for way in ways
+    }
 
 
 def over_seeds(values: Any) -> dict[str, Any]:

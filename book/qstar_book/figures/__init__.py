@@ -26,6 +26,7 @@ from .gaussians import (
     path_evolution,
     scale_law,
 )
+from .learning import away_by_range, learning_curves, trajectories
 from .meaning import (
     adversaries,
     ends_and_middle,
@@ -58,6 +59,7 @@ __all__ = [
     "alpha_by_kind",
     "alpha_error",
     "answer_divergences",
+    "away_by_range",
     "collapse",
     "convergence",
     "covariance_rules",
@@ -74,6 +76,7 @@ __all__ = [
     "gaussian_cases",
     "kl_crossing",
     "kl_order",
+    "learning_curves",
     "log_partition_panels",
     "loop_bias",
     "minimax",
@@ -102,6 +105,7 @@ __all__ = [
     "texts",
     "token_bars",
     "training",
+    "trajectories",
     "two_means",
     "useful_share",
     "width_costs",
