@@ -17,14 +17,14 @@ PROMPTS = torch.tensor([0, 1]), torch.tensor([1, 0, 1])
 @pytest.fixture
 def untrained(monkeypatch):
     """The family's models, untrained: nothing is read from data/."""
-    monkeypatch.setattr(family, "load", lambda name, **_: (family.new_model("100k", seed=3), None))
+    monkeypatch.setattr(family, "load", lambda name, **_: (family.new_model("300k", seed=3), None))
 
 
 # --- Reading and drawing -------------------------------------------------------------------------
 
 
 def test_padding_before_a_prompt_changes_nothing():
-    model = family.new_model("100k", seed=1)
+    model = family.new_model("300k", seed=1)
     prompts = [family.prompt_ids(text) for text in ("Q: Sort: 3 1\nA:", "A:", "Hint: x\nQ: y\nA:")]
     tokens = torch.tensor([[5, 6, 7], [8, 9, 1], [4, 4, 4]])
     with torch.no_grad():
@@ -218,7 +218,7 @@ def test_a_policy_gradient_run_says_what_its_weights_are_worth(untrained):
 
 def test_checkpoints_near_their_end_step_by_step(untrained):
     config = dynamics.Dynamics(
-        "100k", steps=3, batch=2, seeds=1, documents=2, kept=4, kinds=("sort",)
+        "300k", steps=3, batch=2, seeds=1, documents=2, kept=4, kinds=("sort",)
     )
     (run,) = dynamics.record(config)["runs"]
     assert [entry["step"] for entry in run["steps"]] == [0, 1, 2, 3]

@@ -208,7 +208,7 @@ def run(
                 "step_s": time.perf_counter() - begun,
             }
         )
-    return {"way": way, "seed": seed, "curve": curve, "steps": steps}
+    return rollouts.rounded({"way": way, "seed": seed, "curve": curve, "steps": steps})
 
 
 def held_out_of(config: PolicyGradient) -> list[tasks.Item]:

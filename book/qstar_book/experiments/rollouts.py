@@ -358,6 +358,15 @@ def distinct(tokens: Tensor, drawn: Tensor, n: int = 3) -> float:
     return len(set(found)) / max(1, len(found))
 
 
+def rounded(found: Any) -> Any:
+    """The same with seven digits of every float, which is as many as float32 has."""
+    if isinstance(found, float):
+        return float(f"{found:.7g}")
+    if isinstance(found, dict):
+        return {name: rounded(x) for name, x in found.items()}
+    return [rounded(x) for x in found] if isinstance(found, list) else found
+
+
 def curves(record: Mapping[str, Any], quantity: str) -> dict[str, np.ndarray]:
     """A quantity of a record's learning curves, by way, of the seeds that every way has.
 
