@@ -385,9 +385,17 @@ def curves(record: Mapping[str, Any], quantity: str) -> dict[str, np.ndarray]:
     }
 
 
+LEVEL = 0.95
+"""Of the intervals over seeds."""
+
+
 def over_seeds(values: Any) -> dict[str, Any]:
-    """Mean and 95% interval (Student's t) over the first axis, of independent seeds."""
+    """Mean and interval (Student's t, at `LEVEL`) over the first axis, of independent seeds."""
     x = np.asarray(values, dtype=float)
     mean, n = x.mean(0), len(x)
-    half = student_t.ppf(0.975, n - 1) * x.std(0, ddof=1) / math.sqrt(n) if n > 1 else 0 * mean
+    half = (
+        student_t.ppf((1 + LEVEL) / 2, n - 1) * x.std(0, ddof=1) / math.sqrt(n)
+        if n > 1
+        else 0 * mean
+    )
     return {"mean": mean.tolist(), "low": (mean - half).tolist(), "high": (mean + half).tolist()}
