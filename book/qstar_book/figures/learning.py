@@ -63,19 +63,20 @@ def away_by_range(
 
     Args:
         ranges: In nats. Shape (positions,).
-        away: |alpha* - 1/2|. Shape (positions,).
+        away: |alpha* - 1/2|; what is below 1e-4 is drawn there. Shape (positions,).
         chernoff: C in nats, shown by size and shade. Shape (positions,).
         bound: Ranges, and the largest distance that the range bound allows. Shape (points,).
         ax: Where to draw; both axes are logarithmic.
     """
     shade = np.log10(np.maximum(chernoff, 1e-9))
-    marks = ax.scatter(ranges, np.maximum(away, 1e-6), c=shade, s=14, cmap="viridis", linewidths=0)
+    marks = ax.scatter(ranges, np.maximum(away, 1e-4), c=shade, s=14, cmap="viridis", linewidths=0)
     ax.plot(*bound, color=COLOURS["ink"], linewidth=1.2, label="range bound")
     bar = ax.figure.colorbar(marks, ax=ax)
     bar.set_label("$\\log_{10} C$ (nats)")
     ax.set(
         xscale="log",
         yscale="log",
+        ylim=(8e-5, 0.6),
         xlabel="range of the log-ratio (nats)",
         ylabel=r"$|\alpha^\star-\frac{1}{2}|$",
     )
