@@ -232,6 +232,37 @@ def _add_records(parser: argparse.ArgumentParser) -> None:
     option("--quick", action="store_true", help="small and few: a rehearsal")
     option("--stages", nargs="+", metavar="STAGE", help="only these, made anew")
 
+    _add_experiments(records)
+
+
+def _add_experiments(records: Commands) -> None:
+    def add(name: str, said: str) -> Callable[..., Any]:
+        module = name.replace("-", "_")
+        option = _add(records, name, f"experiments.{module}:command", said)
+        option("--out", type=Path, required=True, help="written anew after each run")
+        option("--device", default="cpu", help="cpu or cuda")
+        option("--jobs", type=int, default=1, help="runs at a time, each in a process of its own")
+        option("--quick", action="store_true", help="small and few: a rehearsal")
+        option("--seeds", type=int, help="runs of each kind")
+        option("--steps", type=int, help="optimiser steps of a run")
+        option("--limit", type=float, metavar="SECONDS", help="begin no run after so long")
+        return option
+
+    option = add("dynamics", "train small models and compare their checkpoints with their ends")
+    option("--size", default="300k", help="of the family")
+    option("--other", default="300k", help="a trained model that stays what it is")
+    option("--batch", type=int, help="documents of a step")
+
+    option = add("distillation", "distil a hint into a model by rollouts of several kinds")
+    option("--model", default="300k", help="a trained model of the family, or smollm2")
+    option("--prompts", type=int, help="questions of a step")
+    option("--learning-rate", type=float, help="the same at every step")
+
+    option = add("policy-gradient", "train a model on a reward by rollouts of several kinds")
+    option("--model", default="300k", help="a trained model of the family")
+    option("--prompts", type=int, help="questions of a step")
+    option("--learning-rate", type=float, help="the same at every step")
+
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     trained = parser.add_subparsers(required=True, metavar="KIND")

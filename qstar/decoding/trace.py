@@ -76,6 +76,13 @@ class Trace:
             filters. Shape (*positions).
         accept_teacher: The same for a token drafted by the teacher. Shape (*positions).
         accept_coin: The same where an even coin chooses which parent drafts. Shape (*positions).
+        log_target: The log-probability of the token in what it was drawn from: q*, after the
+            filters. What was drawn is thus a draw of the policy with the weight
+            exp(log_policy - log_target), and of the teacher with exp(log_teacher - log_target),
+            multiplied over the tokens of a text (where the filters leave out nothing).
+            Shape (*positions).
+        log_policy: The same in the policy, as it went into q*. Shape (*positions).
+        log_teacher: The same in the teacher. Shape (*positions).
         weight: The probability with which the parent that proposed was to: 1 without a coin, nan
             where nobody proposed. Shape (*positions).
         proposer: Who proposed a token there, as an index into `PROPOSERS`. Shape (*positions).
@@ -92,6 +99,9 @@ class Trace:
     accept_policy: Tensor
     accept_teacher: Tensor
     accept_coin: Tensor
+    log_target: Tensor
+    log_policy: Tensor
+    log_teacher: Tensor
     weight: Tensor
     proposer: Tensor
     accepted: Tensor
@@ -196,6 +206,9 @@ def assemble(
         accept_policy=known("accept_policy"),
         accept_teacher=known("accept_teacher"),
         accept_coin=known("accept_coin"),
+        log_target=known("log_target"),
+        log_policy=known("log_policy"),
+        log_teacher=known("log_teacher"),
         weight=filled(torch.tensor(weight, dtype=torch.float64)),
         proposer=filled(torch.tensor(proposer, dtype=torch.int8)),
         accepted=filled(torch.tensor(accepted, dtype=torch.bool)),

@@ -338,6 +338,12 @@ def folder_of(name: str) -> Path:
         ) from error
 
 
+def kinds_of(name: str) -> tuple[str, ...]:
+    """What a trained model was asked; empty: every kind of `tasks.KINDS`."""
+    made = json.loads((folder_of(name) / "training.json").read_text(encoding="utf8"))
+    return tuple(made["training"]["kinds"])
+
+
 def load(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """A trained model by name, ready to decode, and the tokenizer."""
     from transformers import LlamaForCausalLM

@@ -28,6 +28,7 @@ from .gaussians import (
     scale_law,
 )
 from .geometry import simplex
+from .learning import away_by_range, learning_curves, trajectories
 from .meaning import (
     adversaries,
     ends_and_middle,
@@ -61,6 +62,7 @@ __all__ = [
     "alpha_by_kind",
     "alpha_error",
     "answer_divergences",
+    "away_by_range",
     "balanced",
     "collapse",
     "concentration",
@@ -80,6 +82,7 @@ __all__ = [
     "gaussian_cases",
     "kl_crossing",
     "kl_order",
+    "learning_curves",
     "log_partition_panels",
     "loop_bias",
     "messages",
@@ -111,6 +114,7 @@ __all__ = [
     "texts",
     "token_bars",
     "training",
+    "trajectories",
     "two_means",
     "useful_share",
     "width_costs",
