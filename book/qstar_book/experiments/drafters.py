@@ -163,7 +163,7 @@ def loss_of(objective: str, log_draft: Tensor, log_target: Tensor, drawn: Tensor
 def train_drafter(
     start: Any, lessons: Lessons, objective: str, *, steps: int, batch: int, seed: int
 ) -> tuple[Any, list[float]]:
-    """A copy of a model, trained towards q*, and the loss of each step.
+    """A copy of a model, trained towards q* and rounded to bfloat16; and the loss of each step.
 
     Args:
         start: Where to begin; it is left as it is.
@@ -194,6 +194,7 @@ def train_drafter(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         losses.append(loss.detach())
+    model.to(torch.bfloat16).float()  # as it is kept
     return model.eval(), torch.stack(losses).double().cpu().tolist()
 
 
