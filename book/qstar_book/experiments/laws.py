@@ -104,6 +104,23 @@ def of_family(name: str, *, device: str, loaded: dict[str, Any]) -> Reader:
     )
 
 
+def of_pair(name: str, *, device: str) -> Pair:
+    """Both parents of a pair that `pairs.load_pair` knows, which answer as their chat has it."""
+    from .pairs import load_pair  # type: ignore[import-not-found, unused-ignore]
+
+    found = load_pair(name, device=device)
+    end = found.tokenizer.eos_token_id
+
+    def say(answer: str) -> list[int]:
+        return [*found.tokenizer(answer, add_special_tokens=False).input_ids, end]
+
+    policy, teacher = (
+        Reader(model, lambda item, side=side: found.ask(item.prompt)[side], say)
+        for side, model in enumerate((found.policy, found.teacher))
+    )
+    return policy, teacher
+
+
 def draw(
     pair: Pair,
     prompts: tuple[Sequence[Tensor], Sequence[Tensor]],
@@ -175,7 +192,7 @@ def read(
     texts: Sequence[Sequence[int]],
     *,
     laws: Sequence[str] = COMPARED,
-    rows: int = 256,
+    rows: int | None = None,
 ) -> list[dict[str, ndarray]]:
     """The log-probability of every token of some texts under each law, and whether it is the top.
 
@@ -184,13 +201,16 @@ def read(
         prompts: Theirs, one for each text.
         texts: What follows them.
         laws: Keys of `LAWS`.
-        rows: Texts in one batch.
+        rows: Texts in one batch; None for fewer the larger the vocabulary is.
 
     Returns:
         For each text, by law; with "top " before the law's name, whether no other token is more
         probable. Shape (tokens,).
     """
     found: list[dict[str, ndarray]] = []
+    if rows is None:
+        vocab = pair[0].model.get_output_embeddings().weight.shape[0]
+        rows = max(1, min(256, 2**20 // vocab))
     for start in range(0, len(texts), rows):
         some = [list(text) for text in texts[start : start + rows]]
         log_policy, log_teacher = (

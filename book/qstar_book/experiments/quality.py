@@ -49,7 +49,8 @@ class Configuration:
     """What is measured.
 
     Attributes:
-        pairs: By name, pairs of a policy's and a teacher's name, one for each seed of the training.
+        pairs: By name, pairs of a policy's and a teacher's name, one for each seed of the training;
+            without a teacher's, the name of a pair that `pairs` loads, which is scored and no more.
         draft: A draft model of the first pair; none if empty.
         items: Held-out items of the suite, of all kinds evenly.
         drawn_items: The first of each kind, answered by draws too, together so many.
@@ -425,7 +426,11 @@ def measure(configuration: Configuration, *, device: str, save: Any = None) -> d
         found["pairs"][name] = []
         for policy, teacher in seeds:
             print(f"{name}: {policy}, {teacher}", file=sys.stderr, flush=True)
-            pair = reader(policy), reader(teacher)
+            pair = (
+                (reader(policy), reader(teacher))
+                if teacher
+                else by_law.of_pair(policy, device=device)
+            )
             scores = score_suite(pair, items)
             told: dict[str, Any] = {
                 "policy": policy,
@@ -435,7 +440,7 @@ def measure(configuration: Configuration, *, device: str, save: Any = None) -> d
                     for measure, of in scores.items()
                 },
             }
-            if not found["pairs"][name]:
+            if not found["pairs"][name] and teacher:
                 told["draws"] = describe_draws(
                     pair,
                     first,
@@ -468,7 +473,7 @@ def _first_of_each(items: Sequence[tasks.Item], count: int) -> list[tasks.Item]:
 
 
 def parse_pairs(told: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-    """NAME=POLICY:TEACHER,POLICY:TEACHER of the command line.
+    """NAME=POLICY:TEACHER,POLICY:TEACHER of the command line; NAME=PAIR for one of `pairs`.
 
     Raises:
         ValueError: It has another form.
@@ -477,6 +482,7 @@ def parse_pairs(told: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
     for text in told:
         name, equal, seeds = text.partition("=")
         pairs = [tuple(seed.split(":")) for seed in seeds.split(",")]
+        pairs = [(*pair, "") if len(pair) == 1 and "/" in pair[0] else pair for pair in pairs]
         if not equal or any(len(pair) != 2 for pair in pairs):
             raise ValueError(f"expected NAME=POLICY:TEACHER[,POLICY:TEACHER...]; got {text!r}")
         found[name] = pairs
