@@ -6,7 +6,7 @@ from counterfactuals import Case, Changed, decide, lacking
 NOTEBOOK = "drafters_quality"
 
 
-def tested(*, gap=-0.2, found=True, out=()):
+def told(*, gap=-0.2, found=True, out=()):
     """The loop's answers right so much more often, whether it was found out, and who else was."""
     return {
         "loop": {"right_difference": [gap, gap - 0.02, gap + 0.02], "p": 0.001},
@@ -28,15 +28,20 @@ def trained(gain, even):
     }
 
 
-def wins(*shares):
-    return {"adapting_wins": dict(enumerate(shares))}
+def adapting(*outcomes):
+    """At each cost of a draft, whether some rule is cheaper or every rule dearer than fixed."""
+    return {
+        "adapting_wins": {i: outcome == "cheaper" for i, outcome in enumerate(outcomes)},
+        "adapting_loses": {i: outcome == "dearer" for i, outcome in enumerate(outcomes)},
+    }
 
 
 CASES = (
-    Case("direction-quality", "qualified", tested(gap=-0.1), "a loop that is less often right"),
-    Case("direction-quality", "confirmed", tested(gap=0.0), "another law, as often right"),
-    Case("direction-quality", "not measured", tested(found=False), "a test without power"),
-    Case("direction-quality", "refuted", tested(out=["coin"]), "a scheme that is found out"),
+    Case("direction-quality", "qualified", told(gap=-0.1), "a loop that is less often right"),
+    Case("direction-quality", "qualified", told(gap=0.1), "a loop that is more often right"),
+    Case("direction-quality", "confirmed", told(gap=0.0), "another law, as often right"),
+    Case("direction-quality", "not measured", told(found=False), "a test without power"),
+    Case("direction-quality", "refuted", told(out=["coin"]), "a scheme that is found out"),
     Case("teacher-likes-quality-words", "confirmed", teachers("better", "better"), "good ones"),
     Case("teacher-likes-quality-words", "qualified", teachers("better", "worse"), "some"),
     Case("teacher-likes-quality-words", "refuted", teachers("worse", "within noise"), "none"),
@@ -44,9 +49,16 @@ CASES = (
     Case("direction-draft-model", "qualified", trained(0.05, 0.1), "more accepted, too dear"),
     Case("direction-draft-model", "qualified", trained(0.0, 0.5), "no more accepted, and paying"),
     Case("direction-draft-model", "refuted", trained(-0.05, 0.1), "neither"),
-    Case("direction-adaptive-strategy", "confirmed", wins(True, True), "cheaper at every cost"),
-    Case("direction-adaptive-strategy", "qualified", wins(True, False), "cheaper at some"),
-    Case("direction-adaptive-strategy", "refuted", wins(False, False), "cheaper at none"),
+    Case(
+        "direction-adaptive-strategy",
+        "confirmed",
+        adapting("cheaper", "cheaper"),
+        "cheaper at every cost",
+    ),
+    Case(
+        "direction-adaptive-strategy", "qualified", adapting("cheaper", "alike"), "cheaper at some"
+    ),
+    Case("direction-adaptive-strategy", "refuted", adapting("dearer", "dearer"), "dearer at all"),
 )
 
 

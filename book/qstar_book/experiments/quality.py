@@ -55,7 +55,7 @@ class Configuration:
         items: Held-out items of the suite, of all kinds evenly.
         drawn_items: The first of each kind, answered by draws too, together so many.
         draws: Answers drawn to each of these.
-        tested_prompts: Items whose answers the two-sample tests compare.
+        tested_prompts: Items whose answers the two-sample tests compare; 0 for no tests.
         tested_draws: Answers to each of these, from either sampler.
         permutations: Of a two-sample test.
         power_rounds: Tests in each estimate of the power.
@@ -449,7 +449,7 @@ def measure(configuration: Configuration, *, device: str, save: Any = None) -> d
                     max_new_tokens=c.max_new_tokens,
                     text_of=text_of,
                 )
-            if not found["pairs"][name] and name == next(iter(c.pairs)):
+            if not found["pairs"][name] and name == next(iter(c.pairs)) and c.tested_prompts:
                 chosen = uncertain(scores["right"]["q*"], c.tested_prompts)
                 draft = reader(c.draft) if c.draft else None
                 found["preserved"] = compare_samplers(
@@ -490,12 +490,21 @@ def parse_pairs(told: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
 
 
 def command(
-    *, out: Path, pairs: Sequence[str], draft: str, device: str, quick: bool, seed: int
+    *,
+    out: Path,
+    pairs: Sequence[str],
+    draft: str,
+    scores_only: bool,
+    device: str,
+    quick: bool,
+    seed: int,
 ) -> None:
     """`qstar-book record quality`."""
     configuration = Configuration(parse_pairs(pairs), draft=draft, seed=seed)
     if quick:
         configuration = configuration.quick()
+    if scores_only:
+        configuration = replace(configuration, tested_prompts=0)
     where = torch.cuda.get_device_name() if device.startswith("cuda") else cpu_name()
     made_by = provenance("numpy", "torch", "transformers", device=where)
 
@@ -507,6 +516,21 @@ def command(
 
 
 # --- Reading the record --------------------------------------------------------------------------
+
+
+def joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One record of several, of the same items: the first one's, and all pairs.
+
+    Raises:
+        ValueError: They are of other items. Of a pair that several have, the first one's counts.
+    """
+    for part in parts[1:]:
+        for key in ("items", "seed"):
+            if part["configuration"][key] != parts[0]["configuration"][key]:
+                raise ValueError(f"records of other {key} cannot be joined.")
+    pairs = {name: of for part in reversed(parts) for name, of in part["pairs"].items()}
+    order = dict.fromkeys(name for part in parts for name in part["pairs"])
+    return {**parts[0], "pairs": {name: pairs[name] for name in order}}
 
 
 def scores_of(record: Mapping[str, Any], pair: str, measure: str, law: str) -> ndarray:
