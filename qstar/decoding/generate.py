@@ -219,7 +219,8 @@ def decode(
             blocks=setup.rule.blocks,
         )
         to = Setting(parents, setup.rule, setup.chance, observations.look_up, _ends(setup))
-        state, steps = setup.state, []
+        state = setup.state
+        steps: list[Step] = []
         prefill = parents.start(state)
         begun = time.perf_counter()
         while state.rows:

@@ -605,8 +605,8 @@ def command(
     """`qstar-book record drafters`."""
     c = Configuration(policy, teacher, start, seed=seed)
     c = c.quick() if quick else c
-    asked = {"steps": steps, "texts": texts}
-    c = replace(c, **{name: value for name, value in asked.items() if value is not None})
+    c = c if steps is None else replace(c, steps=steps)
+    c = c if texts is None else replace(c, texts=texts)
     made_by = provenance("numpy", "torch", "transformers", device=_device_name(device))
 
     def save(found: Mapping[str, Any]) -> None:

@@ -114,11 +114,10 @@ def of_pair(name: str, *, device: str) -> Pair:
     def say(answer: str) -> list[int]:
         return [*found.tokenizer(answer, add_special_tokens=False).input_ids, end]
 
-    policy, teacher = (
-        Reader(model, lambda item, side=side: found.ask(item.prompt)[side], say)
-        for side, model in enumerate((found.policy, found.teacher))
+    return (
+        Reader(found.policy, lambda item: found.ask(item.prompt)[0], say),
+        Reader(found.teacher, lambda item: found.ask(item.prompt)[1], say),
     )
-    return policy, teacher
 
 
 def draw(
