@@ -211,7 +211,7 @@ def _add_records(parser: argparse.ArgumentParser) -> None:
         help="trained small models, one pair for each seed; MODEL+hint reads the answer as a hint",
     )
     option("--draft", default="", metavar="MODEL", help="a draft model of the first pair")
-    option("--scores-only", action="store_true", help="no two-sample tests")
+    option("--scores-only", action="store_true", help="few draws, and no tests of them")
 
     option = add_experiment("drafters", "train draft models towards q* and measure what they gain")
     _add_draft_pair(option)

@@ -504,7 +504,7 @@ def command(
     if quick:
         configuration = configuration.quick()
     if scores_only:
-        configuration = replace(configuration, tested_prompts=0)
+        configuration = replace(configuration, tested_prompts=0, drawn_items=8, draws=1)
     where = torch.cuda.get_device_name() if device.startswith("cuda") else cpu_name()
     made_by = provenance("numpy", "torch", "transformers", device=where)
 
