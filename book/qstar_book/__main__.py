@@ -263,6 +263,37 @@ def _add_experiments(records: Commands) -> None:
     option("--prompts", type=int, help="questions of a step")
     option("--learning-rate", type=float, help="the same at every step")
 
+    def add_experiment(name: str, said: str) -> Callable[..., Any]:
+        option = _add(records, name, f"experiments.{name}:command", said)
+        option("--out", type=Path, required=True)
+        option("--device", default="cpu", help="cpu or cuda")
+        option("--quick", action="store_true", help="small and few: a rehearsal")
+        option("--seed", type=int, default=0)
+        return option
+
+    option = add_experiment("quality", "test whether quality is kept, and score seven laws")
+    option(
+        "--pairs",
+        nargs="+",
+        required=True,
+        metavar="NAME=POLICY:TEACHER,...",
+        help="trained small models, one pair for each seed; MODEL+hint reads the answer as a hint",
+    )
+    option("--draft", default="", metavar="MODEL", help="a draft model of the first pair")
+    option("--scores-only", action="store_true", help="few draws, and no tests of them")
+
+    option = add_experiment("drafters", "train draft models towards q* and measure what they gain")
+    _add_draft_pair(option)
+    option("--texts", type=int, help="documents that each draft model learns from")
+    option("--keep", type=Path, metavar="FOLDER", help="for the first draft model trained by KL")
+
+
+def _add_draft_pair(option: Callable[..., Any]) -> None:
+    option("--policy", required=True, metavar="MODEL")
+    option("--teacher", required=True, metavar="MODEL")
+    option("--start", default="300k", metavar="MODEL", help="what the draft model is before")
+    option("--steps", type=int, help="optimiser steps")
+
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     trained = parser.add_subparsers(required=True, metavar="KIND")
@@ -277,6 +308,15 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     option("--seed", type=int, default=0)
     option("--device", default="cpu", help="cpu or cuda")
     option("--check", type=int, default=0, metavar="STEPS", help="only these first steps, compared")
+
+    option = _add(
+        trained, "drafter", "experiments.drafters:train_command", "train a draft model towards q*"
+    )
+    _add_draft_pair(option)
+    option("--objective", default="kl", help="kl, tv or sampled")
+    option("--out", type=Path, required=True, help="folder")
+    option("--seed", type=int, default=0)
+    option("--device", default="cpu", help="cpu or cuda")
 
     option = _add(
         trained, "compare", "experiments.family:compare_command", "compare trained small models"

@@ -186,11 +186,17 @@ def generate(
     return result
 
 
-def decode(setup: Setup) -> tuple[Generation, list[Step]]:
+def decode(
+    setup: Setup,
+    *,
+    choose: Callable[[planner.Evidence, Sequence[Step]], planner.Plan] | None = None,
+) -> tuple[Generation, list[Step]]:
     """Round after round until every row has ended: the tokens, and what each round did.
 
     Args:
         setup: What was asked for, checked (`options.check`).
+        choose: The next round's plan, of the setup's scheme, in place of the planner's: from the
+            evidence and the rounds so far, so from emitted tokens only.
     """
     models = {id(cache.model): cache.model for cache in setup.caches.values()}
     with torch.no_grad(), eval_mode(*models.values()):
@@ -201,7 +207,7 @@ def decode(setup: Setup) -> tuple[Generation, list[Step]]:
             looks_up=setup.scheme in ("lookup", "auto"),
             alpha=setup.rule.alpha,
         )
-        choose = planner.Planner(
+        planned = planner.Planner(
             scheme=setup.scheme,
             gamma=setup.gamma,
             drafter=setup.sampling.drafter,
@@ -213,14 +219,16 @@ def decode(setup: Setup) -> tuple[Generation, list[Step]]:
             blocks=setup.rule.blocks,
         )
         to = Setting(parents, setup.rule, setup.chance, observations.look_up, _ends(setup))
-        state, steps = setup.state, []
+        state = setup.state
+        steps: list[Step] = []
         prefill = parents.start(state)
         begun = time.perf_counter()
         while state.rows:
             evidence = observations.evidence(
                 state.rows, max(state.left()), outstanding=state.pending is not None
             )
-            state, step = decode_round(to, state, choose.plan(evidence))
+            plan = planned.plan(evidence) if choose is None else choose(evidence, steps)
+            state, step = decode_round(to, state, plan)
             steps.append(step)
             observations.add(step)
             _tell(setup, step)

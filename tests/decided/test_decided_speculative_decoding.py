@@ -56,7 +56,6 @@ NONE_FASTER = turns(0.9, 0.9, 0.9, 0.9)
 SOME_FASTER = turns(1.2, 0.8, 1.7, 1.1)
 IN_RANGE = turns(1.5, 1.45, 1.55, 1.6)
 BEYOND = turns(2.0, 1.8, 1.7, 1.3)
-SCHEMES = "alternating", "plain", "plain", "lookup"
 BOTH = "one-sided 2", "one-sided 2, unlike"
 
 OTHERWISE = (
@@ -93,21 +92,6 @@ OTHERWISE = (
     Case("batched-candidates", "confirmed", forwards(plain=1.5), "savings at one position"),
     Case("batched-candidates", "refuted", forwards(alternating_1=2.1), "no savings by blocks"),
     Case("batched-candidates", "qualified", forwards(alternating_1=1.6), "smaller savings"),
-    Case("direction-draft-model", "refuted", INEXACT, "another distribution"),
-    Case("direction-draft-model", "refuted", live("a third drafts 4", 1.2), "no lower than one"),
-    Case("direction-draft-model", "qualified", live("a third drafts 4", 0.9), "hardly below one"),
-    Case(
-        "direction-adaptive-strategy",
-        "refuted",
-        {"went_with": Changed(lambda chosen: dict.fromkeys(chosen, "plain"))},
-        "one choice everywhere",
-    ),
-    Case(
-        "direction-adaptive-strategy",
-        "qualified",
-        {"went_with": Changed(lambda chosen: dict(zip(chosen, SCHEMES, strict=True)))},
-        "another choice for each pair",
-    ),
 )
 CASES = [
     case if case.claim == "kv-cache-reuse" else dataclasses.replace(case, data=EXACT | case.data)

@@ -17,6 +17,13 @@ from .beyond import (
 from .coin import draft_overlaps
 from .decoding import forwards_by_acceptance, one_round, proposed_text, speed_ratios, width_costs
 from .dimension import collapse, overlap_law, precision_shares, shells
+from .drafters import (
+    draft_acceptances,
+    draft_payoff,
+    law_scores,
+    length_costs,
+    sampler_power,
+)
 from .front import balanced
 from .gaussians import (
     PATH_COLOURS,
@@ -71,7 +78,9 @@ __all__ = [
     "decode_trace",
     "densities",
     "divergence_by_question",
+    "draft_acceptances",
     "draft_overlaps",
+    "draft_payoff",
     "effective_share",
     "enclosing_balls",
     "ends_and_middle",
@@ -82,7 +91,9 @@ __all__ = [
     "gaussian_cases",
     "kl_crossing",
     "kl_order",
+    "law_scores",
     "learning_curves",
+    "length_costs",
     "log_partition_panels",
     "loop_bias",
     "messages",
@@ -100,6 +111,7 @@ __all__ = [
     "redraw_panels",
     "rivals",
     "round_shares",
+    "sampler_power",
     "scale_law",
     "shells",
     "simplex",

@@ -1,0 +1,578 @@
+"""Is the quality kept, and is q* worth sampling from? Answers of two models, scored exactly.
+
+    qstar-book record quality --out data/results/quality_cpu.json
+
+Two questions. Whether speculative decoding changes what is answered: two-sample tests of whole
+answers between plain and speculative draws, with their power, and with the source's loop as a
+control that must be found out. And whether q* answers better than its parents: the suite of
+`tasks`, whose right answers are known, under seven laws. The probability of a right answer is read
+off the laws, not counted in draws; so only items and models are a sample.
+"""
+
+import random
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy import ndarray
+
+from ..files import cpu_name, provenance, write_json
+from . import laws as by_law
+from . import tasks
+from .laws import COMPARED, Pair, Reader
+
+SPECULATIVE: dict[str, dict[str, Any]] = {
+    "plain again": {"scheme": "plain"},
+    "one-sided 3": {"scheme": "one-sided", "gamma": 3, "drafter": "policy"},
+    "alternating 1": {"scheme": "alternating", "gamma": 1},
+    "alternating 3, block rule": {
+        "scheme": "alternating",
+        "gamma": 3,
+        "block_verification": True,
+    },
+    "coin": {"scheme": "coin", "stay": 0.5},
+    "lookup 3": {"scheme": "lookup", "gamma": 3},
+    "draft model 3": {"scheme": "draft-model", "gamma": 3},
+}
+"""Ways to draw from q* that are compared with "plain"; the first is a control without drafts."""
+
+LEVEL = 0.01
+"""Of a test, before it is divided by the number of tests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What is measured.
+
+    Attributes:
+        pairs: By name, pairs of a policy's and a teacher's name, one for each seed of the training;
+            without a teacher's, the name of a pair that `pairs` loads, which is scored and no more.
+        draft: A draft model of the first pair; none if empty.
+        items: Held-out items of the suite, of all kinds evenly.
+        drawn_items: The first of each kind, answered by draws too, together so many.
+        draws: Answers drawn to each of these.
+        tested_prompts: Items whose answers the two-sample tests compare; 0 for no tests.
+        tested_draws: Answers to each of these, from either sampler.
+        permutations: Of a two-sample test.
+        power_rounds: Tests in each estimate of the power.
+        shares: Of answers that the source's loop gave, in these estimates.
+        max_new_tokens: The longest an answer may get.
+        seed: Of items, draws and tests.
+    """
+
+    pairs: Mapping[str, Sequence[tuple[str, str]]]
+    draft: str = ""
+    items: int = 384
+    drawn_items: int = 128
+    draws: int = 4
+    tested_prompts: int = 16
+    tested_draws: int = 64
+    permutations: int = 999
+    power_rounds: int = 100
+    shares: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5, 1.0)
+    max_new_tokens: int = 40
+    seed: int = 0
+
+    def quick(self) -> "Configuration":
+        """Small and few: a rehearsal."""
+        return replace(
+            self,
+            items=32,
+            drawn_items=16,
+            draws=2,
+            tested_prompts=4,
+            tested_draws=16,
+            permutations=99,
+            power_rounds=10,
+        )
+
+
+# --- The suite -----------------------------------------------------------------------------------
+
+
+def choices(item: tasks.Item, *, seed: int = 0) -> list[str]:
+    """The right answer and wrong ones of the same form, at most three; the right one comes first.
+
+    Numbers are off by one or ten, words and digits stand in another order.
+    """
+    if item.choices:
+        return [item.answer, *(c for c in item.choices if c != item.answer)]
+    draw = random.Random(f"{seed} {item.prompt}")
+    if item.kind in ("sum", "difference"):
+        right = int(item.answer)
+        wrong = [str(x) for x in (right + 1, right - 1, right + 10, right - 10) if x >= 0]
+        return [item.answer, *draw.sample(wrong, 3)]
+    if item.kind == "json":
+        number = int(item.answer.split()[-1].rstrip("}"))
+        others = [number % 99 + 1, (number + 9) % 99 + 1, (number + 49) % 99 + 1]
+        return [item.answer, *(item.answer.replace(f" {number}}}", f" {n}}}") for n in others)]
+    words = item.answer.split()
+    found = [item.answer]
+    if item.kind == "capitals":
+        found += [" ".join(words[::-1]), item.answer.lower(), " ".join(words[::-1]).lower()]
+    while len(found) < 4:
+        mixed = " ".join(draw.sample(words, len(words)))
+        if mixed not in found:
+            found.append(mixed)
+    return found
+
+
+def score_suite(
+    pair: Pair, items: Sequence[tasks.Item], *, compared: Sequence[str] = COMPARED
+) -> dict[str, dict[str, ndarray]]:
+    """How each law answers each item, from one reading of the right answer and of wrong ones.
+
+    Returns:
+        By measure, by law. Shape (items,). "right": the probability of the right answer and of
+        the end after it. "greedy": whether each of its tokens is the law's most probable one, so
+        that taking these gives the right answer. "choice": whether the right answer is the most
+        probable of `choices`.
+    """
+    told = [choices(item) for item in items]
+    owners = [i for i, options in enumerate(told) for _ in options]
+    prompts = tuple([reader.ask(items[i]) for i in owners] for reader in pair)
+    texts = [pair[0].say(option) for options in told for option in options]
+    seen = by_law.read(pair, prompts, texts, laws=compared)  # type: ignore[arg-type]
+    first = np.cumsum([0, *map(len, told)])[:-1]
+    found: dict[str, dict[str, ndarray]] = {"right": {}, "greedy": {}, "choice": {}}
+    for law in compared:
+        log_p = np.array([reading[law].sum() for reading in seen])
+        found["right"][law] = np.exp(log_p[first])
+        found["greedy"][law] = np.array([float(seen[i][f"top {law}"].all()) for i in first])
+        found["choice"][law] = np.array(
+            [float(log_p[a : a + len(o)].argmax() == 0) for a, o in zip(first, told, strict=True)]
+        )
+    return found
+
+
+# --- Draws ---------------------------------------------------------------------------------------
+
+
+def describe_draws(
+    pair: Pair,
+    items: Sequence[tasks.Item],
+    *,
+    draws: int,
+    seed: int,
+    max_new_tokens: int,
+    text_of: Callable[[Sequence[int]], str],
+) -> dict[str, Any]:
+    """Answers drawn from each law, what the other laws think of them, and how they differ.
+
+    Returns:
+        By law: "right", the share of right answers; "nats", by law, the mean of -log p a token of
+        these draws (its exponential is the perplexity); "minus_log_p", of each draw under its own
+        law; "tokens" of an answer; "distinct", the mean
+        share of different answers among the draws to an item; "distinct_4", of different sequences
+        of four tokens among all; "text", the first draw to the first item of each kind.
+    """
+    asked = by_law.asked(pair, items)
+    prompts = tuple([p for p in own for _ in range(draws)] for own in asked)
+    found = {}
+    for law in COMPARED:
+        texts = by_law.draw(
+            pair,
+            prompts,  # type: ignore[arg-type]
+            law,
+            seed=seed,
+            max_new_tokens=max_new_tokens,
+        )
+        seen = by_law.read(pair, prompts, texts)  # type: ignore[arg-type]
+        tokens = sum(map(len, texts))
+        said = [text_of(text) for text in texts]
+        of_item = [said[i : i + draws] for i in range(0, len(said), draws)]
+        right = [
+            np.mean([item.correct(x) for x in answers])
+            for item, answers in zip(items, of_item, strict=True)
+        ]
+        fours = [tuple(t[i : i + 4]) for t in texts for i in range(len(t) - 3)]
+        shown: dict[str, str] = {}
+        for item, answers in zip(items, of_item, strict=True):
+            shown.setdefault(item.kind, answers[0])
+        found[law] = {
+            "right": [round(float(x), 4) for x in right],
+            "nats": {
+                other: float(sum(-reading[other].sum() for reading in seen) / tokens)
+                for other in COMPARED
+            },
+            "minus_log_p": [round(float(-reading[law].sum()), 4) for reading in seen],
+            "tokens": tokens / len(texts),
+            "distinct": float(np.mean([len(set(answers)) / draws for answers in of_item])),
+            "distinct_4": len(set(fours)) / max(1, len(fours)),
+            "text": shown,
+        }
+    return found
+
+
+# --- Two samples ---------------------------------------------------------------------------------
+
+
+def codes(*samples: Sequence[Sequence[Sequence[int]]]) -> list[ndarray]:
+    """Samples of texts by prompt, as numbers: equal where prompt and text are equal.
+
+    Returns:
+        One for each sample. Shape (prompts, draws).
+    """
+    known: dict[tuple[int, tuple[int, ...]], int] = {}
+    return [
+        np.array(
+            [
+                [known.setdefault((prompt, tuple(text)), len(known)) for text in texts]
+                for prompt, texts in enumerate(sample)
+            ]
+        )
+        for sample in samples
+    ]
+
+
+def two_sample(
+    first: ndarray, second: ndarray, *, permutations: int, generator: np.random.Generator
+) -> float:
+    """How probable it is that two samples of one distribution differ as much: a p-value.
+
+    The statistic is the sum over prompts and texts of (a - b)^2 / (a + b), where a text was drawn
+    a and b times. Permuting the draws of each prompt gives its distribution if both samplers draw
+    alike, so that the level is exact whatever the texts are.
+
+    Args:
+        first: Of `codes`. Shape (prompts, draws).
+        second: The same. Shape (prompts, draws).
+        permutations: How many.
+        generator: Of the permutations.
+    """
+    joint = np.concatenate([first, second], axis=1)
+    totals = np.bincount(joint.ravel())
+    used = totals > 0
+    labels = np.zeros(joint.shape)
+    labels[:, : first.shape[1]] = 1
+
+    def statistic(of: ndarray) -> float:
+        a = np.bincount(joint.ravel(), weights=of.ravel(), minlength=len(totals))
+        return float((((2 * a - totals) ** 2)[used] / totals[used]).sum())
+
+    seen = statistic(labels)
+    as_large = sum(
+        statistic(generator.permuted(labels, axis=1)) >= seen - 1e-9 for _ in range(permutations)
+    )
+    return (1 + as_large) / (1 + permutations)
+
+
+def power(
+    plain: ndarray,
+    other: ndarray,
+    share: float,
+    *,
+    level: float,
+    rounds: int,
+    permutations: int,
+    generator: np.random.Generator,
+) -> float:
+    """How often a test finds out a sampler of which a share of the answers is another sampler's.
+
+    Both samples of a round are drawn again, with replacement, from these.
+
+    Args:
+        plain: Of `codes`. Shape (prompts, draws).
+        other: The same. Shape (prompts, draws).
+        share: Of answers of the other sampler.
+        level: Of the test.
+        rounds: Tests.
+        permutations: Of each.
+        generator: Of everything.
+    """
+    found = 0
+    for _ in range(rounds):
+        fair, honest, biased = (
+            np.take_along_axis(x, generator.integers(x.shape[1], size=x.shape), axis=1)
+            for x in (plain, plain, other)
+        )
+        mixed = np.where(generator.random(plain.shape) < share, biased, honest)
+        p = two_sample(fair, mixed, permutations=permutations, generator=generator)
+        found += p <= level
+    return found / rounds
+
+
+def compare_samplers(
+    pair: Pair,
+    draft: Reader | None,
+    items: Sequence[tasks.Item],
+    configuration: Configuration,
+    *,
+    text_of: Callable[[Sequence[int]], str],
+) -> dict[str, Any]:
+    """Two-sample tests between plain and speculative answers, and of the source's loop.
+
+    Returns:
+        "ways": by way, the p-value, the share of right answers and its difference to plain with
+        a 95% interval over prompts, and the drafts that were accepted; "loop": the same of the
+        source's loop; "distance": the mean total variation between the answers of q* and of the
+        loop; "power": by share, that of one test at the level of each.
+    """
+    c = configuration
+    prompts = tuple(
+        [p for p in own for _ in range(c.tested_draws)] for own in by_law.asked(pair, items)
+    )
+    ways = {w: o for w, o in SPECULATIVE.items() if draft is not None or "draft" not in w}
+
+    def sample(law: str, seed: int, **options: Any) -> list[list[list[int]]]:
+        if options.get("scheme") == "draft-model":
+            assert draft is not None
+            options |= {"draft_model": draft.model}
+        texts = by_law.draw(
+            pair,
+            prompts,  # type: ignore[arg-type]
+            law,
+            seed=seed,
+            max_new_tokens=c.max_new_tokens,
+            **options,
+        )
+        return [texts[i : i + c.tested_draws] for i in range(0, len(texts), c.tested_draws)]
+
+    samples = {"plain": sample("q*", c.seed)}
+    for i, (way, options) in enumerate(ways.items(), 1):
+        print(f"  {way}", file=sys.stderr, flush=True)
+        samples[way] = sample("q*", c.seed + 1_000_000 * i, **options)
+    samples["source loop"] = sample("source loop", c.seed + 999)
+    numbers = dict(zip(samples, codes(*samples.values()), strict=True))
+    right = {
+        name: np.array(
+            [
+                [item.correct(text_of(text)) for text in texts]
+                for item, texts in zip(items, of, strict=True)
+            ]
+        ).mean(axis=1)
+        for name, of in samples.items()
+    }
+    generator = np.random.default_rng(c.seed)
+    level = LEVEL / (len(ways) + 1)
+    found: dict[str, Any] = {}
+    for name in samples:
+        if name == "plain":
+            continue
+        mean, low, high = by_law.interval(right[name] - right["plain"])
+        found[name] = {
+            "p": two_sample(
+                numbers["plain"],
+                numbers[name],
+                permutations=c.permutations,
+                generator=generator,
+            ),
+            "right": float(right[name].mean()),
+            "right_difference": [mean, low, high],
+        }
+    texts = [text for of in samples["plain"] for text in of]
+    seen = by_law.read(pair, prompts, texts, laws=("q*", "source loop"))  # type: ignore[arg-type]
+    log_ratio = np.array([r["source loop"].sum() - r["q*"].sum() for r in seen])
+    return {
+        "prompts": [item.prompt for item in items],
+        "draws": c.tested_draws,
+        "level": level,
+        "plain_right": float(right["plain"].mean()),
+        "distinct": float(np.mean([len(set(map(tuple, x))) for x in samples["plain"]])),
+        "ways": {name: found[name] for name in ways},
+        "loop": found["source loop"],
+        "distance": float((-np.expm1(np.minimum(log_ratio, 0))).mean()),
+        "power": {
+            str(share): power(
+                numbers["plain"],
+                numbers["source loop"],
+                share,
+                level=LEVEL,
+                rounds=c.power_rounds,
+                permutations=199,
+                generator=generator,
+            )
+            for share in c.shares
+        },
+    }
+
+
+def uncertain(right: ndarray, count: int) -> list[int]:
+    """The items whose right answer is nearest to a probability of one half: most can differ."""
+    return np.argsort(np.abs(right - 0.5), kind="stable")[:count].tolist()
+
+
+# --- The command ---------------------------------------------------------------------------------
+
+
+def measure(configuration: Configuration, *, device: str, save: Any = None) -> dict[str, Any]:
+    """The whole record, but how it was made.
+
+    Args:
+        configuration: What is measured.
+        device: Where.
+        save: Called with what there is so far, after each part.
+    """
+    from .family import text_of
+
+    c = configuration
+    items = tasks.items(None, c.items, c.seed)
+    first = _first_of_each(items, c.drawn_items)
+    loaded: dict[str, Any] = {}
+    found: dict[str, Any] = {
+        "configuration": asdict(c),
+        "kinds": [item.kind for item in items],
+        "pairs": {},
+    }
+
+    def reader(name: str) -> Reader:
+        return by_law.of_family(name, device=device, loaded=loaded)
+
+    for name, seeds in c.pairs.items():
+        found["pairs"][name] = []
+        for policy, teacher in seeds:
+            print(f"{name}: {policy}, {teacher}", file=sys.stderr, flush=True)
+            pair = (
+                (reader(policy), reader(teacher))
+                if teacher
+                else by_law.of_pair(policy, device=device)
+            )
+            scores = score_suite(pair, items)
+            told: dict[str, Any] = {
+                "policy": policy,
+                "teacher": teacher,
+                "scores": {
+                    measure: {law: _rounded(values) for law, values in of.items()}
+                    for measure, of in scores.items()
+                },
+            }
+            if not found["pairs"][name] and teacher:
+                told["draws"] = describe_draws(
+                    pair,
+                    first,
+                    draws=c.draws,
+                    seed=c.seed,
+                    max_new_tokens=c.max_new_tokens,
+                    text_of=text_of,
+                )
+            if not found["pairs"][name] and name == next(iter(c.pairs)) and c.tested_prompts:
+                chosen = uncertain(scores["right"]["q*"], c.tested_prompts)
+                draft = reader(c.draft) if c.draft else None
+                found["preserved"] = compare_samplers(
+                    pair, draft, [items[i] for i in chosen], c, text_of=text_of
+                )
+            found["pairs"][name].append(told)
+            if save is not None:
+                save(found)
+    return found
+
+
+def _rounded(values: ndarray) -> list[float]:
+    return [float(f"{x:.4g}") if x > 1e-6 else 0.0 for x in values.tolist()]
+
+
+def _first_of_each(items: Sequence[tasks.Item], count: int) -> list[tasks.Item]:
+    """As many of each kind, from the first on, together `count`."""
+    kinds = list(dict.fromkeys(item.kind for item in items))
+    share = max(1, count // len(kinds))
+    return [i for kind in kinds for i in [x for x in items if x.kind == kind][:share]]
+
+
+def parse_pairs(told: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+    """NAME=POLICY:TEACHER,POLICY:TEACHER of the command line; NAME=PAIR for one of `pairs`.
+
+    Raises:
+        ValueError: It has another form.
+    """
+    found = {}
+    for text in told:
+        name, equal, seeds = text.partition("=")
+        pairs = [tuple(seed.split(":")) for seed in seeds.split(",")]
+        pairs = [(*pair, "") if len(pair) == 1 and "/" in pair[0] else pair for pair in pairs]
+        if not equal or any(len(pair) != 2 for pair in pairs):
+            raise ValueError(f"expected NAME=POLICY:TEACHER[,POLICY:TEACHER...]; got {text!r}")
+        found[name] = pairs
+    return found  # type: ignore[return-value]
+
+
+def command(
+    *,
+    out: Path,
+    pairs: Sequence[str],
+    draft: str,
+    scores_only: bool,
+    device: str,
+    quick: bool,
+    seed: int,
+) -> None:
+    """`qstar-book record quality`."""
+    configuration = Configuration(parse_pairs(pairs), draft=draft, seed=seed)
+    if quick:
+        configuration = configuration.quick()
+    if scores_only:
+        configuration = replace(configuration, tested_prompts=0, drawn_items=8, draws=1)
+    where = torch.cuda.get_device_name() if device.startswith("cuda") else cpu_name()
+    made_by = provenance("numpy", "torch", "transformers", device=where)
+
+    def save(found: Mapping[str, Any]) -> None:
+        write_json(out, {"made_by": made_by, **found})
+
+    save(measure(configuration, device=device, save=save))
+    print(out)
+
+
+# --- Reading the record --------------------------------------------------------------------------
+
+
+def joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One record of several, of the same items: the first one's, and all pairs.
+
+    Raises:
+        ValueError: They are of other items. Of a pair that several have, the first one's counts.
+    """
+    for part in parts[1:]:
+        for key in ("items", "seed"):
+            if part["configuration"][key] != parts[0]["configuration"][key]:
+                raise ValueError(f"records of other {key} cannot be joined.")
+    pairs = {name: of for part in reversed(parts) for name, of in part["pairs"].items()}
+    order = dict.fromkeys(name for part in parts for name in part["pairs"])
+    return {**parts[0], "pairs": {name: pairs[name] for name in order}}
+
+
+def scores_of(record: Mapping[str, Any], pair: str, measure: str, law: str) -> ndarray:
+    """One measure of one law on every item, for each seed of a pair. Shape (seeds, items)."""
+    return np.array([seed["scores"][measure][law] for seed in record["pairs"][pair]])
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How much more often one law is right than another, on the same items.
+
+    Attributes:
+        mean: Over items and seeds.
+        low: The lower end of its 95% bootstrap interval over items.
+        high: Its upper end.
+        by_seed: The mean of each seed.
+    """
+
+    mean: float
+    low: float
+    high: float
+    by_seed: tuple[float, ...]
+
+    @property
+    def verdict(self) -> str:
+        """ "better" or "worse" if the interval lies on one side and every seed on the same."""
+        if self.low > 0 and min(self.by_seed) > 0:
+            return "better"
+        if self.high < 0 and max(self.by_seed) < 0:
+            return "worse"
+        return "within noise"
+
+
+def difference(
+    record: Mapping[str, Any], pair: str, law: str, against: str, *, measure: str = "right"
+) -> Difference:
+    """A law's score minus another's; `against` may be "best parent", the better one on average."""
+    if against == "best parent":
+        against = max(
+            ("policy", "teacher"),
+            key=lambda parent: float(scores_of(record, pair, measure, parent).mean()),
+        )
+    gaps = scores_of(record, pair, measure, law) - scores_of(record, pair, measure, against)
+    mean, low, high = by_law.interval(gaps.mean(axis=0))
+    return Difference(mean, low, high, tuple(gaps.mean(axis=1).tolist()))

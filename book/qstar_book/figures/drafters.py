@@ -1,0 +1,135 @@
+"""Laws made of two models and what they answer; draft models, what is accepted and when it pays."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy import ndarray
+
+from .style import COLOURS, INK, LINES
+
+Interval = tuple[float, float, float]
+
+MARKS: dict[str, dict[str, Any]] = {
+    "policy": {"color": COLOURS["policy"], "marker": "s"},
+    "teacher": {"color": COLOURS["teacher"], "marker": "D"},
+    "q*": {"color": COLOURS["q*"], "marker": "o", "markersize": 8},
+}
+OTHER = {"color": COLOURS["quiet"], "marker": "^", "markerfacecolor": "white"}
+
+
+def law_scores(
+    panels: Mapping[str, Mapping[str, tuple[Interval, Sequence[float]]]], *, fig: Figure
+) -> Figure:
+    """How often each law answers rightly: a panel for each pair, a line for each law.
+
+    Args:
+        panels: Pair -> law -> (mean and the ends of its interval, the mean of each seed).
+        fig: Where to draw.
+    """
+    axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for ax, (heading, laws) in zip(axes, panels.items(), strict=True):
+        for y, (law, ((mean, low, high), seeds)) in enumerate(laws.items()):
+            look = {"markersize": 6, **MARKS.get(law, OTHER)}
+            ax.plot([low, high], [y, y], color=look["color"], linewidth=2)
+            ax.plot(seeds, [y + 0.28] * len(seeds), "|", color=COLOURS["quiet"], markersize=6)
+            ax.plot([mean], [y], linestyle="none", **look)
+        ax.set_yticks(range(len(laws)), list(laws))
+        ax.set(xlim=(-0.04, 1.04), ylim=(len(laws) - 0.5, -0.6))
+        ax.set_xticks([0, 0.5, 1], ["0", "½", "1"])
+        ax.set_xlabel(heading, fontsize=10)
+        ax.grid(axis="y", color="#EEEEEE")
+    return fig
+
+
+def sampler_power(shares: ndarray, power: ndarray, level: float, *, ax: Axes) -> Axes:
+    """How often a two-sample test finds a sampler out, by how much of it is another one's.
+
+    Args:
+        shares: Of answers of the other sampler. Shape (shares,).
+        power: Shape (shares,).
+        level: Of the test.
+        ax: Where to draw.
+    """
+    ax.plot(shares, power, marker="o", color=COLOURS["ink"])
+    ax.axhline(level, **LINES["guide"])
+    ax.text(1, level + 0.02, f"level {level:g}", ha="right", va="bottom", fontsize=9.5)
+    ax.set(xlim=(0, 1.03), ylim=(0, 1.05))
+    ax.set_xlabel("share of answers that the source's loop gave")
+    ax.set_ylabel("tests that find it out")
+    return ax
+
+
+def draft_acceptances(
+    drafters: Mapping[str, Sequence[Interval]], guides: Mapping[str, float], *, ax: Axes
+) -> Axes:
+    """Acceptance probabilities by drafter, one mark with its interval for each seed.
+
+    Args:
+        drafters: Name -> for each seed the mean and the ends of its interval.
+        guides: Label -> a value to compare with.
+        ax: Where to draw.
+    """
+    for y, (name, seeds) in enumerate(drafters.items()):
+        look = {"markersize": 6, **MARKS.get(name, OTHER)}
+        for i, (mean, low, high) in enumerate(seeds):
+            at = y + 0.22 * (i - (len(seeds) - 1) / 2)
+            ax.plot([low, high], [at, at], color=look["color"], linewidth=1.8)
+            ax.plot([mean], [at], linestyle="none", **look)
+    for label, value in guides.items():
+        ax.axvline(value, **LINES["guide"] | {"color": COLOURS["ink"]})
+        ax.text(value, -0.75, label, ha="center", va="bottom", fontsize=9.5)
+    ax.set_yticks(range(len(drafters)), list(drafters))
+    ax.set_ylim(len(drafters) - 0.4, -0.7)
+    ax.set_xlabel("acceptance probability, mean over texts of q*")
+    return ax
+
+
+def draft_payoff(
+    grid: ndarray, curves: Mapping[str, ndarray], marks: Mapping[str, float], *, ax: Axes
+) -> Axes:
+    """Expected speed-up over plain decoding against what a forward of the draft model costs.
+
+    Args:
+        grid: Costs, in forwards of a parent. Shape (costs,).
+        curves: Name -> speed-up. Shape (costs,).
+        marks: Label -> a cost to point at.
+        ax: Where to draw.
+    """
+    looks = [
+        {"color": INK["q*"], "linewidth": 2.6},
+        {"color": INK["other"], "linestyle": ":", "linewidth": 2.0},
+        {"color": COLOURS["ink"], "linestyle": (0, (4.5, 2.2))},
+        {"color": COLOURS["quiet"], "linestyle": "-"},
+    ]
+    for (name, values), look in zip(curves.items(), looks, strict=False):
+        ax.plot(grid, values, label=name, **look)  # type: ignore[arg-type]
+    for label, cost in marks.items():
+        ax.axvline(cost, **LINES["guide"])
+        ax.text(cost, 0.02, f" {label}", transform=ax.get_xaxis_transform(), fontsize=9.5)
+    ax.axhline(1, color=COLOURS["quiet"], linewidth=0.8)
+    ax.set(xscale="log", xlabel="cost of a draft forward, in forwards of a parent")
+    ax.set_ylabel("times as fast as plain")
+    ax.legend(loc="upper right", fontsize=9.5)
+    return ax
+
+
+def length_costs(panels: Mapping[str, Mapping[str, Interval]], *, fig: Figure) -> Figure:
+    """What a token costs under each rule for the draft length, over the best fixed length.
+
+    Args:
+        panels: Heading -> rule -> mean and the ends of its interval.
+        fig: Where to draw.
+    """
+    axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for ax, (heading, rules) in zip(axes, panels.items(), strict=True):
+        for y, (mean, low, high) in enumerate(rules.values()):
+            ax.plot([low, high], [y, y], color=COLOURS["ink"], linewidth=1.8)
+            ax.plot([mean], [y], "o", color=COLOURS["ink"], markersize=5)
+        ax.axvline(0, **LINES["guide"])
+        ax.set_yticks(range(len(rules)), list(rules))
+        ax.set_ylim(len(rules) - 0.5, -0.5)
+        ax.set_xlabel(heading, fontsize=10)
+        ax.grid(axis="y", color="#EEEEEE")
+    return fig
