@@ -2,9 +2,9 @@
 qstarExplorers.pays = (root, data, saved, keeper) => {
   const { button, canvas, choice, clamp, html, line, number, short, slider, svg, set, shapes, teller } = qstarTools;
   const SCHEMES = {
-    alternating: { name: "alternating", mark: shapes.disc, sign: "●", line: "—" },
-    coin: { name: "coin", mark: shapes.star, sign: "★", line: "╌" },
-    "one-sided": { name: "one-sided", mark: shapes.square, sign: "■", line: "⋯" },
+    alternating: { look: "qs-alternating", name: "alternating", mark: shapes.disc, sign: "●", line: "—" },
+    coin: { look: "qs-coin", name: "coin", mark: shapes.star, sign: "★", line: "╌" },
+    "one-sided": { look: "qs-one-sided", name: "one-sided", mark: shapes.square, sign: "■", line: "⋯" },
   };
   // [name, start, least, most, step, label, how it is said]
   const percent = (value) => `${number(100 * value, 0)} %`;
@@ -77,9 +77,9 @@ qstarExplorers.pays = (root, data, saved, keeper) => {
       draw();
     },
   })]));
-  const rows = Object.fromEntries(Object.entries(SCHEMES).map(([scheme, { name, line, sign }]) => {
+  const rows = Object.fromEntries(Object.entries(SCHEMES).map(([scheme, { look, name, line, sign }]) => {
     const cells = [html("td"), html("td")];
-    return [scheme, { row: html("tr", {}, html("th", { scope: "row", class: `qs-${scheme}` }, `${line} ${sign} ${name}`), ...cells), cells }];
+    return [scheme, { row: html("tr", {}, html("th", { scope: "row", class: look }, `${line} ${sign} ${name}`), ...cells), cells }];
   }));
   const head = html("tr", {}, html("th", { scope: "col" }, "scheme"), html("th", { scope: "col" }, "times plain"), html("th", { scope: "col" }, "pays from"));
   const said = html("p", { class: "qs-key" });
@@ -110,7 +110,7 @@ qstarExplorers.pays = (root, data, saved, keeper) => {
     const marks = data.cells.flatMap(({ points, accept }, at) => points.map(({ scheme, gamma, median, low, high }) => {
       const strong = at === machine && (scheme === "coin" || gamma === knobs.gamma);
       const place = x((accept.policy + accept.teacher) / 2) + ASIDE[scheme];
-      return svg("g", { class: `qs-point qs-${scheme} ${strong ? "qs-strong" : ""}` },
+      return svg("g", { class: `qs-point ${SCHEMES[scheme].look} ${strong ? "qs-strong" : ""}` },
         svg("path", { d: `M${place} ${y(low)}V${y(high)}` }),
         svg("path", { d: SCHEMES[scheme].mark, transform: `translate(${place} ${y(median)}) scale(0.75)` }));
     }));
@@ -121,7 +121,7 @@ qstarExplorers.pays = (root, data, saved, keeper) => {
       ...[0, 0.25, 0.5, 0.75, 1].map((at) => svg("text", { class: "qs-tick", x: x(at), y: height - 5, "text-anchor": "middle" }, String(at))),
       svg("path", { class: "qs-guide", d: `M${left} ${y(1)}H${width - 10}` }),
       svg("path", { class: "qs-now", d: `M${x(knobs.accept)} ${height - bottom}V10` }),
-      ...curves.map(([scheme, values]) => svg("path", { class: `qs-curve qs-${scheme}`, d: line(values.map((times, at) => [x(steps[at]), y(times)])) })),
+      ...curves.map(([scheme, values]) => svg("path", { class: `qs-curve ${SCHEMES[scheme].look}`, d: line(values.map((times, at) => [x(steps[at]), y(times)])) })),
       ...marks.filter((mark) => !mark.classList.contains("qs-strong")), ...marks.filter((mark) => mark.classList.contains("qs-strong")),
     );
     const now = Object.fromEntries(Object.keys(SCHEMES).map((scheme) => [scheme, speedup(scheme, knobs.accept, forwards)]));

@@ -90,6 +90,7 @@ const qstarTools = (() => {
         const [x, y] = at(event);
         move(x + offset[0], y + offset[1]);
       },
+      ontouchstart: (event) => event.preventDefault(), // else the page scrolls along
       onlostpointercapture: () => {
         offset = null;
         done();

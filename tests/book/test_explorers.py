@@ -27,9 +27,9 @@ from qstar.sampling.enumeration import (
 from qstar.sampling.picks import accept_or_redraw, draw_candidates, source_loop
 from qstar.sampling.rules import verify
 from qstar.theory.acceptance import source_loop_law
-from qstar_book.explorers import EXPLORERS
 from qstar_book.numbers import read_expected
 from qstar_book.presets import preset_pair
+from qstar_book.sphinx.explorer_data import EXPLORERS
 from qstar_book.sphinx.explorers import markup
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -463,6 +463,33 @@ def test_a_pointer_drags_a_mark(explorers: Page):
     explorers.mouse.up()
     assert mean.get_attribute("aria-valuetext") != place
     assert explorers.get_by_label("Pair").first.input_value() == "-1"
+
+
+def test_a_finger_drags_a_mark_and_scrolls_beside_it(browser: Browser, page_file: Path):
+    context = browser.new_context(viewport={"width": 375, "height": 700}, has_touch=True)
+    page = context.new_page()
+    page.goto(page_file.as_uri())
+    mean = page.get_by_role("slider", name="mean of the policy")
+    place, box = mean.get_attribute("aria-valuetext"), mean.bounding_box()
+    assert box
+    finger = context.new_cdp_session(page)
+
+    def drag(x: float, y: float) -> None:
+        for kind, down in (("touchStart", 0), ("touchMove", -20), ("touchMove", -60)):
+            point = [{"x": x, "y": y + down}]
+            finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": point})
+        finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+    drag(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    moved = mean.get_attribute("aria-valuetext")
+    assert moved != place
+    assert page.evaluate("scrollY") == 0
+    page.get_by_label("Pair").first.select_option("0")
+    there = mean.get_attribute("aria-valuetext")
+    drag(40, 600)
+    page.wait_for_function("scrollY > 0")
+    assert mean.get_attribute("aria-valuetext") == there
+    context.close()
 
 
 def test_an_address_restores_what_was_seen(explorers: Page, page_file: Path):

@@ -53,7 +53,13 @@ ALLOWED = {
         "qstar.adapters",
         "qstar_book",
     },
-    "qstar_book.sphinx": {"qstar_book"},
+    "qstar_book.sphinx": {
+        "qstar",
+        "qstar.decoding",
+        "qstar_book",
+        "qstar_book.figures",
+        "qstar_book.records",
+    },
 }
 WITH_TORCH = (
     "qstar._quiet",

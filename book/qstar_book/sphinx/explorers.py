@@ -19,7 +19,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
-from qstar_book.explorers import EXPLORERS
+from qstar_book.sphinx.explorer_data import EXPLORERS
 
 ALL = re.compile(r"(^|/)_static/(qstar-core|explorer)\b[^/]*\.(js|css)")
 

@@ -17,12 +17,10 @@ from matplotlib.figure import Figure
 from qstar.decoding.costs import PARENTS, Costs, expected_speedup
 from qstar.decoding.planner import COIN_GAMMA
 from qstar.gaussian import geometric_mean, kl_to_parents
-
-from . import figures
-from .numbers import read_expected
-from .parameters import read_parameters
-from .presets import PRESETS, preset_pair
-from .records import decoding
+from qstar_book import figures
+from qstar_book.numbers import read_expected
+from qstar_book.parameters import read_parameters
+from qstar_book.presets import PRESETS, preset_pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +99,8 @@ MEASURED = (
 
 
 def _pays(root: Path) -> dict[str, Any]:
+    from qstar_book.records import decoding  # torch: only where it is asked for
+
     results = root / "data" / "results"
 
     def read(name: str) -> Any:
@@ -120,6 +120,8 @@ def _pays(root: Path) -> dict[str, Any]:
 
 def _cell(cell: Mapping[str, Any], name: str) -> dict[str, Any]:
     """What was measured of one pair: the seconds of forwards, acceptances, and speed-ups."""
+    from qstar_book.records import decoding
+
     points = []
     for way, options in decoding.OURS.items():
         if options["scheme"] in DRAFTING and decoding.runs_of(cell, way):
@@ -148,6 +150,8 @@ DRAFTING = ("alternating", "coin", "one-sided")
 
 def _said(cell: Mapping[str, Any]) -> str:
     """What the reader has to know of a pair before its numbers are believed."""
+    from qstar_book.records import decoding
+
     if "two prompts" in cell["pair"]:
         once = decoding.speed_ratio(cell, "plain, one call")
         return (
