@@ -154,6 +154,7 @@ def test_the_command_trains_records_and_checks(base, tmp_path, monkeypatch, caps
 # --- Merging -------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
 def test_a_merged_adapter_is_what_peft_merges(adapter, base, trained):
     import peft
 
