@@ -131,5 +131,6 @@ def length_costs(panels: Mapping[str, Mapping[str, Interval]], *, fig: Figure) -
         ax.set_yticks(range(len(rules)), list(rules))
         ax.set_ylim(len(rules) - 0.5, -0.5)
         ax.set_xlabel(heading, fontsize=10)
+        ax.locator_params(axis="x", nbins=3)
         ax.grid(axis="y", color="#EEEEEE")
     return fig
