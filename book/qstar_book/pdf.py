@@ -29,7 +29,7 @@ SHEET = """
 body .bd-main, body .bd-main .bd-content { display: block; }
 .bd-article { break-before: page; max-width: none; padding: 0; }
 .qs-cover { padding-top: 60mm; text-align: center; }
-.qs-cover ol { display: inline-block; margin-top: 15mm; text-align: left; }
+.qs-cover ul { display: inline-block; list-style: none; margin-top: 15mm; text-align: left; }
 """
 
 
@@ -78,7 +78,10 @@ def one_page(folder: Path, pages: Sequence[str]) -> str:
     first = texts[pages[0]]
     sheets = "".join(re.findall(r'<link[^>]*rel="stylesheet"[^>]*>', first))
     title = html.escape(re.search("<title>(.*?)</title>", first, re.DOTALL)[1].strip())  # type: ignore[index]
-    heads = {page: re.search(r"<h1>(.*?)<a class", text, re.DOTALL) for page, text in texts.items()}
+    heads = {
+        page: re.search(r'<article\b.*?<h1[^>]*>(.*?)<a class="headerlink', text, re.DOTALL)
+        for page, text in texts.items()
+    }
     rows = "".join(
         f'<li><a href="#{_anchor(page)}">{head[1]}</a></li>' for page, head in heads.items() if head
     )
@@ -87,7 +90,7 @@ def one_page(folder: Path, pages: Sequence[str]) -> str:
         f'<!doctype html><html lang="en" data-theme="light" data-mode="light"><head>'
         f'<meta charset="utf-8"><title>{title}</title>{sheets}<style>{SHEET}</style></head>'
         f'<body><main class="bd-main"><div class="bd-content">'
-        f'<section class="qs-cover"><p class="h1">{title}</p><ol>{rows}</ol></section>'
+        f'<section class="qs-cover"><p class="h1">{title}</p><ul>{rows}</ul></section>'
         f"{articles}</div></main></body></html>"
     )
 

@@ -502,6 +502,9 @@ def test_every_sign_of_a_formula_is_in_the_font_of_the_book(texts: dict[str, Tex
 
 def test_a_formula_that_cannot_be_translated_is_refused():
     assert maths.mathml(r"q^\star", display=False).startswith("<math>")
+    two_lines = maths.mathml(r"\begin{gathered}a\\[0.4em]b\end{gathered}", display=True)
+    assert two_lines.count("<mtr>") == 2
+    assert "[" not in two_lines
     with pytest.raises(ValueError, match="nosuchthing"):
         maths.mathml(r"\nosuchthing", display=False)
 

@@ -17,10 +17,10 @@ def page(body: str) -> str:
 
 
 FIRST = page(
-    '<h1 id="one">One<a class="x" href="#one">#</a></h1><a href="sub/two.html#place">t</a>'
+    '<h1 id="one">One<a class="headerlink" href="#one">#</a></h1><a href="sub/two.html#place">t</a>'
 )
 SECOND = page(
-    '<h1 id="two">Two<a class="x" href="#two">#</a></h1><p id="place">A number: 0.3817</p>'
+    '<h1 id="two">Two<a class="headerlink" href="#two">#</a></h1><p id="place">A number: 0.3817</p>'
     '<img loading="lazy" src="../_images/a.svg"><a href="../index.html">up</a>'
     '<a href="https://elsewhere.example/#x">out</a><a href="../claims.json">data</a>'
 )
@@ -50,6 +50,7 @@ def test_links_between_pages_lead_to_places_in_the_one_file(site: Path):
     assert 'href="https://elsewhere.example/#x"' in whole
     assert "lazy" not in whole
     assert "after" not in whole
+    assert '<li><a href="#index--">One</a></li><li><a href="#sub-two--">Two</a></li>' in whole
 
 
 def test_a_file_that_is_no_page_of_the_book_is_refused(site: Path):

@@ -20,6 +20,8 @@ MATHS = r"<math\b[^>]*>.*?</math>"
 """A formula in a page."""
 
 SMALL = re.compile(r"\\(begin|end)\{smallmatrix\}")
+SKIP = re.compile(r"\\\\\s*\[[\d.]+(?:em|ex|pt)\]")
+"""A new line with more room above it: translated as one without."""
 SMALL_TABLE = '<mtable displaystyle="false" scriptlevel="1"'
 
 
@@ -32,7 +34,9 @@ def mathml(tex: str, *, display: bool) -> str:
     """
     translate = LatexToMathML().convert_with_local_state
     try:
-        done = translate(SMALL.sub(r"\\\1{matrix}", tex.strip()), displaystyle=display)
+        done = translate(
+            SMALL.sub(r"\\\1{matrix}", SKIP.sub(r"\\\\", tex.strip())), displaystyle=display
+        )
     except LatexError as error:
         raise ValueError(f"not TeX that can be translated: {tex.strip()}") from error
     if SMALL.search(tex):
