@@ -32,7 +32,7 @@ from ..files import RefusedError, cpu_name, provenance, write_json
 from ..records.decoding import seconds_by_width
 from . import family, tasks
 from . import laws as by_law
-from .laws import Pair, Reader
+from .laws import Reader
 
 OBJECTIVES = ("kl", "tv", "sampled")
 """KL(q* || draft), TV(q*, draft), and the log-loss of the tokens that q* drew."""
@@ -86,7 +86,7 @@ class Configuration:
 
 
 def documents(
-    pair: Pair, count: int, *, seed: int, max_new_tokens: int, **options: Any
+    pair: tuple[Reader, Reader], count: int, *, seed: int, max_new_tokens: int, **options: Any
 ) -> list[list[int]]:
     """Whole documents of q* of a pair, from the first character on."""
     begin = [family.prompt_ids("")] * count
@@ -120,7 +120,9 @@ class Lessons:
 
 
 @torch.inference_mode()
-def lessons(pair: Pair, texts: Sequence[Sequence[int]], *, rows: int = 256) -> Lessons:
+def lessons(
+    pair: tuple[Reader, Reader], texts: Sequence[Sequence[int]], *, rows: int = 256
+) -> Lessons:
     """Documents with the distribution that a draft model should have there."""
     device = next(pair[0].model.parameters()).device
     longest = max(map(len, texts))
@@ -206,7 +208,11 @@ DRAFTERS = ("policy", "teacher", "coin", "lookup")
 
 @torch.inference_mode()
 def acceptances(
-    pair: Pair, drafts: Mapping[str, Any], texts: Sequence[Sequence[int]], *, rows: int = 128
+    pair: tuple[Reader, Reader],
+    drafts: Mapping[str, Any],
+    texts: Sequence[Sequence[int]],
+    *,
+    rows: int = 128,
 ) -> list[dict[str, ndarray]]:
     """What is accepted at each position of some documents, read once by every model.
 
@@ -380,7 +386,13 @@ def compare_lengths(
 
 
 def live(
-    pair: Pair, draft: Any, rule: Length, costs: Costs, *, seed: int, max_new_tokens: int
+    pair: tuple[Reader, Reader],
+    draft: Any,
+    rule: Length,
+    costs: Costs,
+    *,
+    seed: int,
+    max_new_tokens: int,
 ) -> dict[str, int]:
     """One document, decoded by the rule: its tokens, rounds, and forwards of the draft model."""
     planned: list[int] = []
@@ -441,7 +453,7 @@ def train_command(
 
 
 def _train(
-    c: Configuration, pair: Pair, start: Any, objective: str, seed: int
+    c: Configuration, pair: tuple[Reader, Reader], start: Any, objective: str, seed: int
 ) -> tuple[Any, list[float]]:
     texts = documents(pair, c.texts, seed=_texts_seed(seed), max_new_tokens=c.max_new_tokens)
     learned = lessons(pair, texts)

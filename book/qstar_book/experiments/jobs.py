@@ -27,8 +27,7 @@ def each(
         limit_s: After so many seconds no call is begun that has not begun.
         progress: Show a bar on standard error.
 
-    Raises:
-        Whatever a call raised; what was yielded before stays valid.
+    What a call raises ends the loop; what was yielded before stays valid.
     """
     begun = time.monotonic()
 

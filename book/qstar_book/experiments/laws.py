@@ -81,9 +81,6 @@ class Reader:
     say: Callable[[str], list[int]]
 
 
-Pair = tuple[Reader, Reader]
-
-
 def of_family(name: str, *, device: str, loaded: dict[str, Any]) -> Reader:
     """A trained small model by name; with "+hint" after it, it reads the answer as a hint.
 
@@ -104,7 +101,7 @@ def of_family(name: str, *, device: str, loaded: dict[str, Any]) -> Reader:
     )
 
 
-def of_pair(name: str, *, device: str) -> Pair:
+def of_pair(name: str, *, device: str) -> tuple[Reader, Reader]:
     """Both parents of a pair that `pairs.load_pair` knows, which answer as their chat has it."""
     from .pairs import load_pair  # type: ignore[import-not-found, unused-ignore]
 
@@ -121,7 +118,7 @@ def of_pair(name: str, *, device: str) -> Pair:
 
 
 def draw(
-    pair: Pair,
+    pair: tuple[Reader, Reader],
     prompts: tuple[Sequence[Tensor], Sequence[Tensor]],
     law: str,
     *,
@@ -186,7 +183,7 @@ def log_rows(model: Any, prompts: Sequence[Tensor], texts: Sequence[Sequence[int
 
 @torch.inference_mode()
 def read(
-    pair: Pair,
+    pair: tuple[Reader, Reader],
     prompts: tuple[Sequence[Tensor], Sequence[Tensor]],
     texts: Sequence[Sequence[int]],
     *,
@@ -228,7 +225,9 @@ def read(
     return found
 
 
-def asked(pair: Pair, items: Sequence[tasks.Item]) -> tuple[list[Tensor], list[Tensor]]:
+def asked(
+    pair: tuple[Reader, Reader], items: Sequence[tasks.Item]
+) -> tuple[list[Tensor], list[Tensor]]:
     """What policy and teacher read before they answer each item."""
     policy, teacher = ([reader.ask(item) for item in items] for reader in pair)
     return policy, teacher

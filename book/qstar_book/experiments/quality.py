@@ -23,7 +23,7 @@ from numpy import ndarray
 from ..files import cpu_name, provenance, write_json
 from . import laws as by_law
 from . import tasks
-from .laws import COMPARED, Pair, Reader
+from .laws import COMPARED, Reader
 
 SPECULATIVE: dict[str, dict[str, Any]] = {
     "plain again": {"scheme": "plain"},
@@ -122,7 +122,7 @@ def choices(item: tasks.Item, *, seed: int = 0) -> list[str]:
 
 
 def score_suite(
-    pair: Pair, items: Sequence[tasks.Item], *, compared: Sequence[str] = COMPARED
+    pair: tuple[Reader, Reader], items: Sequence[tasks.Item], *, compared: Sequence[str] = COMPARED
 ) -> dict[str, dict[str, ndarray]]:
     """How each law answers each item, from one reading of the right answer and of wrong ones.
 
@@ -153,7 +153,7 @@ def score_suite(
 
 
 def describe_draws(
-    pair: Pair,
+    pair: tuple[Reader, Reader],
     items: Sequence[tasks.Item],
     *,
     draws: int,
@@ -297,7 +297,7 @@ def power(
 
 
 def compare_samplers(
-    pair: Pair,
+    pair: tuple[Reader, Reader],
     draft: Reader | None,
     items: Sequence[tasks.Item],
     configuration: Configuration,
