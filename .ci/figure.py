@@ -25,7 +25,9 @@ def drawn() -> str:
     with figures.style(), mpl.rc_context(PLAIN):
         fig, file = Figure(figsize=(4.6, 2.7)), io.StringIO()
         figures.balanced(pair, x, densities, ax=fig.subplots())
-        fig.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+        about = {"Date": None, "Creator": None}
+        # White, for where it is shown the page may be dark.
+        fig.savefig(file, format="svg", metadata=about, facecolor="white")
     paths = re.sub(
         r'(?<= d=")[^"]*',
         lambda path: re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.2f}", path[0]),
