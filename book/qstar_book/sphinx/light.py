@@ -32,6 +32,8 @@ def icon_paths(script: str) -> dict[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
     for name, width, height, path in re.findall(pattern, script):
         found[name] = (f"0 0 {width} {height}", path)  # the last family, the solid one, wins
+    if "pencil" in found:
+        found.setdefault("pencil-alt", found["pencil"])  # an older name, which the theme uses
     return found
 
 
