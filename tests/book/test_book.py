@@ -534,7 +534,8 @@ def test_an_image_says_its_size(built: Path, texts: dict[str, Texts], name: str)
         svg = ((built / f"{name}.html").parent / str(image["src"])).read_text(encoding="utf8")
         width, height, least = page_extension.svg_size(svg)
         assert (image.get("width"), image.get("height")) == (str(width), str(height))
-        assert image["style"] == f"min-width: {min(least, width)}px"
+        shown = int(str(image["style"]).removeprefix("min-width: ").removesuffix("px"))
+        assert abs(shown - min(least, width)) <= 1  # the file was optimised after it was measured
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
