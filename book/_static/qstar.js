@@ -19,13 +19,28 @@ document.addEventListener("DOMContentLoaded", () => {
     const sizes = some.map((box) => [box.scrollWidth - box.clientWidth, box.scrollLeft]);
     some.forEach((box, at) => {
       const [over, left] = sizes[at];
-      if (over > 1) box.tabIndex = 0;
+      if (over > 0) box.tabIndex = 0;
       box.classList.toggle("qs-more", over - left > 1);
     });
   };
   for (const box of boxes) box.addEventListener("scroll", () => look([box]), { passive: true });
-  look(boxes);
-  const again = () => look(boxes);
+  // A formula in a line does not break; one that is wider than its text scrolls.
+  const formulas = [...document.querySelectorAll(".bd-article :is(p, li, dd, figcaption) math")]
+    .map((formula) => formula.closest(".qs-together") ?? formula)
+    .map((formula) => [formula, formula.closest("p, li, dd, figcaption")]);
+  const fit = () => {
+    const wider = formulas.map(([formula, text]) =>
+      Math.max(formula.scrollWidth, formula.getBoundingClientRect().width) > text.clientWidth);
+    formulas.forEach(([formula], at) => {
+      if (wider[at]) formula.tabIndex = 0;
+      formula.classList.toggle("qs-wide", wider[at]);
+    });
+  };
+  const again = () => {
+    fit();
+    look(boxes);
+  };
+  again();
   window.addEventListener("load", again);
   window.addEventListener("resize", again);
   // The download button downloads, and does not open a tab full of JSON.

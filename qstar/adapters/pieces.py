@@ -14,6 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
+
+from .. import _quiet  # noqa: F401 - before transformers
+
+# isort: split
 from transformers.generation.streamers import TextIteratorStreamer
 
 KEPT = 32

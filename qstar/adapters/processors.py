@@ -9,6 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .. import _quiet  # noqa: F401 - before transformers
+
+# isort: split
 from transformers.generation import logits_process as theirs
 
 from ..decoding.filters import Processor, is_gauged, reads_text

@@ -17,6 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .. import _quiet  # noqa: F401 - before transformers
+
+# isort: split
 from transformers import GenerationConfig
 from transformers.generation import (
     EosTokenCriteria,

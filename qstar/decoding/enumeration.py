@@ -17,6 +17,10 @@ import torch
 from numpy import ndarray
 from scipy.special import log_softmax
 from torch import Tensor
+
+from .. import _quiet  # noqa: F401 - before transformers
+
+# isort: split
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ..rows import log_geometric_mean

@@ -19,6 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .. import _quiet  # noqa: F401 - before transformers
+
+# isort: split
 from transformers import DynamicCache
 
 from .captured import FixedCache, why_not

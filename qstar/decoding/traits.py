@@ -10,6 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .. import _quiet  # noqa: F401 - before transformers
+
+# isort: split
 from transformers import DynamicCache
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -180,3 +181,12 @@ def test_the_picture_of_the_house_is_the_house():
     assert ("qstar_adapters", "qstar_decoding") in arrows
     assert ("qstar_decoding", "qstar_adapters") not in arrows
     list(TopologicalSorter(graph).static_order())  # no cycle
+
+
+def test_no_module_imports_transformers_before_it_is_kept_quiet():
+    """Else a notebook shows a warning of tqdm, with a folder of the machine in it."""
+    for path in sorted(ROOTS["qstar"].rglob("*.py")):
+        text = path.read_text(encoding="utf8")
+        loud = re.search(r"^(from|import) transformers", text, re.MULTILINE)
+        quiet = re.search(r"^from \.\.? import _quiet", text, re.MULTILINE)
+        assert not loud or (quiet and quiet.start() < loud.start()), path

@@ -27,8 +27,8 @@ from qstar.decoding.diagnostics import measure
 from qstar.decoding.generate import generate
 
 from .. import shipped_model
-from ..files import cpu_name, provenance, write_json
-from . import family, jobs, rollouts, tasks
+from . import family, rollouts, tasks
+from .jobs import Keep, collect, write
 from .rollouts import Questions
 
 SMOLLM2 = "smollm2"
@@ -327,7 +327,7 @@ def record(
     device: str = "cpu",
     processes: int = 1,
     limit_s: float | None = None,
-    keep: Callable[[dict[str, Any]], None] | None = None,
+    keep: Keep | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """All ways and seeds, and what rollouts cost.
@@ -341,7 +341,7 @@ def record(
         progress: Show a bar on standard error.
     """
     told = asdict(config)
-    made: dict[str, Any] = {"config": told, "runs": []}
+    made: dict[str, Any] = {"config": told}
     rows = config.prompts
     single = 4 if config.model == SMOLLM2 else max(2, rows // 8)
     made["costs"] = costs(config, device, rows=rows, single=single)
@@ -350,12 +350,16 @@ def record(
         for seed in range(config.seeds)
         for way in config.ways
     ]
-    for _, found in jobs.each(run, given, jobs=processes, limit_s=limit_s, progress=progress):
-        made["runs"].append(found)
-        made["runs"].sort(key=lambda x: (config.ways.index(x["way"]), x["seed"]))
-        if keep is not None:
-            keep(made)
-    return made
+    return collect(
+        made,
+        run,
+        given,
+        order=lambda x: (config.ways.index(x["way"]), x["seed"]),
+        processes=processes,
+        limit_s=limit_s,
+        keep=keep,
+        progress=progress,
+    )
 
 
 def command(
@@ -379,18 +383,7 @@ def command(
     config = config.quick() if quick else config
     chosen = asdict(config) | {name: x for name, x in named.items() if x is not None}
     config = Distillation(**chosen)
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else cpu_name()
-    made_by = provenance("torch", "transformers", device=device, name=name, processes=jobs)
-    made = record(
-        config,
-        device=device,
-        processes=jobs,
-        limit_s=limit,
-        keep=lambda made: write_json(out, made_by | made),
-        progress=True,
-    )
-    write_json(out, made_by | made)
-    print(out)
+    write(record, config, out=out, device=device, processes=jobs, limit_s=limit)
 
 
 SMOLLM2_SIZE = {

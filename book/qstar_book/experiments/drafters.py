@@ -28,10 +28,11 @@ from qstar.decoding.judging import Rule
 from qstar.decoding.planner import GAMMAS, Evidence, Lookup, Plan, observe
 from qstar.decoding.state import Step
 
-from ..files import RefusedError, cpu_name, provenance, write_json
+from ..files import RefusedError, provenance, write_json
 from ..records.decoding import seconds_by_width
 from . import family, tasks
 from . import laws as by_law
+from .jobs import device_name
 from .laws import Reader
 
 OBJECTIVES = ("kl", "tv", "sampled")
@@ -468,7 +469,7 @@ def _save(
     c: Configuration, model: Any, losses: list[float], objective: str, out: Path, device: str
 ) -> None:
     told = family.Training(**_training_of(c.start))
-    made_by = provenance("torch", "transformers", device=_device_name(device))
+    made_by = provenance("torch", "transformers", device=device_name(device))
     family.save(model, out, told, losses, objective=objective, drafter=asdict(c), made_by=made_by)
 
 
@@ -477,10 +478,6 @@ def _training_of(name: str) -> dict[str, Any]:
 
     told = json.loads((family.folder_of(name) / "training.json").read_text("utf8"))["training"]
     return told | {"kinds": tuple(told["kinds"])}
-
-
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device.startswith("cuda") else cpu_name()
 
 
 def measure(
@@ -619,7 +616,7 @@ def command(
     c = c.quick() if quick else c
     c = c if steps is None else replace(c, steps=steps)
     c = c if texts is None else replace(c, texts=texts)
-    made_by = provenance("numpy", "torch", "transformers", device=_device_name(device))
+    made_by = provenance("numpy", "torch", "transformers", device=device_name(device))
 
     def save(found: Mapping[str, Any]) -> None:
         write_json(out, {"made_by": made_by, **found})

@@ -8,8 +8,6 @@ of another trained model that stays what it is. The theorems: towards its own en
 alpha* tends to 1/2 at positions where the range of the log-ratio does, and there alone.
 """
 
-import copy
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,8 @@ from torch import Tensor
 
 from qstar.decoding.diagnostics import Comparison, measure
 
-from ..files import cpu_name, provenance, write_json
-from . import family, jobs, tasks
+from . import family, tasks
+from .jobs import Keep, collect, write
 
 STEPS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 400, 700, 1_000, 1_400, 1_800, 2_000, 3_000, 4_000)
 """After which steps a checkpoint is looked at, if the training has so many; and at its end."""
@@ -183,18 +181,23 @@ def record(
     device: str = "cpu",
     processes: int = 1,
     limit_s: float | None = None,
-    keep: Callable[[dict[str, Any]], None] | None = None,
+    keep: Keep | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """All trainings. Arguments as in `distillation.record`."""
     told = asdict(config)
-    made: dict[str, Any] = {"config": told, "runs": []}
+    made: dict[str, Any] = {"config": told}
     given = [{"config": told, "seed": seed, "device": device} for seed in range(config.seeds)]
-    for _, found in jobs.each(run, given, jobs=processes, limit_s=limit_s, progress=progress):
-        made["runs"] = sorted([*made["runs"], found], key=lambda x: x["seed"])
-        if keep is not None:
-            keep(copy.copy(made))
-    return made
+    return collect(
+        made,
+        run,
+        given,
+        order=lambda x: x["seed"],
+        processes=processes,
+        limit_s=limit_s,
+        keep=keep,
+        progress=progress,
+    )
 
 
 def command(
@@ -215,15 +218,4 @@ def command(
     config = config.quick() if quick else config
     named: dict[str, Any] = {"seeds": seeds, "steps": steps, "batch": batch}
     config = replace(config, **{name: x for name, x in named.items() if x is not None})
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else cpu_name()
-    made_by = provenance("torch", "transformers", device=device, name=name, processes=jobs)
-    made = record(
-        config,
-        device=device,
-        processes=jobs,
-        limit_s=limit,
-        keep=lambda made: write_json(out, made_by | made),
-        progress=True,
-    )
-    write_json(out, made_by | made)
-    print(out)
+    write(record, config, out=out, device=device, processes=jobs, limit_s=limit)

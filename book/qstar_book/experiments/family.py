@@ -26,7 +26,6 @@ from qstar.decoding.diagnostics import measure
 from ..files import (
     RefusedError,
     command_line,
-    cpu_name,
     find_checkout,
     provenance,
     write_json,
@@ -34,6 +33,7 @@ from ..files import (
 from ..records.corpus import data_file
 from ..shipped_model import weights_digest
 from . import tasks
+from .jobs import device_name
 
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 SIZES = {  # hidden size, layers, highest learning rate
@@ -318,7 +318,7 @@ def compare_command(*, names: Sequence[str], out: Path, documents: int, device: 
         name: json.loads((folder_of(name) / "training.json").read_text()) | {"losses": None}
         for name in names
     }
-    made_by = provenance("torch", "transformers", device=_device_name(device))
+    made_by = provenance("torch", "transformers", device=device_name(device))
     found = compare(names, documents=documents, device=device)
     write_json(out, {"made_by": made_by, "models": told} | found)
 
@@ -376,7 +376,7 @@ def command(
         context: score(model, asked, hinted=context == "hinted") for context in ("plain", "hinted")
     }
     parameters = sum(x.numel() for x in model.parameters())
-    made_by = provenance("torch", "transformers", device=_device_name(device))
+    made_by = provenance("torch", "transformers", device=device_name(device))
     told = {"scores": scores, "parameters": parameters, "made_by": made_by}
     save(model, out or find_checkout() / "data" / "family" / name, training, losses, **told)
     print(f"{name}: {parameters:,} weights, last loss {losses[-1]:.3f}; {scores}")
@@ -393,10 +393,6 @@ def _check(name: str, steps: int, device: str) -> int:
         f"{TOLERANCE}"
     )
     return int(gap > TOLERANCE)
-
-
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device.startswith("cuda") else cpu_name()
 
 
 TOLERANCE = 5e-4

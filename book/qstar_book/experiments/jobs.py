@@ -4,9 +4,13 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
+
+from ..files import cpu_name, provenance, write_json
 
 
 def each(
@@ -56,6 +60,64 @@ def each(
 
 
 def _one_thread() -> None:
-    import torch
-
     torch.set_num_threads(1)
+
+
+def device_name(device: str) -> str:
+    """What the GPU, or the processor, calls itself."""
+    return torch.cuda.get_device_name() if device.startswith("cuda") else cpu_name()
+
+
+Keep = Callable[[dict[str, Any]], None]
+
+
+def collect(
+    made: dict[str, Any],
+    function: Callable[..., Any],
+    given: Sequence[Mapping[str, Any]],
+    *,
+    order: Callable[[Any], Any],
+    processes: int = 1,
+    limit_s: float | None = None,
+    keep: Keep | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """The record with each call's result in its "runs".
+
+    Args:
+        made: What is there already.
+        function: As in `each`.
+        given: As in `each`.
+        order: The key by which runs are sorted, however they come.
+        processes: How many runs at a time.
+        limit_s: After so many seconds no run is begun.
+        keep: Called with what is there after each run.
+        progress: Show a bar on standard error.
+    """
+    made["runs"] = []
+    for _, found in each(function, given, jobs=processes, limit_s=limit_s, progress=progress):
+        made["runs"] = sorted([*made["runs"], found], key=order)
+        if keep is not None:
+            keep(made)
+    return made
+
+
+def write(
+    record: Callable[..., dict[str, Any]],
+    config: Any,
+    *,
+    out: Path,
+    device: str,
+    processes: int,
+    limit_s: float | None,
+) -> None:
+    """Make a record and write it, after each of its runs and at the end, with its provenance."""
+    machine = {"device": device, "name": device_name(device), "processes": processes}
+    made_by = provenance("torch", "transformers", **machine)
+
+    def keep(made: dict[str, Any]) -> None:
+        write_json(out, made_by | made)
+
+    asked: dict[str, Any] = {"device": device, "processes": processes, "limit_s": limit_s}
+    keep(record(config, **asked, keep=keep, progress=True))
+    print(out)

@@ -16,7 +16,6 @@ and stability" as its merit. REINFORCE: Williams (1992), Machine Learning 8.
 import copy
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,8 +29,8 @@ from torch import Tensor
 from qstar.rows import kl, log_geometric_mean
 from qstar.solve import solve_kl_symmetry
 
-from ..files import cpu_name, provenance, write_json
-from . import family, jobs, rollouts, tasks
+from . import family, rollouts, tasks
+from .jobs import Keep, collect, write
 from .rollouts import Questions
 
 WEIGHTED = ", weighted"
@@ -295,23 +294,27 @@ def record(
     device: str = "cpu",
     processes: int = 1,
     limit_s: float | None = None,
-    keep: Callable[[dict[str, Any]], None] | None = None,
+    keep: Keep | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """All ways and seeds, and the soft values. Arguments as in `distillation.record`."""
     told = asdict(config)
-    made: dict[str, Any] = {"config": told, "values": values(config, device), "runs": []}
+    made: dict[str, Any] = {"config": told, "values": values(config, device)}
     given = [
         {"config": told, "way": way, "seed": seed, "device": device}
         for seed in range(config.seeds)
         for way in config.ways
     ]
-    for _, found in jobs.each(run, given, jobs=processes, limit_s=limit_s, progress=progress):
-        made["runs"].append(found)
-        made["runs"].sort(key=lambda x: (config.ways.index(x["way"]), x["seed"]))
-        if keep is not None:
-            keep(made)
-    return made
+    return collect(
+        made,
+        run,
+        given,
+        order=lambda x: (config.ways.index(x["way"]), x["seed"]),
+        processes=processes,
+        limit_s=limit_s,
+        keep=keep,
+        progress=progress,
+    )
 
 
 def command(
@@ -332,15 +335,4 @@ def command(
     config = config.quick() if quick else config
     named = {"seeds": seeds, "steps": steps, "prompts": prompts, "learning_rate": learning_rate}
     config = PolicyGradient(**asdict(config) | {k: x for k, x in named.items() if x is not None})
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else cpu_name()
-    made_by = provenance("torch", "transformers", device=device, name=name, processes=jobs)
-    made = record(
-        config,
-        device=device,
-        processes=jobs,
-        limit_s=limit,
-        keep=lambda made: write_json(out, made_by | made),
-        progress=True,
-    )
-    write_json(out, made_by | made)
-    print(out)
+    write(record, config, out=out, device=device, processes=jobs, limit_s=limit)

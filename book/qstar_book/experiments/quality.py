@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy import ndarray
 
-from ..files import cpu_name, provenance, write_json
+from ..files import provenance, write_json
 from . import laws as by_law
 from . import tasks
+from .jobs import device_name
 from .laws import COMPARED, Reader
 
 SPECULATIVE: dict[str, dict[str, Any]] = {
@@ -505,7 +505,7 @@ def command(
         configuration = configuration.quick()
     if scores_only:
         configuration = replace(configuration, tested_prompts=0, drawn_items=8, draws=1)
-    where = torch.cuda.get_device_name() if device.startswith("cuda") else cpu_name()
+    where = device_name(device)
     made_by = provenance("numpy", "torch", "transformers", device=where)
 
     def save(found: Mapping[str, Any]) -> None:
