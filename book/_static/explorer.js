@@ -131,21 +131,21 @@ const qstarTools = (() => {
 
   const reduced = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
-  // The state of an explorer is one word in the address, after its name.
-  const read = (name) => new URLSearchParams(location.search).get(name);
+  // The state of an explorer is one word in the address, after its name. All share one address:
+  // what one has changed is not lost when another writes before the address has followed.
+  const query = new URLSearchParams(location.search);
+  let following = 0;
   function keeper(name, root) {
     const link = html("a", { class: "qs-link" }, "Link to this state");
-    let waiting = 0;
     const write = (text) => {
-      const query = new URLSearchParams(location.search);
       if (text) query.set(name, text);
       else query.delete(name);
-      const said = query.toString();
-      link.href = `${location.pathname}${said ? `?${said}` : ""}#${root.id}`;
-      clearTimeout(waiting);
-      waiting = setTimeout(() => {
+      const said = `${location.pathname}${query.size ? `?${query}` : ""}`;
+      link.href = `${said}#${root.id}`;
+      clearTimeout(following);
+      following = setTimeout(() => {
         try {
-          history.replaceState(history.state, "", `${said ? `?${said}` : location.pathname}${location.hash}`);
+          history.replaceState(history.state, "", said + location.hash);
         } catch { /* a browser that keeps no state for files: the link has it */ }
       }, 300);
     };
@@ -170,7 +170,7 @@ const qstarTools = (() => {
       if (!explorer || root.classList.contains("qs-live")) continue;
       const data = JSON.parse(root.querySelector("script").textContent);
       root.classList.add("qs-live");
-      explorer(root, data, read(name), keeper(name, root));
+      explorer(root, data, query.get(name), keeper(name, root));
     }
   }
   document.addEventListener("DOMContentLoaded", start);
