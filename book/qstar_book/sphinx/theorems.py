@@ -28,7 +28,8 @@ A code cell with the tag `solution`, right after a solution, is folded into it.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -48,6 +49,8 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import make_refnode
 from sphinx.util.typing import ExtensionMetadata
 from sphinx.writers.html5 import HTML5Translator
+
+from .pages import plain_maths
 
 CATALOG = "theorems"
 _ = get_translation(CATALOG)
@@ -182,7 +185,7 @@ class ProofDomain(Domain):
 
     name = "prf"
     label = "Theorems"
-    roles = {"ref": XRefRole()}  # noqa: RUF012
+    roles = {"ref": XRefRole(innernodeclass=nodes.inline)}  # noqa: RUF012
     directives = {**dict.fromkeys(KINDS, TheoremDirective), "proof": ProofDirective}  # noqa: RUF012
     initial_data = {"boxes": {}}  # noqa: RUF012
     data_version = 1
@@ -199,7 +202,7 @@ class ProofDomain(Domain):
             logging.getLogger(__name__).warning(
                 f"two boxes are labelled {label!r}, the other in {other}", location=node
             )
-        self.boxes[label] = Entry(self.env.docname, kind, node[0].astext())
+        self.boxes[label] = Entry(self.env.docname, kind, "")
 
     def clear_doc(self, docname: str) -> None:
         for label in [one for one, entry in self.boxes.items() if entry.page == docname]:
@@ -286,14 +289,24 @@ class _ListTheorems(SphinxPostTransform):
             yield listed
 
 
-def _link_by_title(app: Sphinx, document: nodes.document) -> None:
-    """A box with a name can also be linked by `{ref}`, which shows the name."""
+def _note_names(app: Sphinx, document: nodes.document) -> None:
+    """What a box is called, in the language of the page; by `{ref}` it is linked with its name."""
     std: StandardDomain = app.env.get_domain("std")  # type: ignore[assignment]
+    domain: ProofDomain = app.env.get_domain("prf")  # type: ignore[assignment]
     for node in document.findall(lambda one: isinstance(one, theorem | exercise)):
-        label = node["ids"][0]
+        label, name = node["ids"][0], plain(node[0])
+        domain.boxes[label] = replace(domain.boxes[label], name=name)
         std.anonlabels[label] = app.env.docname, label
-        if name := node[0].astext():
+        if name:
             std.labels[label] = app.env.docname, label, name
+
+
+def plain(node: nodes.Element) -> str:
+    """The text of a node, its formulas in letters."""
+    return "".join(
+        plain_maths(text) if isinstance(text.parent, nodes.math) else str(text)
+        for text in node.findall(nodes.Text)
+    )
 
 
 def _called(translator: HTML5Translator, node: nodes.Element, label: str) -> str:
@@ -356,5 +369,6 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.add_directive("theorem-list", TheoremListDirective)
     app.add_transform(_FoldCells)
     app.add_post_transform(_ListTheorems)
-    app.connect("doctree-read", _link_by_title)
+    app.connect("doctree-read", _note_names)
+    app.add_message_catalog(CATALOG, str(Path(app.confdir) / "locale"))
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
