@@ -26,6 +26,7 @@ from axe_playwright_python.sync_playwright import Axe
 from browsers import require_browser
 from filelock import FileLock
 from fontTools.ttLib import TTFont
+from html_rules import html_faults
 from playwright.sync_api import Browser, BrowserContext, Page
 
 from qstar_book import claims
@@ -54,6 +55,7 @@ VIEWS: dict[str, dict[str, Any]] = {
     view: {"viewport": viewport, "color_scheme": scheme, "reduced_motion": "reduce"}
     for view, viewport, scheme in (
         ("phone", {"width": 375, "height": 800}, "light"),
+        ("narrow", {"width": 320, "height": 640}, "light"),
         ("light", {"width": 1280, "height": 900}, "light"),
         ("dark", {"width": 1280, "height": 900}, "dark"),
     )
@@ -65,7 +67,7 @@ NO_COLOURS = {
 }
 COLOURS = {"runOnly": ["color-contrast"]}
 # The dark view differs from the light one in its colours, and the phone's in all but those.
-RULES = {"phone": [NO_COLOURS], "light": [COLOURS, NO_COLOURS], "dark": [COLOURS]}
+RULES = {"phone": [NO_COLOURS], "narrow": [], "light": [COLOURS, NO_COLOURS], "dark": [COLOURS]}
 
 # What a reader would see, asked of the page itself. Code is shown as it is: `{ref}` in it is fine.
 INSPECT = r"""
@@ -446,6 +448,30 @@ def test_chinese_text_says_that_it_is_chinese(texts: dict[str, Texts], name: str
 def test_text_in_the_wrong_language_is_caught():
     page = "<html lang=en><p>A <b lang=zh>几何</b> mean</p><p lang=zh>not Chinese</p><td>交集</td>"
     assert wrong_languages(Texts(page)) == ["not Chinese", "交集"]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_html(built: Path, name: str):
+    assert html_faults((built / f"{name}.html").read_text(encoding="utf8")) == set()
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        ("<p>a</i></p>", "unexpected-end-tag, line 1"),
+        ("<b id=x></b><b id=x></b>", "2 places named 'x'"),
+        ("<b id='x y'></b>", "a place named 'x y'"),
+        ("<span><div>a</div></span>", "div in span"),
+        ("<ul><p>a</p></ul>", "p in ul"),
+        ("<a href=x><button>a</button></a>", "button in a"),
+        ("<details><p>a</p></details>", "details without a summary"),
+        ("<img src=x>", "img without alt or src"),
+    ],
+)
+def test_what_is_not_html_is_caught(body: str, fault: str):
+    page = "<!doctype html><html><head><title>A page</title></head><body>{}</body></html>"
+    assert html_faults(page.format(body)) == {fault}
+    assert html_faults(page.format("<details><summary><p>a</p></summary></details>")) == set()
 
 
 @pytest.mark.parametrize("name", PAGES)
