@@ -7,18 +7,23 @@ from xml.etree.ElementTree import Element
 
 import html5lib
 
-BLOCKS = frozenset(
+
+def _tags(names: str) -> frozenset[str]:
+    return frozenset(re.split(" ", names))
+
+
+BLOCKS = _tags(
     "address article aside blockquote details dialog div dl fieldset figcaption figure footer form "
-    "h1 h2 h3 h4 h5 h6 header hr main nav ol p pre section table ul".split()
+    "h1 h2 h3 h4 h5 h6 header hr main nav ol p pre section table ul"
 )
-OF_PHRASES = frozenset("abbr b button code em h1 h2 h3 h4 h5 h6 i label p span strong".split())
+OF_PHRASES = _tags("abbr b button code em h1 h2 h3 h4 h5 h6 i label p span strong")
 """What holds text and no block."""
 
-OPERATED = frozenset("a button details input label select summary textarea".split())
+OPERATED = _tags("a button details input label select summary textarea")
 CHILDREN: dict[str, frozenset[str]] = {
-    "dl": frozenset("dt dd div script template".split()),
-    "ol": frozenset("li script template".split()),
-    "ul": frozenset("li script template".split()),
+    "dl": _tags("dt dd div script template"),
+    "ol": _tags("li script template"),
+    "ul": _tags("li script template"),
 }
 THEME = frozenset(
     {
