@@ -14,6 +14,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -486,21 +487,46 @@ def test_the_head_of_a_page_says_each_thing_once(texts: dict[str, Texts], name: 
     assert texts[name].title.count("balanced geometric mean") == 1
 
 
+@dataclass(frozen=True)
+class Load:
+    """What a page does to a browser when it is opened.
+
+    Attributes:
+        size: Bytes that are loaded at first, unpacked.
+        scripts: Of these, the scripts and what stands of them in the page.
+        elements: How many there are, once the scripts have run.
+        shift: How far the layout shifts.
+    """
+
+    size: int
+    scripts: int
+    elements: int
+    shift: float
+
+
+WATCH_SHIFTS = """window.shift = 0; new PerformanceObserver((list) => {
+  for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.shift += entry.value;
+}).observe({ type: "layout-shift", buffered: true });"""
+INLINE = "() => [...document.scripts].map((one) => one.src ? 0 : one.text.length)"
+
+
 @pytest.fixture(scope="session")
-def first_loads(site: str, browser: Browser) -> dict[str, tuple[int, float]]:
-    """Page -> the bytes that it loads at first, unpacked, and how far its layout shifts."""
+def first_loads(site: str, browser: Browser) -> dict[str, Load]:
     found = {}
-    watch = """window.shift = 0; new PerformanceObserver((list) => {
-      for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.shift += entry.value;
-    }).observe({ type: "layout-shift", buffered: true });"""
     for name in PAGES:
         context = browser.new_context(viewport={"width": 1280, "height": 900})
-        context.add_init_script(watch)
+        context.add_init_script(WATCH_SHIFTS)
         page = context.new_page()
         sizes: dict[str, int] = {}
         page.on("requestfinished", lambda one, sizes=sizes: sizes.update({one.url: length(one)}))
         page.goto(f"{site}/{name}.html", wait_until="networkidle")
-        found[name] = sum(sizes.values()), page.evaluate("window.shift")
+        scripts = [size for address, size in sizes.items() if ".js" in urlsplit(address).path]
+        found[name] = Load(
+            sum(sizes.values()),
+            sum(scripts) + sum(page.evaluate(INLINE)),
+            page.evaluate("document.querySelectorAll('*').length"),
+            page.evaluate("window.shift"),
+        )
         context.close()
     return found
 
@@ -510,12 +536,16 @@ def length(request: Any) -> int:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_is_light_and_its_layout_keeps_still(
-    first_loads: dict[str, tuple[int, float]], name: str
-):
-    loaded, shift = first_loads[name]
-    assert 200_000 < loaded <= 1_200_000
-    assert shift <= 0.1  # the aim, .05, is missed by the API pages and the first chapter
+def test_a_page_is_light_and_its_layout_keeps_still(first_loads: dict[str, Load], name: str):
+    """How long it blocks depends on the machine and its load; on what, does not.
+
+    Half a second of a slow core is what a page of this many elements and scripts takes.
+    """
+    load = first_loads[name]
+    assert 200_000 < load.size <= 1_200_000
+    assert load.scripts <= 400_000 or name in ("search", "explorers")
+    assert load.elements <= 20_000
+    assert load.shift <= 0.05
 
 
 def test_every_sign_of_a_formula_is_in_the_font_of_the_book(texts: dict[str, Texts]):

@@ -86,7 +86,8 @@ class _WriteIndex(SphinxPostTransform):
         for one, place in entries(self.env):
             if place not in places[one]:
                 places[one].append(place)
-        for letter, words in itertools.groupby(sorted(places), key=lambda one: one.letter):
+        words_in_order = sorted(places, key=lambda one: (one.letter, one))
+        for letter, words in itertools.groupby(words_in_order, key=lambda one: one.letter):
             yield nodes.rubric("", letter, classes=["qs-letter"])
             lines = (nodes.list_item("", self._line(one, places[one])) for one in words)
             yield nodes.bullet_list("", *lines, classes=["qs-index"])
