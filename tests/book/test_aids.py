@@ -225,7 +225,9 @@ def test_a_word_says_what_it_means_to_pointer_and_keyboard(first: Page):
     link = first.get_by_role("link", name="balanced point")
     assert tip.count() == 0
     link.hover()
-    assert re.sub(r"\s+", " ", tip.inner_text()).startswith("The point q⋆ of the path. It is one.")
+    said = " ".join(tip.inner_text().split())
+    assert said.startswith("The point")
+    assert said.endswith("of the path. It is one.")
     assert "second" not in tip.inner_text()
     assert tip.locator("a").count() == 0
     first.keyboard.press("Escape")
@@ -261,11 +263,11 @@ def test_only_known_words_get_a_tip():
 
 def test_a_page_ends_with_what_it_cites_and_links_lead_there(aids: Path):
     page = article(aids / "chapters" / "a.html")
-    assert page.count("<h2>References") == 1
+    assert len(re.findall("<h2[^>]*>References</h2>", page)) == 1
     assert "A measure of asymptotic efficiency" in page
     assert re.search(r'<a class="reference internal" href="#cited-chernoff1952"', page)
     assert "Leviathan" not in page
-    assert "<h2>References" not in article(aids / "chapters" / "b.html")
+    assert ">References</h2>" not in article(aids / "chapters" / "b.html")
 
 
 def test_the_index_leads_to_words_and_theorems(aids: Path):

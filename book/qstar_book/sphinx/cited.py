@@ -27,8 +27,8 @@ def _list_what_is_cited(app: Sphinx, document: nodes.document, page: str) -> Non
             node_text_transform(item)
             listed += item
             places[work.citation_id] = item["ids"][0]
-    title = nodes.title("", str(_("References")))
-    section = nodes.section("", title, listed, ids=["references"], classes=["qs-references"])
+    # A section would be given the number of the chapter.
+    title = nodes.raw("", f'<h2 id="references">{_("References")}</h2>', format="html")
     for link in document.findall(nodes.reference):  # they lead to the list on this page
         place = link.get("refuri", "").rpartition("#")[2]
         if place in places and "bibliography" in link["refuri"]:
@@ -36,7 +36,7 @@ def _list_what_is_cited(app: Sphinx, document: nodes.document, page: str) -> Non
             link["refid"] = places[place]
     top = next(iter(document.findall(nodes.section)), None)
     if top is not None and listed.children:
-        top += section
+        top += [title, listed]
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
