@@ -1,6 +1,8 @@
 """Reading aids, in a book of a few pages: theorems, exercises, words, references, downloads."""
 
+import base64
 import csv
+import io
 import json
 import re
 import shutil
@@ -10,10 +12,12 @@ from collections import Counter
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from matplotlib.image import imread, imsave
 from playwright.sync_api import Browser, Page
 
-from qstar_book.sphinx import downloads, glossary
+from qstar_book.sphinx import downloads, glossary, light, markup, pages
 
 BOOK = Path(__file__).resolve().parents[2] / "book"
 TOOL = Path(sys.executable).with_name("jupyter-book")
@@ -90,8 +94,15 @@ The other proof.
 """
 
 
+def png() -> bytes:
+    """One pixel of a red through which half of the ground is seen."""
+    file = io.BytesIO()
+    imsave(file, np.array([[[1.0, 0, 0, 0.5]]]), format="png")
+    return file.getvalue()
+
+
 def figure() -> nbformat.NotebookNode:
-    picture = {"image/svg+xml": SVG, "image/png": "aGVsbG8="}
+    picture = {"image/svg+xml": SVG, "image/png": base64.b64encode(png()).decode()}
     cell = nbformat.v4.new_code_cell("draw()", outputs=[nbformat.v4.new_output("display_data")])
     cell.outputs[0].data = picture
     cell.metadata = {
@@ -282,7 +293,8 @@ def test_figures_tables_and_numbers_can_be_taken_away(aids: Path):
     got = dict(re.findall(r'<a href="([^"]*)" download="([^"]*)">', first))
     assert sorted(got.values()) == ["a-x.png", "a-x.svg", "a.ipynb", "a.json"]
     files = {name: (aids / "chapters" / address).resolve() for address, name in got.items()}
-    assert files["a-x.png"].read_bytes() == b"hello"
+    (pixel,) = imread(files["a-x.png"])[0]
+    assert pixel[:3] == pytest.approx([1, 0.5, 0.5], abs=0.01)
     assert "<svg" in files["a-x.svg"].read_text()
     assert json.loads(files["a.json"].read_text()) == {}
     assert 'download="b-table-1.csv"' in second
@@ -293,3 +305,25 @@ def test_figures_tables_and_numbers_can_be_taken_away(aids: Path):
 def test_a_table_of_html_is_read_as_its_text():
     table = "<table><tr><th>a</th><td>1&lt;2 <b>x</b></td></tr><tr><td>\n</td></tr></table>"
     assert downloads.rows_of(table) == [["a", "1<2 x"], [""]]
+
+
+def test_a_page_is_light_or_dark_before_its_first_line(aids: Path):
+    for page in ("index.html", "chapters/a.html"):
+        head = (aids / page).read_text(encoding="utf8").partition("<body")[0]
+        assert light.THEME_AT_ONCE in head
+        assert light.THEME_LATER not in head
+
+
+def test_the_first_entry_is_open_where_its_section_is_in_sight():
+    entry = (
+        '<ul class="nav section-nav flex-column">\n<li class="toc-h2 nav-item toc-entry">'
+        '<a class="reference internal nav-link" href="#x">x</a></li></ul>'
+    )
+    near, far = (f"{entry}<h1>A</h1><p>{'word ' * words}</p><h2>B</h2>" for words in (9, 900))
+    assert light.light_page(near, {}, searches=True).count("active") == 2
+    assert light.light_page(far, {}, searches=True) == far
+
+
+def test_the_map_of_related_ideas_is_legible_on_a_phone():
+    _, _, least = pages.svg_size(markup.draw("related_map"))
+    assert least <= 327
