@@ -61,6 +61,7 @@ def log_partition_panels(
     lowest = min(float(np.min(log_z)) for _, log_z, _ in panels.values())
     for ax in axes:
         ax.set(xlim=(0, 1), ylim=(1.2 * lowest, 0.3))
+        ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     for ax in axes[2:]:
         ax.set_xlabel(r"$\alpha$")
     for ax in axes[::2]:
@@ -116,7 +117,8 @@ def passes_histogram(counts: Mapping[str, ndarray], *, ax: Axes) -> Axes:
     ax.set(
         xlabel="passes over the vocabulary",
         ylabel="share of the rows",
-        xlim=(0.4, most + 0.6),
+        xticks=range(1, most + 1),
+        xlim=(0.3, most + 0.7),
         ylim=(0, None),
     )
     ax.legend(loc="upper right")
