@@ -43,6 +43,21 @@ document.addEventListener("DOMContentLoaded", () => {
   again();
   window.addEventListener("load", again);
   window.addEventListener("resize", again);
+  // The meaning of a word stays within the window, and Escape shuts it.
+  const words = [...document.querySelectorAll(".qs-word")];
+  const show = ({ currentTarget: word }) => {
+    word.classList.remove("qs-shut");
+    word.style.setProperty("--shift", "0px");
+    const over = word.querySelector(".qs-tip").getBoundingClientRect().right - document.body.clientWidth;
+    if (over > 0) word.style.setProperty("--shift", `${-over - 8}px`);
+  };
+  for (const word of words) {
+    word.addEventListener("mouseenter", show);
+    word.addEventListener("focusin", show);
+  }
+  document.addEventListener("keydown", ({ key }) => {
+    if (key === "Escape") for (const word of words) word.classList.add("qs-shut");
+  });
   // The download button downloads, and does not open a tab full of JSON.
   for (const link of document.querySelectorAll("a.btn-download-source-button, a.btn-download-notebook-button")) {
     link.setAttribute("download", "");
