@@ -156,7 +156,7 @@ def token_bars(
     *,
     ax: Axes,
 ) -> Axes:
-    """Four laws on a few tokens, side by side: the parents, q*, and their normalised overlap.
+    """Four distributions on a few tokens, side by side: the parents, q*, and their normalised overlap.
 
     Args:
         tokens: A label for each token.
@@ -313,11 +313,11 @@ def adversaries(
     *,
     ax: Axes,
 ) -> Axes:
-    """The larger divergence of some laws, in units of C, as pairs become more extreme.
+    """The larger divergence of some distributions, in units of C, as pairs become more extreme.
 
     Args:
         steepness: How extreme, in nats. Shape (pairs,).
-        ratios: Law -> max KL(q || parent) / C; 1 is q*. Shape (pairs,).
+        ratios: Name -> max KL(q || parent) / C; 1 is q*. Shape (pairs,).
         ax: Where to draw; both axes are logarithmic.
     """
     ax.axhline(1, **LINES["q*"])
