@@ -156,7 +156,7 @@ def token_bars(
     *,
     ax: Axes,
 ) -> Axes:
-    """Four distributions on a few tokens, side by side: the parents, q*, and their normalised overlap.
+    """Four distributions on a few tokens: the parents, q*, and their normalised overlap.
 
     Args:
         tokens: A label for each token.
