@@ -163,10 +163,10 @@ def solver_cost(record: Mapping[str, Any], *, threads: int, ax: Axes) -> Axes:
     ax.axvline(1, **LINES["guide"])
     ax.set(
         xscale="log",
-        xlabel="time per row, as a multiple of qstar.rows_torch in float32",
+        xlabel="time per row (1: qstar.rows_torch, float32)",
         yticks=range(len(names)),
         yticklabels=names.values(),
         ylim=(len(names) - 0.5, -0.5),
     )
-    ax.legend(loc="upper right", fontsize=10.5)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.3, 1.0), ncols=2, handletextpad=0.3)
     return ax
