@@ -215,7 +215,7 @@ def error_exponent(
     ax.plot(n, 0.5 * np.exp(-n * chernoff), **LINES["guide"])
     ax.plot(n, np.exp(np.asarray(log_exact)), color=COLOURS["ink"], linewidth=1.4, label="exact")
     for found, marker, colour, label in (
-        (plain, "o", COLOURS["policy"], "simulated"),
+        (plain, "o", COLOURS["other"], "simulated"),
         (tilted, "D", COLOURS["q*"], "simulated from $q^\\star$"),
     ):
         ax.errorbar(
@@ -344,7 +344,7 @@ def adversaries(
         xlim=(steepness[0], steepness[-1]),
         ylim=(0.7, None),
         xlabel="how extreme the pair is, $M$ (nats)",
-        ylabel="worse divergence / $C$",
+        ylabel="larger divergence / $C$",
     )
     powers = 2 ** np.arange(1 + int(np.log2(max(np.max(v) for v in ratios.values()))))
     ax.set_yticks(powers, labels=[str(power) for power in powers])
