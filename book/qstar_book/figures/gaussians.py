@@ -294,7 +294,7 @@ def scale_law(
         "ha": "right",
     }
     halo(ax.annotate(r"exponent $\alpha^\star$", (0, 0), (0.985, 0.09), color=INK["q*"], **label))
-    halo(ax.annotate("share of the precision", (0, 0), (0.985, 0.68), color=INK["other"], **label))
+    halo(ax.annotate("share of the precision", (0, 0), (0.985, 0.61), color=INK["other"], **label))
     for x, text, side in ((0.02, "policy wider", "left"), (0.98, "policy narrower", "right")):
         ax.text(
             x, 0.505, text, transform=ax.transAxes, ha=side, va="bottom", color=COLOURS["quiet"]
