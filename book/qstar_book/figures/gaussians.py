@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from numpy import ndarray
 
 from qstar.gaussian import Gaussian, SolvedPair
@@ -21,20 +22,18 @@ PATH_COLOURS = LinearSegmentedColormap.from_list(
 """Colour of a point of the path by its alpha: from the teacher's to the policy's."""
 
 
-def contour(law: Gaussian, radius: float) -> ndarray:
+def contour(gaussian: Gaussian, radius: float) -> ndarray:
     """The points of a plane that are `radius` standard deviations from the mean."""
     angle = np.linspace(0, 2 * np.pi, 181)
     circle = radius * np.stack([np.cos(angle), np.sin(angle)])
-    return law.mean[:, None] + np.linalg.cholesky(law.covariance) @ circle
+    return gaussian.mean[:, None] + np.linalg.cholesky(gaussian.covariance) @ circle
 
 
-def draw_contours(law: Gaussian, role: str, ax: Axes, *, radii: Sequence[float] = (1, 2)) -> None:
-    """Draw the law's contours at these numbers of standard deviations, as that party draws them."""
-    for radius in radii:
-        x, y = contour(law, radius)
-        line = LINES[role] | {"linewidth": LINES[role]["linewidth"] * (1 if radius == 1 else 0.6)}
-        ax.fill(x, y, color=COLOURS[role], alpha=FILL, linewidth=0)
-        ax.plot(x, y, **line, label=role if radius == 1 else None)
+def draw_contour(gaussian: Gaussian, role: str, ax: Axes) -> None:
+    """Draw the contour at one standard deviation, as that party is drawn."""
+    x, y = contour(gaussian, 1)
+    ax.fill(x, y, color=COLOURS[role], alpha=FILL, linewidth=0)
+    ax.plot(x, y, **LINES[role], label=role)
 
 
 def plane(ax: Axes, *, half_width: float, centre: tuple[float, float] = (0, 0)) -> None:
@@ -46,49 +45,134 @@ def plane(ax: Axes, *, half_width: float, centre: tuple[float, float] = (0, 0)) 
     )
 
 
-def gaussian_cases(cases: Sequence[SolvedPair], *, fig: Figure, half_width: float = 4.7) -> Figure:
-    """Small multiples of pairs in the plane: contours of policy, teacher and q* at 1 and 2 sigma.
+def gaussian_cases(cases: Sequence[SolvedPair], *, fig: Figure) -> Figure:
+    """Small multiples of pairs in the plane: contours of policy, teacher and q* at one sigma.
 
-    Every panel has the same scale, given by the bar in the first, and is centred on what it shows.
+    Every panel has the scale that its own pair needs, the same on both axes.
 
     Args:
         cases: The solved pairs, three to a row; `name` labels the panel.
         fig: Where to draw: an empty figure, slightly higher than wide for nine cases.
-        half_width: Half the side of each panel, in the units of the coordinates.
     """
     rows = -(-len(cases) // 3)
     axes = fig.subplots(rows, 3, squeeze=False)
     for ax, case in zip(axes.flat, cases, strict=False):
-        draw_contours(case.teacher, "teacher", ax)
-        draw_contours(case.policy, "policy", ax)
-        draw_contours(case.q_star, "q*", ax)
+        draw_contour(case.teacher, "teacher", ax)
+        draw_contour(case.policy, "policy", ax)
+        draw_contour(case.q_star, "q*", ax)
         x, y = case.q_star.mean
         star(ax, x, y, size=9)
-        shown = np.hstack([contour(law, 2) for law in (case.policy, case.teacher)])
-        x, y = (shown.min(axis=1) + shown.max(axis=1)) / 2
-        plane(ax, half_width=half_width, centre=(x, y))
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set(visible=True, color="#C8C8C8")
-        ax.annotate(
-            case.name,
-            (0, 1),
-            xytext=(1, 4),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            fontsize=10.5,
-        )
-        ax.set_xlabel(rf"$\alpha^\star = {case.balance.alpha:.3f}$", color=INK["q*"])
-    corner = axes.flat[0].get_xlim()[0] + 0.5, axes.flat[0].get_ylim()[0] + 0.6
-    axes.flat[0].plot(
-        [corner[0], corner[0] + 2], [corner[1]] * 2, color=COLOURS["ink"], linewidth=1.5
-    )
-    axes.flat[0].annotate(
-        "length 2", (corner[0], corner[1]), (0, 3), textcoords="offset points", fontsize=9
-    )
+        parties = (case.policy, case.teacher, case.q_star)
+        shown = np.hstack([contour(party, 1) for party in parties])
+        low, high = shown.min(axis=1), shown.max(axis=1)
+        x, y = (low + high) / 2
+        plane(ax, half_width=0.56 * float((high - low).max()), centre=(x, y))
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        ax.tick_params(labelsize=9.5)
+        alpha = rf"$\alpha^\star = {case.balance.alpha:.3f}$"
+        for text, height, colour in ((case.name, 18, COLOURS["ink"]), (alpha, 4, INK["q*"])):
+            ax.annotate(
+                text,
+                (0, 1),
+                xytext=(0, height),
+                xycoords="axes fraction",
+                textcoords="offset points",
+                color=colour,
+            )
     for ax in axes.flat[len(cases) :]:
         ax.set_axis_off()
     role_legend(fig)
     return fig
+
+
+def _level(matrix: ndarray, factor: ndarray) -> ndarray:
+    """The four x with |factor x| = 1 and x' matrix x = 1."""
+    inverse = np.linalg.inv(factor)
+    (low, high), turn = np.linalg.eigh(inverse.T @ matrix @ inverse)
+    cosine = np.sqrt((high - 1) / (high - low))
+    signs = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]])
+    return signs * [cosine, np.sqrt(1 - cosine**2)] @ (inverse @ turn).T
+
+
+def precision_ellipses(case: SolvedPair, averaged: Gaussian, *, ax: Axes) -> Axes:
+    """One contour each of two parents, of q*, and of the Gaussian with the averaged covariance.
+
+    Marked are the four points where the parents' contours cross, through which that of q* goes,
+    and the four lines that touch both, which that of the averaged covariance touches.
+
+    Args:
+        case: The pair in the plane, with mean zero, neither parent wider in every direction.
+        averaged: The Gaussian with the weighted average of the parents' covariances.
+        ax: Where to draw.
+    """
+    covariances = case.policy.covariance, case.teacher.covariance
+    precisions = [np.linalg.inv(covariance) for covariance in covariances]
+    for normal in _level(covariances[1], np.linalg.cholesky(covariances[0]).T):
+        foot = normal / (normal @ normal)
+        along = np.array([-normal[1], normal[0]])
+        ax.axline(foot, foot + along, **LINES["guide"] | {"zorder": 1})
+    for gaussian, role in ((case.teacher, "teacher"), (case.policy, "policy"), (case.q_star, "q*")):
+        draw_contour(gaussian, role, ax)
+    ax.plot(*contour(averaged, 1), **LINES["other"])
+    points = _level(precisions[1], np.linalg.cholesky(precisions[0]).T)
+    ax.plot(*points.T, "o", color=COLOURS["ink"], markersize=5.5, markeredgecolor="white", zorder=6)
+    reach = 1.12 * max(np.sqrt(np.diag(covariance)).max() for covariance in covariances)
+    plane(ax, half_width=float(reach))
+    ax.set(xlabel="$x_1$", ylabel="$x_2$")
+    names = {
+        "policy": "policy",
+        "teacher": "teacher",
+        "q*": "$q^\\star$: average\nof the precisions",
+        "other": "average of the\ncovariances",
+    }
+    handles = [Line2D([], [], **LINES[role], label=name) for role, name in names.items()]
+    ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.03, 0.5), labelspacing=1.1)
+    return ax
+
+
+def density_path(
+    points: ndarray, alphas: ndarray, densities: ndarray, case: SolvedPair, *, ax: Axes
+) -> Axes:
+    """The densities of q_alpha on the line, from the teacher's to the policy's, and that of q*.
+
+    Args:
+        points: Where the densities are given. Shape (points,).
+        alphas: The exponents, from 0 to 1. Shape (steps,).
+        densities: The density of q_alpha for each exponent, at each point. Shape (steps, points).
+        case: The solved pair on the line, for q*.
+        ax: Where to draw.
+    """
+    for alpha, density in zip(alphas, densities, strict=True):
+        ax.plot(points, density, color=PATH_COLOURS(float(alpha)), linewidth=1.2)
+    for row, role in ((0, "teacher"), (-1, "policy")):
+        ax.fill_between(points, densities[row], color=COLOURS[role], alpha=FILL, linewidth=0)
+        ax.plot(points, densities[row], **LINES[role] | {"linewidth": 2.4})
+    q_star = np.exp(case.q_star.log_density(points[:, None]))
+    ax.plot(points, q_star, **LINES["q*"])
+    labels = (  # curve, party, its label, how high on the curve, and on which side
+        (densities[0], "teacher", r"teacher, $\alpha = 0$", 0.75, 1),
+        (densities[-1], "policy", r"policy, $\alpha = 1$", 0.75, -1),
+        (q_star, "q*", rf"$q^\star$, $\alpha^\star = {case.balance.alpha:.3f}$", 1.0, 1),
+    )
+    for curve, role, text, height, side in labels:
+        above = np.flatnonzero(curve >= height * curve.max())
+        note = ax.annotate(
+            text,
+            (points[above[-1 if side > 0 else 0]], height * curve.max()),
+            xytext=(side * (9 if height < 1 else 32), 5),
+            textcoords="offset points",
+            ha="left" if side > 0 else "right",
+            color=INK[role],
+        )
+        halo(note)
+    ax.set(
+        xlabel="$x$",
+        ylabel="density",
+        xlim=(points[0], points[-1]),
+        ylim=(0, 1.08 * float(densities.max())),
+    )
+    return ax
 
 
 def path_evolution(
@@ -112,26 +196,27 @@ def path_evolution(
         fig: Where to draw: an empty figure, higher than wide.
     """
     top, bottom = fig.subplots(2, 1, height_ratios=[1.75, 1])
-    for alpha, law in list(zip(alphas, path, strict=True))[:: max(1, len(alphas) // 10)]:
-        x, y = contour(law, 1)
+    for alpha, gaussian in list(zip(alphas, path, strict=True))[:: max(1, len(alphas) // 10)]:
+        x, y = contour(gaussian, 1)
         top.plot(x, y, color=PATH_COLOURS(float(alpha)), linewidth=1.2, alpha=0.9)
-    top.plot(*np.stack([law.mean for law in path]).T, color=COLOURS["ink"], linewidth=1.3, zorder=4)
+    means = np.stack([gaussian.mean for gaussian in path])
+    top.plot(*means.T, color=COLOURS["ink"], linewidth=1.3, zorder=4)
     ends = ((case.teacher, "teacher", 0), (case.policy, "policy", 1))
-    for law, role, _ in ends:
-        x, y = contour(law, 1)
+    for gaussian, role, _ in ends:
+        x, y = contour(gaussian, 1)
         top.fill(x, y, color=COLOURS[role], alpha=FILL, linewidth=0)
         top.plot(x, y, **LINES[role] | {"linewidth": 2.4})
-        top.plot(*law.mean, "o", color=COLOURS[role], markeredgecolor="white", zorder=5)
+        top.plot(*gaussian.mean, "o", color=COLOURS[role], markeredgecolor="white", zorder=5)
     top.plot(*contour(case.q_star, 1), **LINES["q*"])
     star(top, *case.q_star.mean, size=17)
     top.set_aspect("equal")
     top.set(xlabel="$x_1$", ylabel="$x_2$")
     top.margins(0.05)
-    for law, role, end in ends:
+    for gaussian, role, end in ends:
         halo(
             top.annotate(
                 rf"{role}, $\alpha = {end}$",
-                (law.mean[0], contour(law, 1)[1].max()),
+                (gaussian.mean[0], contour(gaussian, 1)[1].max()),
                 xytext=(0, 5),
                 textcoords="offset points",
                 ha="center",
@@ -209,7 +294,7 @@ def scale_law(
         "ha": "right",
     }
     halo(ax.annotate(r"exponent $\alpha^\star$", (0, 0), (0.985, 0.09), color=INK["q*"], **label))
-    halo(ax.annotate("share of the precision", (0, 0), (0.985, 0.68), color=INK["other"], **label))
+    halo(ax.annotate("share of the precision", (0, 0), (0.985, 0.61), color=INK["other"], **label))
     for x, text, side in ((0.02, "policy wider", "left"), (0.98, "policy narrower", "right")):
         ax.text(
             x, 0.505, text, transform=ax.transAxes, ha=side, va="bottom", color=COLOURS["quiet"]
@@ -225,8 +310,8 @@ def covariance_rules(case: SolvedPair, geometric: Gaussian, *, ax: Axes) -> Axes
         geometric: A Gaussian with the source's covariance, policy^alpha teacher^(1 - alpha).
         ax: Where to draw.
     """
-    for law, role in ((case.teacher, "teacher"), (case.policy, "policy"), (case.q_star, "q*")):
-        draw_contours(law, role, ax, radii=(1,))
+    for gaussian, role in ((case.teacher, "teacher"), (case.policy, "policy"), (case.q_star, "q*")):
+        draw_contour(gaussian, role, ax)
     ax.plot(*contour(geometric, 1), **LINES["other"])
     plane(ax, half_width=2.3)
     ax.set(xlabel="$x_1$", ylabel="$x_2$", xticks=[-2, -1, 0, 1, 2], yticks=[-2, -1, 0, 1, 2])
