@@ -594,6 +594,19 @@ def test_an_image_says_its_size(built: Path, texts: dict[str, Texts], name: str)
         assert abs(shown - min(least, width)) <= 1  # the file was optimised after it was measured
 
 
+FOLDED = re.compile(r"<details class=.admonition hide.*?</details>\s*</div>\s*", re.DOTALL)
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_folded_cells_that_follow_each_other_have_one_bar(built: Path, chapter: str):
+    cells = nbformat.read(notebook_of(chapter), as_version=4).cells
+    folded = sum("hide-cell" in cell["metadata"].get("tags", []) for cell in cells)
+    page = (built / f"{chapter}.html").read_text(encoding="utf8")
+    for bar in FOLDED.finditer(page):
+        assert not page.startswith('<div class="cell tag_hide-cell', bar.end()), bar[0][-200:]
+    assert page.count("tag_hide-cell") == folded, "none is lost"
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_wrapped_code_is_the_code_of_the_notebook(texts: dict[str, Texts], chapter: str):
     """What is copied from the page runs: wrapping adds no line and takes none."""

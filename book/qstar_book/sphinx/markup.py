@@ -133,6 +133,27 @@ class _Verdicts(SphinxPostTransform):
                 node["classes"] += ["verdict", f"verdict-{node.astext().replace(' ', '-')}"]
 
 
+class _JoinFoldedCells(SphinxPostTransform):
+    """One bar for folded cells that follow each other, before MyST-NB folds each (priority 199)."""
+
+    default_priority = 198
+    formats = ("html",)
+
+    def run(self, **kwargs: object) -> None:
+        first: nodes.container | None = None
+        for cell in list(self.document.findall(nodes.container)):
+            if cell.get("nb_element") != "cell_code" or cell.get("hide_mode") != "all":
+                continue
+            if first is not None and cell.parent is first.parent:
+                at = first.parent.index(first)
+                if first.parent.index(cell) == at + 1:
+                    cell.parent.remove(cell)
+                    del cell["hide_mode"]
+                    first += cell
+                    continue
+            first = cell
+
+
 def _repository(app: Sphinx) -> str:
     """The repository's public address, from `[tool.qstar] repository`; '' while it has none."""
     pyproject = Path(app.confdir).parent / "pyproject.toml"
@@ -308,6 +329,7 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.add_directive("drawn-figure", DrawnFigure)
     app.add_post_transform(_PasteFigures)
     app.add_post_transform(_Verdicts)
+    app.add_post_transform(_JoinFoldedCells)
     app.connect("config-inited", _drop_thebe)
     app.connect("config-inited", _point_to_the_repository)
     app.connect("env-updated", _plain_titles_in_links)
