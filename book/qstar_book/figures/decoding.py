@@ -144,7 +144,7 @@ def forwards_by_acceptance(
     ax.axhline(1, **LINES["guide"])
     ax.set(
         xlabel="acceptance probability of a draft, $a$",
-        ylabel="forwards per token",
+        ylabel="forward passes per token",
         xlim=(0, 1),
         ylim=(0, 4),
     )
@@ -185,7 +185,7 @@ def speed_ratios(
         y += 0.4
     ax.axvline(1, color=COLOURS["ink"], linewidth=1.0, zorder=1)
     ax.set_yticks(ticks, labels)
-    ax.set(xlabel="times faster than plain decoding", ylim=(y - 0.6, -0.6))
+    ax.set(xlabel="times as fast as plain decoding", ylim=(y - 0.6, -0.6))
     ax.set_xlim(min(0.5, ax.get_xlim()[0]), None)
     ax.tick_params(axis="y", length=0)
     handles = [
