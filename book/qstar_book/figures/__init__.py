@@ -23,6 +23,7 @@ from .drafters import (
     law_scores,
     length_costs,
     sampler_power,
+    table,
 )
 from .front import balanced
 from .gaussians import (
@@ -123,6 +124,7 @@ __all__ = [
     "speed_ratios",
     "spoken",
     "style",
+    "table",
     "tail_weight",
     "texts",
     "token_bars",
