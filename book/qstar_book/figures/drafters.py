@@ -62,8 +62,9 @@ def law_scores(
         panels: Pair -> law -> (mean and the ends of its interval, the mean of each seed).
         fig: Where to draw.
     """
-    axes = fig.subplots(-(-len(panels) // 2), 2, sharex=True, sharey=True, squeeze=False).flat
-    for ax in list(axes)[len(panels) :]:
+    rows = -(-len(panels) // 2)
+    axes = list(fig.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).flat)
+    for ax in axes[len(panels) :]:
         ax.axis("off")
     for ax, (heading, laws) in zip(axes, panels.items(), strict=False):
         for y, (law, ((mean, low, high), seeds)) in enumerate(laws.items()):
