@@ -537,14 +537,15 @@ def length(request: Any) -> int:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_light_and_its_layout_keeps_still(first_loads: dict[str, Load], name: str):
-    """How long it blocks depends on the machine and its load; on what, does not.
+    """How long it blocks depends on the machine and its load; what it blocks with does not.
 
-    Half a second of a slow core is what a page of this many elements and scripts takes.
+    With up to 19,000 elements and 200 kB of scripts the tasks of the main thread took at most .25 s
+    of its processor time beyond 50 ms each.
     """
     load = first_loads[name]
     assert 200_000 < load.size <= 1_200_000
-    assert load.scripts <= 400_000 or name in ("search", "explorers")
-    assert load.elements <= 20_000
+    assert load.scripts <= (700_000 if name == "search" else 300_000)
+    assert load.elements <= 22_000
     assert load.shift <= 0.05
 
 

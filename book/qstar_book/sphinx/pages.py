@@ -115,7 +115,7 @@ def _wrap_code(body: str) -> str:
 def _let_names_break(body: str) -> str:
     """A long name in the text may go on in a new line after an underscore or a full stop."""
     return re.sub(
-        r'(?<=<span class="pre">)[^<\s]{20,}(?=</span>)',
+        r'(?<=<span class="pre">)[^<\s]{16,}(?=</span>)',
         lambda name: re.sub(r"(?<=[a-z\d)])[_.]+(?=\w)", r"\g<0><wbr>", name[0]),
         body,
     )
