@@ -55,11 +55,7 @@ class Gaussian:
     mean: ndarray
     covariance: ndarray
 
-    def __init__(
-        self,
-        mean: ArrayLike,
-        covariance: ArrayLike,
-    ) -> None:
+    def __init__(self, mean: ArrayLike, covariance: ArrayLike) -> None:
         mean = _real(mean, "mean")
         covariance = _real(covariance, "covariance")
         if mean.ndim == 0:

@@ -29,11 +29,7 @@ have been float32 before: one is not asked for more than the other. Rounded half
 what their rounding leaves of the row, eps / 2 (-sum p log p), on top."""
 
 
-def log_partition(
-    log_policy: ArrayLike,
-    log_teacher: ArrayLike,
-    alpha: ArrayLike,
-) -> ndarray:
+def log_partition(log_policy: ArrayLike, log_teacher: ArrayLike, alpha: ArrayLike) -> ndarray:
     """log Z(alpha) = log sum_x policy(x)^alpha teacher(x)^(1 - alpha), in nats.
 
     Convex in alpha. In [0, 1] never positive, and -inf where the parents share no outcome. Outside
@@ -57,11 +53,7 @@ def log_partition(
     return pair.log_partition(check_exponents(alpha))
 
 
-def log_geometric_mean(
-    log_policy: ArrayLike,
-    log_teacher: ArrayLike,
-    alpha: ArrayLike,
-) -> ndarray:
+def log_geometric_mean(log_policy: ArrayLike, log_teacher: ArrayLike, alpha: ArrayLike) -> ndarray:
     """log q_alpha, the normalised geometric mean of policy and teacher, in nats.
 
     At alpha* this is q*. Outside [0, 1] it is guidance: the parent with the exponent above 1,
@@ -82,11 +74,7 @@ def log_geometric_mean(
     return pair.log_geometric_mean(check_exponents(alpha))
 
 
-def kl_gap(
-    log_policy: ArrayLike,
-    log_teacher: ArrayLike,
-    alpha: ArrayLike,
-) -> ndarray:
+def kl_gap(log_policy: ArrayLike, log_teacher: ArrayLike, alpha: ArrayLike) -> ndarray:
     """KL(q_alpha || teacher) - KL(q_alpha || policy), in nats.
 
     It equals E_q[log policy - log teacher], the slope of log Z, and so never decreases in alpha:
@@ -107,9 +95,7 @@ def kl_gap(
 
 
 def cumulants(
-    log_policy: ArrayLike,
-    log_teacher: ArrayLike,
-    alpha: ArrayLike,
+    log_policy: ArrayLike, log_teacher: ArrayLike, alpha: ArrayLike
 ) -> tuple[ndarray, ndarray, ndarray]:
     """The first three derivatives of log Z: mean, variance and third central moment of the
     log-ratio log policy - log teacher under q_alpha, in nats, nats^2 and nats^3.
@@ -284,10 +270,7 @@ class Pair:
 
 
 def check_pair(
-    log_policy: ArrayLike,
-    log_teacher: ArrayLike,
-    *,
-    names: tuple[str, str] = ("policy", "teacher"),
+    log_policy: ArrayLike, log_teacher: ArrayLike, *, names: tuple[str, str] = ("policy", "teacher")
 ) -> Pair:
     """Check two batches of log-probabilities and prepare them for the path between them.
 

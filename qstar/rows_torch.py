@@ -32,12 +32,7 @@ NORMALISATION_TOLERANCE = {
 }
 """How far a row's probabilities may sum from 1, by the dtype in which they came; see `_allowed`."""
 
-TOLERANCE = {
-    torch.float64: 1e-12,
-    torch.float32: 1e-6,
-    torch.float16: 1e-4,
-    torch.bfloat16: 1e-4,
-}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-4, torch.bfloat16: 1e-4}
 """The default of `tolerance`, by the coarser of the two dtypes."""
 
 MAX_PASSES = 64  # where rows stop by themselves
@@ -210,11 +205,7 @@ def solve_as_on_an_accelerator(log_policy: Tensor, log_teacher: Tensor) -> Torch
 
 
 def log_partition(
-    log_policy: Tensor,
-    log_teacher: Tensor,
-    alpha: Tensor,
-    *,
-    inside: bool = False,
+    log_policy: Tensor, log_teacher: Tensor, alpha: Tensor, *, inside: bool = False
 ) -> Tensor:
     """log Z(alpha) = log sum_x policy(x)^alpha teacher(x)^(1 - alpha), in nats.
 
@@ -227,11 +218,7 @@ def log_partition(
 
 
 def log_geometric_mean(
-    log_policy: Tensor,
-    log_teacher: Tensor,
-    alpha: Tensor,
-    *,
-    inside: bool = False,
+    log_policy: Tensor, log_teacher: Tensor, alpha: Tensor, *, inside: bool = False
 ) -> Tensor:
     """log q_alpha, the normalised geometric mean; at alpha* it is q*.
 
@@ -602,10 +589,7 @@ class _Row(NamedTuple):
 
 
 def _solve_row(
-    log_policy: Tensor,
-    log_teacher: Tensor,
-    work: tuple[Tensor, ...],
-    plan: _Plan,
+    log_policy: Tensor, log_teacher: Tensor, work: tuple[Tensor, ...], plan: _Plan
 ) -> _Row | None:
     """One plain row on the CPU; None for one that `_solve_block` must solve.
 

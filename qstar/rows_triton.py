@@ -177,9 +177,7 @@ def _point(base, ratio, size, alpha):
     close = tl.abs(ratio) < 1.0
     teacher = _exp(base)
     growth = tl.where(
-        close,
-        teacher * _expm1(tl.where(close, alpha * ratio, 0.0)),
-        mass * _exp(top) - teacher,
+        close, teacher * _expm1(tl.where(close, alpha * ratio, 0.0)), mass * _exp(top) - teacher
     )
     pull = tl.abs(ratio)
     first = weight * pull

@@ -22,10 +22,7 @@ FEW = 64
 NDArrayBalance = Balance[ndarray, ndarray, ndarray]
 
 
-def solve_kl_symmetry(
-    log_policy: ArrayLike,
-    log_teacher: ArrayLike,
-) -> NDArrayBalance:
+def solve_kl_symmetry(log_policy: ArrayLike, log_teacher: ArrayLike) -> NDArrayBalance:
     """Find alpha* for each row: KL(q* || policy) = KL(q* || teacher).
 
     log Z is convex, and its slope at alpha is KL(q_alpha || teacher) - KL(q_alpha || policy).

@@ -188,11 +188,7 @@ class OptimalSpeculativeDecoder:
         return _up_to_stop(self._pieces(ids, pieces, sampling, others), stop)
 
     def _pieces(
-        self,
-        ids: tuple[Tensor, Tensor],
-        pieces: Pieces,
-        sampling: Sampling,
-        others: dict[str, Any],
+        self, ids: tuple[Tensor, Tensor], pieces: Pieces, sampling: Sampling, others: dict[str, Any]
     ) -> Iterator[str]:
         rounds: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
         left = threading.Event()
@@ -267,10 +263,7 @@ class OptimalSpeculativeDecoder:
         return replace(self.sampling, **fields), self.others | others
 
     def _generate(
-        self,
-        ids: tuple[Prompts, Prompts | None],
-        sampling: Sampling,
-        others: dict[str, Any],
+        self, ids: tuple[Prompts, Prompts | None], sampling: Sampling, others: dict[str, Any]
     ) -> Generation:
         return decode.generate(self.policy, self.teacher, *ids, sampling=sampling, **others)
 

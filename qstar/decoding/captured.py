@@ -147,12 +147,7 @@ class Forwards:
         return list(self.cache.layers)
 
     def read(
-        self,
-        ids: Tensor,
-        place: Tensor,
-        seen: Tensor,
-        positions: int,
-        at: Sequence[int],
+        self, ids: Tensor, place: Tensor, seen: Tensor, positions: int, at: Sequence[int]
     ) -> Tensor:
         """Log-probabilities of what follows the last columns, for the rows that have a text.
 

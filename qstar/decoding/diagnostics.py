@@ -53,12 +53,7 @@ class Comparison:
     log_ratio_range: Tensor
 
 
-def measure(
-    log_policy: Tensor,
-    log_teacher: Tensor,
-    *,
-    alpha: float | None = None,
-) -> Comparison:
+def measure(log_policy: Tensor, log_teacher: Tensor, *, alpha: float | None = None) -> Comparison:
     """Compare the parents at positions where they have these laws.
 
     Args:
@@ -103,11 +98,7 @@ def _widen(log_p: Tensor) -> Tensor:
     return torch.log_softmax(log_p, dim=-1, dtype=wide)
 
 
-def _compare(
-    log_policy: Tensor,
-    log_teacher: Tensor,
-    fixed: float | None,
-) -> Comparison:
+def _compare(log_policy: Tensor, log_teacher: Tensor, fixed: float | None) -> Comparison:
     balance = solve_kl_symmetry(log_policy, log_teacher)
     alpha = balance.alpha if fixed is None else torch.full_like(balance.alpha, fixed)
     log_q = log_geometric_mean(log_policy, log_teacher, alpha)

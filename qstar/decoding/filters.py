@@ -110,10 +110,7 @@ class Shaping:
         object.__setattr__(self, "reads_text", reads)
 
     def __call__(
-        self,
-        log_law: Tensor,
-        texts: Sequence[Tensor],
-        drafts: Tensor | None = None,
+        self, log_law: Tensor, texts: Sequence[Tensor], drafts: Tensor | None = None
     ) -> Tensor:
         """The filtered laws: what follows each row's text and its first 0, 1, 2, ... drafts.
 

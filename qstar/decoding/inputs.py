@@ -80,10 +80,7 @@ def check_vocab(caches: Mapping[str, KVCache], vocab: int | None) -> int:
 
 
 def check_prompts(
-    caches: Mapping[str, KVCache],
-    vocab: int,
-    max_new_tokens: int,
-    given: dict[str, Prompts | None],
+    caches: Mapping[str, KVCache], vocab: int, max_new_tokens: int, given: dict[str, Prompts | None]
 ) -> tuple[dict[str, list[list[int]]], bool, torch.device]:
     """Each model's prompts as lists, whether they came without a batch axis, and their device."""
     prompts, batched_axes = {}, {}

@@ -181,12 +181,7 @@ class Rule:
             log_target = torch.where((place == drafted[:, None])[..., None], beyond, log_target)
         verify = rules.verify_block if self.blocks else rules.verify
         verdict = verify(
-            proposal.tokens,
-            log_draft,
-            log_target,
-            drafted=drafted,
-            generator=chance,
-            check=False,
+            proposal.tokens, log_draft, log_target, drafted=drafted, generator=chance, check=False
         )
         shaped["coin"] = log_even_mixture(shaped["policy"], shaped["teacher"])
         for name, log_parent in shaped.items():

@@ -160,12 +160,7 @@ def solve_kl_symmetry(
 
 
 def draw_sample(
-    policy: Parent,
-    teacher: Parent,
-    num_samples: int,
-    *,
-    generator: Generator,
-    weight: float = 0.5,
+    policy: Parent, teacher: Parent, num_samples: int, *, generator: Generator, weight: float = 0.5
 ) -> Sample:
     """Draw from weight policy + (1 - weight) teacher, in exact proportion (stratified).
 

@@ -76,10 +76,7 @@ class Coins(_Numbers):
 
     def _coins(self, like: Tensor) -> Tensor:
         uniform = torch.rand(
-            like.shape,
-            generator=self.generator,
-            dtype=torch.float64,
-            device=self.generator.device,
+            like.shape, generator=self.generator, dtype=torch.float64, device=self.generator.device
         )
         return uniform.to(like.device, non_blocking=True)
 

@@ -187,11 +187,7 @@ def source_loop(
 
 
 def envelope(
-    log_policy: Tensor,
-    log_teacher: Tensor,
-    alpha: Tensor,
-    *,
-    generator: torch.Generator | Chance,
+    log_policy: Tensor, log_teacher: Tensor, alpha: Tensor, *, generator: torch.Generator | Chance
 ) -> Pick:
     """One try at a token of q_alpha that needs neither a bound M nor the log-partition.
 
@@ -214,11 +210,7 @@ def envelope(
     return Pick(token.masked_fill(kept.logical_not(), NO_TOKEN), kept, torch.ones_like(token))
 
 
-def log_envelope_acceptance(
-    log_policy: Tensor,
-    log_teacher: Tensor,
-    alpha: Tensor,
-) -> Tensor:
+def log_envelope_acceptance(log_policy: Tensor, log_teacher: Tensor, alpha: Tensor) -> Tensor:
     """log of policy^alpha teacher^(1-alpha) / (alpha policy + (1 - alpha) teacher), at one outcome.
 
     The outcome may be a token or a whole sequence: the log-probabilities are then sums. -inf where

@@ -53,10 +53,7 @@ def log_acceptance(log_draft: Tensor, log_target: Tensor) -> Tensor:
     return ratio.masked_fill(log_target == -torch.inf, -torch.inf)
 
 
-def log_residual(
-    log_draft: Tensor,
-    log_target: Tensor,
-) -> Tensor:
+def log_residual(log_draft: Tensor, log_target: Tensor) -> Tensor:
     """What a rejected position is redrawn from: max(0, target - draft), normalised, in logs.
 
     A row of -inf as the draft stands for no draft at all: the residual is the target. So it is
@@ -205,11 +202,7 @@ def _log_excess(log_draft: Tensor, log_target: Tensor) -> Tensor:
     return log_target + (-below.expm1()).log()
 
 
-def _log_block_keep(
-    log_draft: Tensor,
-    log_target: Tensor,
-    log_weight: Tensor,
-) -> Tensor:
+def _log_block_keep(log_draft: Tensor, log_target: Tensor, log_weight: Tensor) -> Tensor:
     """log h of `verify_block`; where 0/0 (the rest is surely kept) never asked for: -inf."""
     log_total = _log_excess(log_draft, log_target + log_weight.unsqueeze(-1)).logsumexp(-1)
     log_missing = (-log_weight.expm1()).log()

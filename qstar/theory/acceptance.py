@@ -54,9 +54,7 @@ def pinsker_acceptance_bound(chernoff: ArrayLike) -> ndarray:
     return np.maximum(0.0, 1 - np.sqrt(_check_chernoff(chernoff) / 2))
 
 
-def bretagnolle_huber_acceptance_bound(
-    chernoff: ArrayLike,
-) -> ndarray:
+def bretagnolle_huber_acceptance_bound(chernoff: ArrayLike) -> ndarray:
     """1 - sqrt(1 - exp(-C)): weaker than Pinsker's for small C, and never empty.
 
     Source: Bretagnolle and Huber (1979), "Estimation des densites: risque minimax".
@@ -217,11 +215,7 @@ def pair_with(alpha: float, acceptance: float) -> tuple[ndarray, ndarray]:
     return _log_binomial(tosses, policy), _log_binomial(tosses, teacher)
 
 
-def source_loop_law(
-    log_draft: ArrayLike,
-    log_target: ArrayLike,
-    num_candidates: int,
-) -> ndarray:
+def source_loop_law(log_draft: ArrayLike, log_target: ArrayLike, num_candidates: int) -> ndarray:
     """The law that the source's loop really draws from, with independent candidates.
 
     It is (1 - (1 - a)^k) m + (1 - a)^k target, where a is the acceptance probability and

@@ -17,9 +17,7 @@ SMALL_RANGE = 0.1
 
 
 def derivative_bounds(
-    chernoff: ArrayLike,
-    policy_to_teacher: ArrayLike,
-    teacher_to_policy: ArrayLike,
+    chernoff: ArrayLike, policy_to_teacher: ArrayLike, teacher_to_policy: ArrayLike
 ) -> tuple[ndarray, ndarray]:
     """The interval that the two divergences between the parents leave for alpha*.
 
@@ -116,11 +114,7 @@ def widest_range(alpha: ArrayLike) -> ndarray:
     def excess(r: ndarray, wanted: ndarray) -> ndarray:
         return range_bound(r) - wanted
 
-    root = elementwise.find_root(
-        excess,
-        (np.zeros(at.shape), np.full(at.shape, 2e4)),
-        args=(at,),
-    )
+    root = elementwise.find_root(excess, (np.zeros(at.shape), np.full(at.shape, 2e4)), args=(at,))
     return np.where(at == 0.5, 0.0, root.x)
 
 

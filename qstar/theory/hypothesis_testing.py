@@ -41,11 +41,7 @@ class Verdicts:
 
 
 def log_error(
-    log_policy: ArrayLike,
-    log_teacher: ArrayLike,
-    draws: int,
-    *,
-    prior: float = 0.5,
+    log_policy: ArrayLike, log_teacher: ArrayLike, draws: int, *, prior: float = 0.5
 ) -> float:
     """log of the error probability of the best judge after `draws` tokens, exactly.
 

@@ -44,11 +44,7 @@ class Cost:
         return np.maximum(self.from_policy, self.from_teacher)
 
 
-def cost(
-    log_law: ArrayLike,
-    log_policy: ArrayLike,
-    log_teacher: ArrayLike,
-) -> Cost:
+def cost(log_law: ArrayLike, log_policy: ArrayLike, log_teacher: ArrayLike) -> Cost:
     """The four divergences between a law and the two parents; inf where a support is left.
 
     Raises:
@@ -62,11 +58,7 @@ def cost(
     )
 
 
-def log_mixture(
-    log_policy: ArrayLike,
-    log_teacher: ArrayLike,
-    weight: ArrayLike,
-) -> ndarray:
+def log_mixture(log_policy: ArrayLike, log_teacher: ArrayLike, weight: ArrayLike) -> ndarray:
     """log of weight * policy + (1 - weight) * teacher; at 1/2 the Jensen-Shannon midpoint.
 
     Raises:

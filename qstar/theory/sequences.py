@@ -101,11 +101,7 @@ class SequenceLaw:
         return tokens
 
 
-def markov_chain(
-    log_first: ArrayLike,
-    log_transition: ArrayLike,
-    length: int,
-) -> SequenceLaw:
+def markov_chain(log_first: ArrayLike, log_transition: ArrayLike, length: int) -> SequenceLaw:
     """The law of the first `length` states of a Markov chain.
 
     Args:
@@ -424,9 +420,7 @@ def stationary(log_transition: ndarray) -> ndarray:
 class Pair(Protocol):
     """Two parents that read the same tokens, in many particles at once."""
 
-    def log_rows(
-        self,
-    ) -> tuple[ndarray, ndarray]:
+    def log_rows(self) -> tuple[ndarray, ndarray]:
         """The next-token laws of policy and teacher after what each particle has read."""
         ...
 
@@ -568,12 +562,7 @@ def smc(
 
 
 def sample_token_level(
-    pair: Pair,
-    length: int,
-    *,
-    num_particles: int,
-    generator: Generator,
-    alpha: float | None = None,
+    pair: Pair, length: int, *, num_particles: int, generator: Generator, alpha: float | None = None
 ) -> Particles:
     """Independent draws from the token-level law q~; weights are equal.
 
