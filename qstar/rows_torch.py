@@ -168,19 +168,15 @@ def solve_kl_symmetry(
         units of 1/R, falls from u to e^u - 1 - u) follow from |F'''| <= R F''.
     """
     _check_call(log_policy, log_teacher)
-    on_cpu = log_policy.is_cpu
-    dtypes = (log_policy.dtype, log_teacher.dtype)
-    fused = takes_fused_kernels(log_policy, log_teacher)
-    entries = CPU_CHUNK_ENTRIES if on_cpu else ACCELERATOR_CHUNK_ENTRIES
-    plan = _Plan(
-        tolerance=max(TOLERANCE[d] for d in dtypes) if tolerance is None else tolerance,
-        came_as=dtypes,
-        dtype=_computing_dtype(*dtypes),
-        max_passes=max_passes or (MAX_PASSES if on_cpu or fused else FIXED_PASSES),
-        chunk_rows=chunk_rows or max(1, entries // log_policy.shape[-1]),
-        early_exit=on_cpu,
+    on_cpu, fused = log_policy.is_cpu, takes_fused_kernels(log_policy, log_teacher)
+    given: dict[str, Any] = {
+        "tolerance": tolerance,
+        "max_passes": max_passes,
+        "chunk_rows": chunk_rows,
+    }
+    plan = _plan(log_policy, log_teacher, early_exit=on_cpu, fused=fused)._replace(
         validate=on_cpu if validate is None else validate,
-        fused=fused,
+        **{name: value for name, value in given.items() if value is not None},
     )
     if torch.is_grad_enabled() and (log_policy.requires_grad or log_teacher.requires_grad):
         return Balance(*_Solve.apply(log_policy, log_teacher, plan))
@@ -189,19 +185,24 @@ def solve_kl_symmetry(
 
 def solve_as_on_an_accelerator(log_policy: Tensor, log_teacher: Tensor) -> TorchBalance:
     """The fixed passes of an accelerator without fused kernels, on any device: for tests."""
+    plan = _plan(log_policy, log_teacher, early_exit=False, fused=False)
+    return Balance(*_solve(log_policy, log_teacher, plan))
+
+
+def _plan(log_policy: Tensor, log_teacher: Tensor, *, early_exit: bool, fused: bool) -> "_Plan":
+    """The options of a call that says nothing else."""
     dtypes = (log_policy.dtype, log_teacher.dtype)
     entries = CPU_CHUNK_ENTRIES if log_policy.is_cpu else ACCELERATOR_CHUNK_ENTRIES
-    plan = _Plan(
+    return _Plan(
         tolerance=max(TOLERANCE[d] for d in dtypes),
         came_as=dtypes,
         dtype=_computing_dtype(*dtypes),
-        max_passes=FIXED_PASSES,
+        max_passes=MAX_PASSES if early_exit or fused else FIXED_PASSES,
         chunk_rows=max(1, entries // log_policy.shape[-1]),
-        early_exit=False,
+        early_exit=early_exit,
         validate=False,
-        fused=False,
+        fused=fused,
     )
-    return Balance(*_solve(log_policy, log_teacher, plan))
 
 
 def log_partition(

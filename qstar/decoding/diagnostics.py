@@ -13,7 +13,13 @@ from torch import Tensor
 
 from ..arguments import check_fixed_alpha
 from ..result import Balance
-from ..rows_torch import kl, log_geometric_mean, log_partition, solve_kl_symmetry
+from ..rows_torch import (
+    acceptance_probability,
+    kl,
+    log_geometric_mean,
+    log_partition,
+    solve_kl_symmetry,
+)
 
 TensorBalance = Balance[Tensor, Tensor, Tensor]
 
@@ -113,16 +119,11 @@ def _compare(log_policy: Tensor, log_teacher: Tensor, fixed: float | None) -> Co
         ),
         policy_to_teacher=kl(log_policy, log_teacher),
         teacher_to_policy=kl(log_teacher, log_policy),
-        accept_policy=_accept(log_policy, log_q),
-        accept_teacher=_accept(log_teacher, log_q),
+        accept_policy=acceptance_probability(log_policy, log_q),
+        accept_teacher=acceptance_probability(log_teacher, log_q),
         log_ratio_range=log_ratio.nan_to_num(-torch.inf).amax(dim=-1)
         - log_ratio.nan_to_num(torch.inf).amin(dim=-1),
     )
-
-
-def _accept(log_draft: Tensor, log_target: Tensor) -> Tensor:
-    """The acceptance probability, which the rounding of its sum must not take above 1."""
-    return torch.minimum(log_draft, log_target).exp().sum(dim=-1).clamp(max=1)
 
 
 def _map(function: Callable[[list[Tensor]], Tensor], *records: Comparison) -> Comparison:

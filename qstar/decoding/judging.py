@@ -185,7 +185,7 @@ class Rule:
         )
         shaped["coin"] = log_even_mixture(shaped["policy"], shaped["teacher"])
         for name, log_parent in shaped.items():
-            known[f"accept_{name}"] = torch.minimum(log_parent, target).exp().sum(-1).clamp(max=1)
+            known[f"accept_{name}"] = rows_torch.acceptance_probability(log_parent, target)
         chosen = verdict.tokens[:, : target.shape[1], None].clamp(min=0)
         laws = {"target": target, "policy": log_policy, "teacher": log_teacher}
         known |= {f"log_{name}": law.gather(-1, chosen).squeeze(-1) for name, law in laws.items()}
