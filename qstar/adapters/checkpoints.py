@@ -412,12 +412,12 @@ def _first_difference(policy: Mapping[Any, Any], teacher: Mapping[Any, Any]) -> 
     )
 
 
-# --- Laws ----------------------------------------------------------------------------------------
+# --- Distributions -------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def log_laws(model: Any, prompt_ids: Tensor, tokens: Tensor) -> Tensor:
-    """The model's law of each of `tokens`, given the prompt and the tokens before it.
+    """The model's distribution of each of `tokens`, given the prompt and the tokens before it.
 
     One forward over the whole text (teacher forcing), without a cache: what decoding these very
     tokens would have seen, to rounding (`qstar.decoding.kv_cache` keeps a cache). The last token is
@@ -442,5 +442,4 @@ def log_laws(model: Any, prompt_ids: Tensor, tokens: Tensor) -> Tensor:
     out = model(rows, use_cache=False, **({"logits_to_keep": new} if keeps else {}))
     logits = out.logits[:, -new:]
     wide = torch.promote_types(logits.dtype, torch.float32)
-    laws = torch.log_softmax(logits, dim=-1, dtype=wide)
-    return laws.reshape(*tokens.shape, -1)
+    return torch.log_softmax(logits, dim=-1, dtype=wide).reshape(*tokens.shape, -1)

@@ -182,9 +182,9 @@ def _examine(cache: KVCache, length: int, several: bool) -> _Found:
 def _compare(
     cache: KVCache, text: Tensor, whole: dict[int, Tensor], way: str, allowed: float
 ) -> str:
-    """What is wrong with laws that are read in pieces, in words; nothing if nothing is.
+    """What is wrong with distributions that are read in pieces, in words; nothing if nothing is.
 
-    Rows are beginnings of one text, so that one reading at once has all the laws.
+    Rows are beginnings of one text, so that one reading at once has all the distributions.
     """
     tried, ids = cache.again(), text.tolist()
     ends = [len(ids) - 5, max(2, len(ids) // 2 - 3), 1][: 1 if way == ONE_ROW else 3]
@@ -208,7 +208,7 @@ def _compare(
                 + [(ids[0] + 1) % cache.vocab] * (max(counts) - right)
                 for row, (right, _) in ((row, plan[row]) for row in rows)
             ]
-            laws = tried.feed(
+            answers = tried.feed(
                 [ids[tried.lengths[i] : ends[row]] for i, row in enumerate(rows)],
                 torch.tensor(drafts, dtype=torch.long) if max(counts) else None,
                 counts,
@@ -217,7 +217,7 @@ def _compare(
             for i, row in enumerate(rows):
                 right = plan[row][0]
                 expected = torch.stack([whole[ends[row] + j] for j in range(right + 1)])
-                gaps[row] += _apart(laws[i, : right + 1], expected).tolist()
+                gaps[row] += _apart(answers[i, : right + 1], expected).tolist()
                 ends[row] += right
             tried.truncate([ends[row] for row in rows])
             for row in rows:
@@ -265,9 +265,9 @@ def _check_inputs(cache: KVCache, text: Tensor) -> None:
         )
 
 
-def _apart(laws: Tensor, expected: Tensor) -> Tensor:
+def _apart(answers: Tensor, expected: Tensor) -> Tensor:
     """Total variation position by position; nan where nothing can be expected."""
-    gap = (laws.double().exp() - expected.double().exp()).abs().sum(-1) / 2
+    gap = (answers.double().exp() - expected.double().exp()).abs().sum(-1) / 2
     sound = expected.isfinite().any(-1) & ~expected.isnan().any(-1)
     return torch.where(sound, gap.nan_to_num(nan=1.0), torch.nan)
 

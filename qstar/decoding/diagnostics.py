@@ -1,7 +1,7 @@
-"""Two next-token laws, position by position: alpha* and what goes with it.
+"""Two next-token distributions, position by position: alpha* and what goes with it.
 
-`measure` compares the laws of two parents wherever both are known; nothing here draws a token.
-`qstar.decoding.generate` says how tokens are drawn, `qstar.rows` is the reference in NumPy.
+`measure` compares the distributions of two parents wherever both are known; nothing here draws a
+token. `qstar.decoding.generate` says how tokens are drawn, `qstar.rows` is the reference in NumPy.
 """
 
 from collections.abc import Callable, Sequence
@@ -60,7 +60,7 @@ class Comparison:
 
 
 def measure(log_policy: Tensor, log_teacher: Tensor, *, alpha: float | None = None) -> Comparison:
-    """Compare the parents at positions where they have these laws.
+    """Compare the parents at positions where they have these distributions.
 
     Args:
         log_policy: Log-probabilities of the policy, in any precision; computed in float64. Shape
@@ -99,7 +99,7 @@ def to_cpu(comparison: Comparison) -> Comparison:
 
 
 def _widen(log_p: Tensor) -> Tensor:
-    """The same laws in the widest type the device has, normalised in it."""
+    """The same distributions in the widest type the device has, normalised in it."""
     wide = torch.float32 if log_p.device.type == "mps" else torch.float64
     return torch.log_softmax(log_p, dim=-1, dtype=wide)
 

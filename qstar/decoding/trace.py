@@ -61,7 +61,8 @@ class Trace:
     """What was known where each token was drawn, and what each round took.
 
     One entry per position, shaped like the tokens. Where no token was drawn numbers are nan,
-    statuses and proposers -1. Divergences are in nats, computed in the precision of the laws.
+    statuses and proposers -1. Divergences are in nats, computed in the precision of the
+    distributions.
 
     Attributes:
         balance: alpha*, the Chernoff information, the status and the rest of the solution. Where

@@ -122,7 +122,7 @@ def range_extremal_pair(log_ratio_range: float, rarity: float) -> tuple[ndarray,
     """Two coins whose log-ratio has a given range, and whose alpha* nears `range_bound` from below.
 
     The teacher's heads have odds `rarity`, the policy's odds are e^R times as long. As the rarity
-    vanishes the coins become Poisson laws, and alpha* rises to B(R).
+    vanishes the coins become Poisson distributions, and alpha* rises to B(R).
 
     Args:
         log_ratio_range: R in nats, positive.

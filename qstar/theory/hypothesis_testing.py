@@ -95,8 +95,8 @@ def simulate(
     trials = check_count("trials", trials)
     policy, teacher = np.exp(pair.log_policy), np.exp(pair.log_teacher)
     wrong, misled, variance = [], np.zeros(len(policy)), 0.0
-    for law, side in ((policy, 1.0), (teacher, -1.0)):
-        tallies = generator.multinomial(draws, law, size=trials)
+    for parent, side in ((policy, 1.0), (teacher, -1.0)):
+        tallies = generator.multinomial(draws, parent, size=trials)
         evidence = side * _evidence(pair, tallies)
         errs = np.where(evidence < 0, 1.0, np.where(evidence == 0, 0.5, 0.0))
         wrong.append(float(errs.mean()))

@@ -1,17 +1,17 @@
-"""Whole sequences: the geometric mean of two sequence laws, and the token-by-token law beside it.
+"""Whole sequences: the geometric mean of two distributions of them, and the one token by token.
 
-Two laws of sequences y of `length` tokens have two natural geometric means at an exponent alpha.
-The sequence-level one, Q, is the geometric mean of the joint laws. The token-level one, q~, takes
-the geometric mean of the next-token laws at every prefix, as a decoder does. With Z(prefix) the
-partition function of the two next-token laws,
+Two distributions of sequences y of `length` tokens have two natural geometric means at an exponent
+alpha. The sequence-level one, Q, is the geometric mean of the joint distributions. The token-level
+one, q~, takes the geometric mean of the next-token distributions at every prefix, as a decoder
+does. With Z(prefix) the partition function of the two next-token distributions,
 
     Q(y) / q~(y) = prod_t Z(y[:t]) / Z_seq,        Z_seq = E_q~ prod_t Z(Y[:t]).
 
-`SequenceLaw` holds a law as tables and makes all of this exact; `PerronPair` is the limit of long
-Markov chains; `smc` draws from Q, given two parents that read particles: tables (`TablePair`) or a
-language model under two prompts. A `SequenceLaw` is a parent for
-`qstar.families.montecarlo`, whose rejection sampler therefore draws whole sequences exactly.
-NumPy float64; divergences in nats; parents come first and alpha last.
+`SequenceLaw` holds a distribution as tables and makes all of this exact; `PerronPair` is the limit
+of long Markov chains; `smc` draws from Q, given two parents that read particles: tables
+(`TablePair`) or a language model under two prompts. A `SequenceLaw` is a parent for
+`qstar.families.montecarlo`, whose rejection sampler therefore draws whole sequences exactly. NumPy
+float64; divergences in nats; parents come first and alpha last.
 """
 
 from collections.abc import Callable
@@ -33,12 +33,12 @@ from ..solve import solve_kl_symmetry
 
 EPS = np.finfo(np.float64).eps
 
-# --- Laws as tables ------------------------------------------------------------------------------
+# --- Distributions as tables ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class SequenceLaw:
-    """A law of sequences of fixed length over a small vocabulary, by its next-token laws.
+    """Sequences of fixed length over a small vocabulary, by their next-token distributions.
 
     Attributes:
         log_next: Entry t has shape (vocab,) * (t + 1): the log-probabilities of token t, on the
@@ -61,7 +61,7 @@ class SequenceLaw:
                     f"{table.shape}."
                 )
         if not tables:
-            raise ValueError("log_next needs the law of at least one token: got none.")
+            raise ValueError("log_next needs the distribution of at least one token: got none.")
         checked = tuple(check_pair(table, table).log_policy for table in tables)
         object.__setattr__(self, "log_next", checked)
 
@@ -84,7 +84,7 @@ class SequenceLaw:
         return joint
 
     def log_rows(self, prefixes: ndarray) -> ndarray:
-        """The law of the next token after each prefix."""
+        """The distribution of the next token after each prefix."""
         rows = self.log_next[prefixes.shape[1]][tuple(prefixes.T)]
         return np.broadcast_to(rows, (len(prefixes), self.vocab))
 
@@ -102,7 +102,7 @@ class SequenceLaw:
 
 
 def markov_chain(log_first: ArrayLike, log_transition: ArrayLike, length: int) -> SequenceLaw:
-    """The law of the first `length` states of a Markov chain.
+    """The distribution of the first `length` states of a Markov chain.
 
     Args:
         log_first: Log-probabilities of the first state. Shape (vocab,).
@@ -126,7 +126,7 @@ def markov_chain(log_first: ArrayLike, log_transition: ArrayLike, length: int) -
 
 
 def from_joint(log_joint: ArrayLike) -> SequenceLaw:
-    """The law that has these log-probabilities of all sequences; impossible prefixes go on evenly.
+    """The distribution with these log-probabilities; impossible prefixes go on evenly.
 
     Raises:
         ValueError: The axes differ in length, or the probabilities do not sum to one.
@@ -151,7 +151,7 @@ def from_joint(log_joint: ArrayLike) -> SequenceLaw:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenLevel:
-    """The law q~ of a decoder that takes the geometric mean at every position, exactly.
+    """The distribution q~ of a decoder that takes the geometric mean at every position, exactly.
 
     Attributes:
         law: q~.
@@ -183,7 +183,7 @@ class TokenLevel:
 def token_level(
     policy: SequenceLaw, teacher: SequenceLaw, alpha: float | None = None
 ) -> TokenLevel:
-    """The law of decoding token by token.
+    """The distribution of decoding token by token.
 
     Args:
         policy: The parent with exponent alpha.
@@ -209,7 +209,7 @@ def token_level(
             prefix = tuple(int(i) for i in np.argwhere(stuck)[0])
             raise ValueError(
                 f"policy and teacher share no token after the prefix {prefix} (token {t}): the "
-                f"token-level law does not exist there. The sequence-level one may."
+                f"token-level distribution does not exist there. The sequence-level one may."
             )
         laws.append(log_geometric_mean(ours, theirs, at))
         alphas.append(at)
@@ -219,14 +219,14 @@ def token_level(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SequenceLevel:
-    """The geometric mean Q of two laws of whole sequences, exactly.
+    """The geometric mean Q of two distributions of whole sequences, exactly.
 
     Attributes:
-        law: Q, by its next-token laws.
+        law: Q, by its next-token distributions.
         alpha: The exponent.
-        log_partition: log Z_seq, in nats; minus the Chernoff information of the two joint laws
-            where alpha is alpha*.
-        balance: alpha*, the Chernoff information and the divergences of the joint laws.
+        log_partition: log Z_seq, in nats; minus the Chernoff information of the two joint
+            distributions where alpha is alpha*.
+        balance: alpha*, the Chernoff information and the divergences of the joint distributions.
     """
 
     law: SequenceLaw
@@ -238,12 +238,12 @@ class SequenceLevel:
 def sequence_level(
     policy: SequenceLaw, teacher: SequenceLaw, alpha: float | None = None
 ) -> SequenceLevel:
-    """The geometric mean of the two joint laws, by enumeration of all sequences.
+    """The geometric mean of the two joint distributions, by enumeration of all sequences.
 
     Args:
         policy: The parent with exponent alpha.
         teacher: The other one, over the same sequences.
-        alpha: The exponent; None solves for alpha* of the joint laws.
+        alpha: The exponent; None solves for alpha* of the joint distributions.
 
     Raises:
         ValueError: The parents are of different shapes, share no sequence, or alpha leaves [0, 1].
@@ -261,8 +261,8 @@ def sequence_level(
 def look_ahead(token: TokenLevel) -> tuple[ndarray, ...]:
     """log E_q~[prod_(s>t) Z(Y[:s]) | y[:t+1]] after every token: what q~ does not look at.
 
-    The next-token law of Q is that of q~ times the exp of this, normalised: it is the twist that
-    turns one into the other.
+    The next-token distribution of Q is that of q~ times the exp of this, normalised: it is the
+    twist that turns one into the other.
     """
     tables = [np.zeros(token.law.log_joint.shape)]
     for t in range(token.law.length - 1, 0, -1):
@@ -275,8 +275,8 @@ def _check_parents(policy: SequenceLaw, teacher: SequenceLaw) -> None:
     ours, theirs = (policy.length, policy.vocab), (teacher.length, teacher.vocab)
     if ours != theirs:
         raise ValueError(
-            f"policy and teacher must be laws of the same sequences: got (length, vocabulary) "
-            f"{ours} and {theirs}."
+            f"policy and teacher must be distributions of the same sequences: got (length, "
+            f"vocabulary) {ours} and {theirs}."
         )
 
 
@@ -292,8 +292,8 @@ class PerronPair:
     the transition matrix of the sequence-level mean, M_ij v_j / (rho v_i): Doob's transform.
 
     Attributes:
-        log_policy: The policy's log transition matrix; row i is the law after state i. Shape
-            (states, states).
+        log_policy: The policy's log transition matrix; row i is the distribution after state i.
+            Shape (states, states).
         log_teacher: The teacher's. Shape (states, states).
 
     Raises:
@@ -408,7 +408,7 @@ class PerronPair:
 
 
 def stationary(log_transition: ndarray) -> ndarray:
-    """The stationary law of an irreducible chain."""
+    """The stationary distribution of an irreducible chain."""
     size = len(log_transition)
     system = np.vstack([np.exp(log_transition).T - np.eye(size), np.ones(size)])
     return np.linalg.lstsq(system, np.r_[np.zeros(size), 1.0], rcond=None)[0]
@@ -421,7 +421,7 @@ class Pair(Protocol):
     """Two parents that read the same tokens, in many particles at once."""
 
     def log_rows(self) -> tuple[ndarray, ndarray]:
-        """The next-token laws of policy and teacher after what each particle has read."""
+        """The next-token distributions of policy and teacher after what each particle has read."""
         ...
 
     def keep(self, rows: ndarray) -> None:
@@ -564,7 +564,7 @@ def smc(
 def sample_token_level(
     pair: Pair, length: int, *, num_particles: int, generator: Generator, alpha: float | None = None
 ) -> Particles:
-    """Independent draws from the token-level law q~; weights are equal.
+    """Independent draws from the token-level distribution q~; weights are equal.
 
     Args:
         pair: The parents, with `num_particles` particles that have read nothing yet.
@@ -587,8 +587,8 @@ def sample_token_level(
     drawn = _run(pair, length, num_particles, generator, 0.0, choose)
     if not np.isfinite(drawn.log_partitions).all():
         raise ValueError(
-            "policy and teacher share no token after a prefix that was drawn: the token-level law "
-            "does not exist there. Use `smc`, which leaves such prefixes behind."
+            "policy and teacher share no token after a prefix that was drawn: the token-level "
+            "distribution does not exist there. Use `smc`, which leaves such prefixes behind."
         )
     even = np.full(num_particles, -np.log(num_particles))
     fields = {name: getattr(drawn, name) for name in Particles.__slots__}
@@ -631,8 +631,8 @@ def _run(
             log_parents, origin, log_w = log_parents[:, rows], origin[rows], np.zeros(count)
         alive = np.isfinite(log_z[:, t])
         # A particle without a shared token has weight zero for ever; any token will do.
-        log_law = np.where(alive[:, None], _mean(ours, theirs, alphas[:, t]), ours)
-        tokens[:, t] = _draw(log_law, generator)
+        log_q = np.where(alive[:, None], _mean(ours, theirs, alphas[:, t]), ours)
+        tokens[:, t] = _draw(log_q, generator)
         chosen = np.arange(count), tokens[:, t]
         log_parents = log_parents + np.stack([ours[chosen], theirs[chosen]])
         pair.extend(tokens[:, t])

@@ -44,7 +44,7 @@ from transformers import TopKLogitsWarper
 
 from qstar.decoding import kv_cache, planner
 from qstar.decoding.costs import PARENTS, Costs
-from qstar.decoding.filters import shaping
+from qstar.decoding.filters import filters_for
 from qstar.decoding.generate import generate
 from qstar.decoding.judging import Rule
 from qstar.sampling import chance, enumeration, rules
@@ -145,7 +145,7 @@ def test_filters_apply_in_their_order_though_only_some_read_the_text():
                 laws[row, position] = step(ids, laws[row, position][None])[0]
         return laws.log_softmax(-1)
 
-    actual = shaping(logits_processor=steps)(log_law, texts, drafts)
+    actual = filters_for(logits_processor=steps)(log_law, texts, drafts)
     torch.testing.assert_close(actual, one_by_one(steps), rtol=0, atol=1e-6)
     assert not torch.allclose(actual, one_by_one(steps[::-1]), atol=1e-3)
 

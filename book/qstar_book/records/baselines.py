@@ -47,8 +47,8 @@ class Rivals:
             Shape (positions,).
         excess: Rival -> its larger divergence KL(q || parent), minus C. Shape (positions,).
         strayed: Rival -> KL(q* || q). Shape (positions,).
-        forward: Law -> its larger forward divergence KL(parent || q), "q*" among them. Shape
-            (positions,).
+        forward: Distribution -> its larger forward divergence KL(parent || q), "q*" among them.
+            Shape (positions,).
     """
 
     chernoff: ndarray
@@ -72,23 +72,23 @@ def compare(log_policy: ndarray, log_teacher: ndarray) -> Rivals:
     """
     balance = solve_kl_symmetry(log_policy, log_teacher)
     log_q = rows.log_geometric_mean(log_policy, log_teacher, balance.alpha)
-    laws = {"q*": log_q}
+    rivals = {"q*": log_q}
     for alpha in (0.5, 0.3, 0.7):
         fixed = np.full(len(log_q), alpha)
-        laws[f"alpha {alpha:g}"] = rows.log_geometric_mean(log_policy, log_teacher, fixed)
-    laws["mixture alpha*"] = mixtures.log_mixture(log_policy, log_teacher, balance.alpha)
-    laws["midpoint"] = mixtures.log_mixture(log_policy, log_teacher, np.full(len(log_q), 0.5))
-    laws["best mixture"] = mixtures.reverse_mixture(log_policy, log_teacher)[1]
-    laws["forward centre"] = mixtures.forward_mixture(log_policy, log_teacher)[1]
-    costs = {name: mixtures.cost(law, log_policy, log_teacher) for name, law in laws.items()}
+        rivals[f"alpha {alpha:g}"] = rows.log_geometric_mean(log_policy, log_teacher, fixed)
+    rivals["mixture alpha*"] = mixtures.log_mixture(log_policy, log_teacher, balance.alpha)
+    rivals["midpoint"] = mixtures.log_mixture(log_policy, log_teacher, np.full(len(log_q), 0.5))
+    rivals["best mixture"] = mixtures.reverse_mixture(log_policy, log_teacher)[1]
+    rivals["forward centre"] = mixtures.forward_mixture(log_policy, log_teacher)[1]
+    costs = {name: mixtures.cost(log_p, log_policy, log_teacher) for name, log_p in rivals.items()}
     one_sided = np.abs(rows.check_pair(log_policy, log_teacher).log_ratio) > np.log(LIKED)
     return Rivals(
         chernoff=balance.chernoff,
         alpha=balance.alpha,
         one_sided=(np.exp(log_q) * one_sided).sum(axis=-1),
-        excess={name: costs[name].worse - balance.chernoff for name in laws if name != "q*"},
-        strayed={name: rows.kl(log_q, laws[name]) for name in laws if name != "q*"},
-        forward={name: costs[name].worse_forward for name in laws},
+        excess={name: costs[name].worse - balance.chernoff for name in rivals if name != "q*"},
+        strayed={name: rows.kl(log_q, rivals[name]) for name in rivals if name != "q*"},
+        forward={name: costs[name].worse_forward for name in rivals},
     )
 
 
