@@ -82,12 +82,8 @@ class OptimalSpeculativeDecoder:
         Where the models' output layers are padded to different sizes, `vocab` is taken from the
         tokenizer.
 
-        Args:
-            policy: As the three that follow, an attribute of the class.
-            teacher: The other parent.
-            tokenizer: The policy's.
-            teacher_tokenizer: None for the policy's.
-            options: For every call: fields of `Sampling`, and `OTHERS`.
+        The arguments are the attributes of the class, and the options of every call: fields of
+        `Sampling`, and `OTHERS`.
 
         Raises:
             TypeError: An option is none of these.

@@ -1,7 +1,6 @@
 """Two next-token distributions, position by position: alpha* and what goes with it.
 
-`measure` compares the distributions of two parents wherever both are known; nothing here draws a
-token. `qstar.decoding.generate` says how tokens are drawn, `qstar.rows` is the reference in NumPy.
+Nothing here draws a token; `qstar.rows` is the reference in NumPy.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,23 +28,22 @@ BLOCK_ENTRIES = 2**18
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """The two parents at every position. Divergences are in nats.
+    """The two parents at every position, shape (*positions). Divergences are in nats.
 
     Attributes:
         balance: alpha*, the Chernoff information, the status and the rest of the solution.
-        alpha: The exponent that was used: alpha*, unless it was fixed. Shape (*positions).
+        alpha: The exponent that was used: alpha*, unless it was fixed.
         minus_log_partition: -log Z(alpha); at alpha* it is the Chernoff information, outside
-            [0, 1] never positive, and -inf where there is no q_alpha. Shape (*positions).
+            [0, 1] never positive, and -inf where there is no q_alpha.
         minus_log_partition_half: -log Z(1/2), the Bhattacharyya distance of the parents. It is
-            below the Chernoff information by KL(q* || q_1/2): what solving for alpha* buys. Shape
-            (*positions).
-        policy_to_teacher: KL(policy || teacher). Shape (*positions).
-        teacher_to_policy: KL(teacher || policy). Shape (*positions).
+            below the Chernoff information by KL(q* || q_1/2): what solving for alpha* buys.
+        policy_to_teacher: KL(policy || teacher).
+        teacher_to_policy: KL(teacher || policy).
         accept_policy: The acceptance probability of a token drafted by the policy if the output
-            must follow q_alpha; nan where there is none. Shape (*positions).
-        accept_teacher: The same for a token drafted by the teacher. Shape (*positions).
+            must follow q_alpha; nan where there is none.
+        accept_teacher: The same for a token drafted by the teacher.
         log_ratio_range: The largest minus the smallest of log policy - log teacher over the shared
-            support, which bounds how far alpha* can be from 1/2. Shape (*positions).
+            support, which bounds how far alpha* can be from 1/2.
     """
 
     balance: TensorBalance
@@ -63,9 +61,8 @@ def measure(log_policy: Tensor, log_teacher: Tensor, *, alpha: float | None = No
     """Compare the parents at positions where they have these distributions.
 
     Args:
-        log_policy: Log-probabilities of the policy, in any precision; computed in float64. Shape
-            (*positions, vocab).
-        log_teacher: The same for the teacher, of the same shape. Shape (*positions, vocab).
+        log_policy: In any precision; computed in float64. Shape (*positions, vocab).
+        log_teacher: The same of the teacher.
         alpha: None solves for alpha*; a number fixes the exponent, outside [0, 1] too.
 
     Raises:

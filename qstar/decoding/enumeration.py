@@ -115,16 +115,8 @@ def decoder_law(
 ) -> tuple[ndarray, int]:
     """The joint distribution of the decoder's tokens, an axis each, and how many choices it made.
 
-    Args:
-        policy: A model of few tokens.
-        teacher: Another.
-        policy_ids: The policy's prompt. Shape (length,).
-        teacher_ids: The teacher's; None for the policy's. Shape (teacher_length,).
-        length: How many new tokens.
-        **options: For `generate`.
-
-    Raises:
-        ValueError: As `decoder_laws`.
+    Of `length` new tokens after one prompt for each model, of few tokens; `options` are for
+    `generate`. Errors are those of `decoder_laws`.
     """
     prompts = policy_ids, policy_ids if teacher_ids is None else teacher_ids
     probabilities, result = decoder_laws((policy, teacher), [prompts], length, **options)

@@ -6,10 +6,9 @@ says which slots are part of a row's text, and every token carries its own posit
 end that no row needs are cut off, so that one row alone never leaves a hole; when more than half
 of the slots are holes they are squeezed out.
 
-What a model answers to a text is what it answers when it reads that text alone, at once, without a
-cache, and works the positions out itself. A cache must not change that, and not every model is
-built so that it does not: `cache_check.check` tries it before it is trusted. Where it fails, each
-text is read anew for every token, which is slow and right.
+A cache must not change what a model answers, and not every model is built so that it does not:
+`cache_check.check` tries it before it is trusted. Where it fails, each text is read anew for every
+token, which is slow and right.
 """
 
 import copy
@@ -76,16 +75,13 @@ class KVCache:
         context_length: int | None = None,
         implementation: str | None = None,
     ) -> None:
-        """Look at a model; `name` is what errors call it.
+        """Look at a model, which may be compiled, quantised, or have adapters.
 
         Args:
-            model: A causal language model of transformers, maybe compiled, quantised, or with
-                adapters.
+            model: A causal language model of transformers.
             name: What errors call it.
-            context_length: The most tokens of a text, in place of what the configuration says. A
-                table of positions keeps its end.
-            implementation: "static" for a cache of fixed size, "dynamic" for one that grows; None
-                for the first on an accelerator, where the model allows it.
+            context_length: As in `Sampling`.
+            implementation: As `cache_implementation` there.
 
         Raises:
             ValueError: It is no causal language model, or its cache cannot take tokens back, or

@@ -121,13 +121,8 @@ def log_partition(policy: Parent, teacher: Parent, alpha: ArrayLike) -> ndarray:
     Convex in alpha and never positive; at alpha 0 and 1 the limit, which is the log of the mass
     that a parent has on the shared support. -inf for disjoint parents.
 
-    Args:
-        policy: See `solve_kl_symmetry`.
-        teacher: See `solve_kl_symmetry`.
-        alpha: The exponent on the policy, in [0, 1], of any shape. Shape (*alphas).
-
     Raises:
-        ValueError: alpha leaves [0, 1] or is nan; otherwise as `solve_kl_symmetry`.
+        ValueError: alpha, of any shape, leaves [0, 1] or is nan; otherwise as `solve_kl_symmetry`.
         ArithmeticError: A quadrature did not converge, or a divergence overflows.
     """
     home, ours, theirs, _ = _read(policy, teacher)
@@ -178,11 +173,6 @@ def geometric_mean(policy: Parent, teacher: Parent, alpha: float) -> Distributio
     A member of the family where the parents share one (with the parameters that the path gives
     it), otherwise a `GeometricMean`: a distribution by its `log_density`, `pdf` and `support`, that
     can be a parent again.
-
-    Args:
-        policy: What alpha = 1 gives (given the shared support).
-        teacher: What alpha = 0 gives (given the shared support).
-        alpha: The exponent on the policy, in [0, 1]; q* is at `Balance.alpha`.
 
     Raises:
         ValueError: alpha is not one number in [0, 1], or the parents are disjoint; otherwise as

@@ -52,8 +52,8 @@ class Estimate:
     """Numbers with their standard errors.
 
     Attributes:
-        value: The estimates. Shape (*alphas).
-        error: One standard error each, in the same unit. Shape (*alphas).
+        value: The estimates, one for each alpha.
+        error: One standard error each, in the same unit.
     """
 
     value: ndarray
@@ -139,8 +139,8 @@ def solve_kl_symmetry(
     (kept within [0.05, 0.95]) of the sample that is solved.
 
     Args:
-        policy: The parent with exponent alpha.
-        teacher: The parent with exponent 1 - alpha, over the same space.
+        policy: One parent.
+        teacher: The other, over the same space.
         num_samples: Draws for the estimate. The error of C is about
             sqrt((exp(C) - 1) / num_samples), at most.
         generator: The only source of randomness.
@@ -278,8 +278,8 @@ def sample_geometric_mean(
     policy^alpha teacher^(1 - alpha) / (alpha policy + (1 - alpha) teacher) <= 1.
 
     Args:
-        policy: The parent with exponent alpha.
-        teacher: The parent with exponent 1 - alpha.
+        policy: One parent.
+        teacher: The other.
         alpha: In [0, 1]. At alpha* a share exp(-C) of the proposals is kept.
         count: How many draws to return.
         generator: The only source of randomness.

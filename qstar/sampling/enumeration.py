@@ -128,14 +128,13 @@ def pick_law(
             log_target, generator=...) and returning a `Pick`; anything else it needs is bound.
         draw_candidates: `picks.draw_candidates`, or a drafter that lies about its distribution.
         log_draft: The draft's log-probabilities. Shape (vocab,).
-        log_target: The target's. Shape (vocab,).
+        log_target: The target's.
         num_candidates: How many candidates are drawn.
         replacement: Whether they are drawn with replacement.
         dtype: In which precision the rule computes.
 
     Returns:
         The distribution of the emitted token, and the probability that it is an accepted candidate.
-        Shape (vocab,).
     """
     draft, target = (torch.tensor(log_p, dtype=dtype) for log_p in (log_draft, log_target))
     drawn = [

@@ -122,15 +122,11 @@ def von_neumann(
     is accepted with probability 1/M; where the draft lacks an outcome of the target, with none.
 
     Args:
-        candidates: Drawn independently (with replacement) from `log_draft`. Shape (*batch,
-            num_candidates).
-        log_draft: The draft's log-probabilities. Shape (*batch, vocab).
-        log_target: The target's. Shape (*batch, vocab).
+        candidates: Drawn with replacement. Shape (*batch, num_candidates).
+        log_draft: As the others, see `accept_or_redraw`, which has the same errors.
+        log_target: The target's log-probabilities.
         generator: The only source of randomness.
-        check: Whether to look at values; see `verify`.
-
-    Raises:
-        ValueError: As `verify`.
+        check: Whether to look at values.
 
     Source: von Neumann (1951), "Various techniques used in connection with random digits".
     """
@@ -169,10 +165,7 @@ def source_loop(
             (*batch, vocab).
         log_target: The target's. Shape (*batch, vocab).
         generator: The only source of randomness.
-        check: Whether to look at values; see `verify`.
-
-    Raises:
-        ValueError: As `verify`.
+        check: Whether to look at values.
 
     Source: the analysis, problem 1, "关键代码片段".
     """

@@ -5,10 +5,9 @@ Neither is called p or q: the papers disagree on which is which. Every rule but 
 exact, and its tests enumerate the very code that samples (see `qstar.sampling.enumeration`).
 
 Batches: leading axes are independent rows, and a rejection in one row costs the others nothing.
-Randomness: `generator` is a `torch.Generator` on any device (a CPU generator serves tensors on an
-accelerator), or anything that can `keep` and `draw` as `Chance` does. A call uses the same amount
-of randomness whatever the outcome, and never waits for the device unless `check` asks it to.
-Support: -inf is a value. A token of no mass under the target is never returned.
+Randomness: a `generator` as in `qstar.sampling.chance`. A call uses the same amount of it whatever
+the outcome, and never waits for the device unless `check` asks it to. Support: -inf is a value. A
+token of no mass under the target is never returned.
 
 What judged a draft must be the distribution that it was drawn from: filter (temperature, top-k,
 top-p) once, draw from the filtered log-probabilities and pass the same tensor on.

@@ -28,13 +28,8 @@ def sharpest_acceptance_bound(chernoff: ArrayLike) -> ndarray:
     `tightest_pair` attains it. From above there is only 1: given C, every acceptance in [bound, 1)
     occurs.
 
-    With t > 0 the minimising coin is b = (1 - coth t + 1/t) / 2, and V = 2 t b (1 - b).
-
-    Args:
-        chernoff: In nats, not negative; inf gives 0, nan gives nan. Shape (*any).
-
-    Raises:
-        ValueError: A negative Chernoff information.
+    With t > 0 the minimising coin is b = (1 - coth t + 1/t) / 2, and V = 2 t b (1 - b). Of a C that
+    is inf the bound is 0, of nan nan; a negative one raises ValueError.
 
     Source: Fedotov, Harremoes and Topsoe (2003), "Refinements of Pinsker's inequality", IEEE
         Transactions on Information Theory 49(6).

@@ -49,7 +49,7 @@ def log_error(
 
     Args:
         log_policy: One row of log-probabilities. Shape (vocab,).
-        log_teacher: The same for the teacher. Shape (vocab,).
+        log_teacher: The same of the teacher.
         draws: How many tokens are drawn.
         prior: The probability that the policy was chosen.
 
@@ -57,8 +57,7 @@ def log_error(
         In nats; -inf if the judge never errs.
 
     Raises:
-        ValueError: Not one pair of rows, a prior outside (0, 1), no draws, or more tallies than
-            `MOST_TYPES`.
+        ValueError: An argument makes no sense, or there are more tallies than `MOST_TYPES`.
     """
     pair = _one_pair(log_policy, log_teacher, draws, prior)
     pair = _without(pair)
@@ -86,11 +85,7 @@ def simulate(
     *,
     generator: np.random.Generator,
 ) -> Verdicts:
-    """Let the best judge judge, `trials` times for each parent; a tie counts as half an error.
-
-    Raises:
-        ValueError: Not one pair of rows, no draws, or no trials.
-    """
+    """Let the best judge judge, `trials` times for each parent; a tie counts as half an error."""
     pair = _one_pair(log_policy, log_teacher, draws, 0.5)
     trials = check_count("trials", trials)
     policy, teacher = np.exp(pair.log_policy), np.exp(pair.log_teacher)
@@ -124,8 +119,7 @@ def simulate_tilted(
     wasted.
 
     Raises:
-        ValueError: Not one pair of rows, no draws or trials, an alpha outside [0, 1], or the
-            parents share no token.
+        ValueError: An alpha outside [0, 1], or the parents share no token.
     """
     pair = _one_pair(log_policy, log_teacher, draws, 0.5)
     trials = check_count("trials", trials)

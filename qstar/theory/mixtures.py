@@ -45,11 +45,7 @@ class Cost:
 
 
 def cost(log_q: ArrayLike, log_policy: ArrayLike, log_teacher: ArrayLike) -> Cost:
-    """The four divergences between a distribution and the two parents; inf where a support is left.
-
-    Raises:
-        ValueError: A row is not a normalised distribution, or the shapes differ.
-    """
+    """The four divergences between q and its two parents; inf where a support is left."""
     return Cost(
         kl(log_q, log_policy),
         kl(log_q, log_teacher),
@@ -59,12 +55,7 @@ def cost(log_q: ArrayLike, log_policy: ArrayLike, log_teacher: ArrayLike) -> Cos
 
 
 def log_mixture(log_policy: ArrayLike, log_teacher: ArrayLike, weight: ArrayLike) -> ndarray:
-    """log of weight * policy + (1 - weight) * teacher; at 1/2 the Jensen-Shannon midpoint.
-
-    Raises:
-        ValueError: A row is not a normalised distribution, the shapes differ, or a weight leaves
-            [0, 1].
-    """
+    """log of weight * policy + (1 - weight) * teacher; at 1/2 the Jensen-Shannon midpoint."""
     pair = check_pair(log_policy, log_teacher)
     weights = np.asarray(weight, dtype=np.float64)
     if not ((weights >= 0) & (weights <= 1)).all():
@@ -83,7 +74,7 @@ def reverse_mixture(log_policy: ArrayLike, log_teacher: ArrayLike) -> tuple[ndar
         Shape (*batch) and (*batch, vocab).
 
     Raises:
-        ValueError: The supports differ (both divergences are then infinite), or as `log_mixture`.
+        ValueError: The supports differ: both divergences are then infinite.
     """
     pair = check_pair(log_policy, log_teacher)
     if not (np.isfinite(pair.log_policy) == np.isfinite(pair.log_teacher)).all():
@@ -103,9 +94,6 @@ def forward_mixture(log_policy: ArrayLike, log_teacher: ArrayLike) -> tuple[ndar
     Returns:
         (the weight on the policy, the log-probabilities of the mixture). Equal parents get 1/2.
         Shape (*batch) and (*batch, vocab).
-
-    Raises:
-        ValueError: As `log_mixture`.
 
     Source: the redundancy-capacity theorem; Cover and Thomas (2006), chapter 13.
     """

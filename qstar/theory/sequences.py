@@ -7,11 +7,9 @@ does. With Z(prefix) the partition function of the two next-token distributions,
 
     Q(y) / q~(y) = prod_t Z(y[:t]) / Z_seq,        Z_seq = E_q~ prod_t Z(Y[:t]).
 
-`SequenceLaw` holds a distribution as tables and makes all of this exact; `PerronPair` is the limit
-of long Markov chains; `smc` draws from Q, given two parents that read particles: tables
-(`TablePair`) or a language model under two prompts. A `SequenceLaw` is a parent for
-`qstar.families.montecarlo`, whose rejection sampler therefore draws whole sequences exactly. NumPy
-float64; divergences in nats; parents come first and alpha last.
+`SequenceLaw` holds a distribution as tables and makes all of this exact (it is a parent for
+`qstar.families.montecarlo`, too); `PerronPair` is the limit of long Markov chains; `smc` draws from
+Q, given two parents that read particles. NumPy float64; divergences in nats.
 """
 
 from collections.abc import Callable
@@ -106,8 +104,7 @@ def markov_chain(log_first: ArrayLike, log_transition: ArrayLike, length: int) -
 
     Args:
         log_first: Log-probabilities of the first state. Shape (vocab,).
-        log_transition: Row i holds the log-probabilities of the state after state i. Shape (vocab,
-            vocab).
+        log_transition: Row i holds those of the state after state i. Shape (vocab, vocab).
         length: How many states, the first one included.
 
     Raises:
@@ -186,8 +183,8 @@ def token_level(
     """The distribution of decoding token by token.
 
     Args:
-        policy: The parent with exponent alpha.
-        teacher: The other one, over the same sequences.
+        policy: One parent.
+        teacher: The other, over the same sequences.
         alpha: One exponent for all positions; None solves for alpha* at every prefix.
 
     Raises:
@@ -240,10 +237,7 @@ def sequence_level(
 ) -> SequenceLevel:
     """The geometric mean of the two joint distributions, by enumeration of all sequences.
 
-    Args:
-        policy: The parent with exponent alpha.
-        teacher: The other one, over the same sequences.
-        alpha: The exponent; None solves for alpha* of the joint distributions.
+    `alpha` None solves for alpha* of the joint distributions.
 
     Raises:
         ValueError: The parents are of different shapes, share no sequence, or alpha leaves [0, 1].
@@ -293,8 +287,7 @@ class PerronPair:
 
     Attributes:
         log_policy: The policy's log transition matrix; row i is the distribution after state i.
-            Shape (states, states).
-        log_teacher: The teacher's. Shape (states, states).
+        log_teacher: The teacher's.
 
     Raises:
         ValueError: Not two square matrices of one shape with normalised rows, or the transitions
@@ -376,14 +369,8 @@ class PerronPair:
     def log_partition_of(
         self, log_first_policy: ArrayLike, log_first_teacher: ArrayLike, length: int, alpha: float
     ) -> float:
-        """log Z_seq of the first `length` states exactly, by `length` products with a matrix.
-
-        Args:
-            log_first_policy: Log-probabilities of the policy's first state.
-            log_first_teacher: The teacher's.
-            length: How many states, the first one included.
-            alpha: The exponent on the policy, in [0, 1].
-        """
+        """log Z_seq of the first `length` states exactly, by `length` products with a matrix, from
+        the log-probabilities of either parent's first state."""
         first = check_pair(log_first_policy, log_first_teacher)
         log_row, log_path = first.log_path(np.asarray(alpha)), self._log_path(alpha)
         for _ in range(length - 1):
@@ -443,28 +430,18 @@ class TablePair:
         self._read = np.empty((num_particles, 0), dtype=np.int64)
 
     def log_rows(self) -> tuple[ndarray, ndarray]:
-        """See `Pair`."""
         ours, theirs = (law.log_rows(self._read) for law in self._laws)
         return ours, theirs
 
     def keep(self, rows: ndarray) -> None:
-        """See `Pair`."""
         self._read = self._read[rows]
 
     def extend(self, tokens: ndarray) -> None:
-        """See `Pair`."""
         self._read = np.column_stack([self._read, tokens])
 
 
 class ChainPair:
-    """Two Markov chains as a `Pair`, of any length.
-
-    Args:
-        log_first_policy: Log-probabilities of the policy's first state.
-        log_first_teacher: The teacher's.
-        transitions: The two transition matrices.
-        num_particles: How many chains are run at a time.
-    """
+    """Two Markov chains as a `Pair`, of any length, from log-probabilities of the first states."""
 
     def __init__(
         self,
@@ -480,7 +457,6 @@ class ChainPair:
         ]
 
     def log_rows(self) -> tuple[ndarray, ndarray]:
-        """See `Pair`."""
         return self._rows[0], self._rows[1]
 
     def keep(self, rows: ndarray) -> None:
@@ -488,7 +464,6 @@ class ChainPair:
         self._rows = [own[rows] for own in self._rows]
 
     def extend(self, tokens: ndarray) -> None:
-        """See `Pair`."""
         self._rows = [matrix[tokens] for matrix in self._matrices]
 
 
@@ -498,19 +473,16 @@ class Particles:
 
     Attributes:
         tokens: The sequences. Shape (particles, length).
-        log_weights: Normalised log-weights; all equal where the last step resampled. Shape
-            (particles,).
-        log_policy: The policy's log-probability of each sequence. Shape (particles,).
-        log_teacher: The teacher's. Shape (particles,).
+        log_weights: Normalised log-weights; all equal where the last step resampled.
+        log_policy: The policy's log-probability of each sequence.
+        log_teacher: The teacher's.
         log_partitions: log Z at every prefix of every sequence, in nats. Shape (particles, length).
         alphas: The exponent at every prefix. Shape (particles, length).
         log_partition: The log of an unbiased estimate of Z_seq, in nats; -inf if every particle ran
             into a prefix after which the parents share no token.
-        effective: The effective number of particles, (sum w)^2 / sum w^2, before each token. Shape
-            (length,).
+        effective: The effective number of particles, (sum w)^2 / sum w^2, before each token.
         resampled: Whether the particles were resampled before each token.
-        origin: The index of the initial particle that each sequence descends from. Shape
-            (particles,).
+        origin: The index of the initial particle that each sequence descends from.
     """
 
     tokens: ndarray
@@ -567,7 +539,7 @@ def sample_token_level(
     """Independent draws from the token-level distribution q~; weights are equal.
 
     Args:
-        pair: The parents, with `num_particles` particles that have read nothing yet.
+        pair: As the three that follow, see `smc`.
         length: How many tokens to draw.
         num_particles: How many sequences.
         generator: The only source of randomness.
