@@ -240,8 +240,9 @@ def check_pair(
             holds nan or +inf or does not sum to one (to `NORMALISATION_TOLERANCE`).
     """
     given = np.asarray(log_policy), np.asarray(log_teacher)
-    check_shapes(*given, names, floating=lambda dtype: dtype.kind == "f")
+    check_kind(*given, names, floating=lambda dtype: dtype.kind == "f")
     first, second = map(_check_rows, given, names)
+    check_same_shape(first, second, names)
     shared = np.isfinite(first) & np.isfinite(second)
     with np.errstate(invalid="ignore"):  # -inf - -inf, discarded by the `where`
         log_ratio = np.where(shared, first - second, 0.0)
@@ -251,10 +252,10 @@ def check_pair(
     return Pair(first, second, shared, log_ratio, mass_gap)
 
 
-def check_shapes(
+def check_kind(
     first: Any, second: Any, names: tuple[str, str], *, floating: Callable[[Any], bool]
 ) -> None:
-    """ValueError unless two arrays, or tensors, are of rows over one vocabulary; reads no value."""
+    """ValueError unless two arrays, or tensors, are of floating-point rows; reads no value."""
     for rows, name in zip((first, second), names, strict=True):
         if not floating(rows.dtype):
             raise ValueError(
@@ -266,6 +267,10 @@ def check_shapes(
                 f"log_{name} needs a vocabulary of at least one outcome on its last axis: "
                 f"got shape {tuple(rows.shape)}."
             )
+
+
+def check_same_shape(first: Any, second: Any, names: tuple[str, str]) -> None:
+    """ValueError unless two arrays, or tensors, have one shape."""
     if first.shape != second.shape:
         raise ValueError(
             f"{names[0]} and {names[1]} must share one vocabulary and one batch: expected equal "

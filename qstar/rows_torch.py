@@ -230,9 +230,9 @@ def acceptance_probability(log_draft: Tensor, log_target: Tensor) -> Tensor:
 def _check_call(log_policy: Tensor, log_teacher: Tensor) -> None:
     """What can be told without reading a value; ValueError as from `qstar.rows`."""
     names = "policy", "teacher"
-    geometric.check_shapes(
-        log_policy, log_teacher, names, floating=NORMALISATION_TOLERANCE.__contains__
-    )
+    pair = log_policy, log_teacher
+    geometric.check_kind(*pair, names, floating=NORMALISATION_TOLERANCE.__contains__)
+    geometric.check_same_shape(*pair, names)
     if log_policy.device != log_teacher.device:
         raise ValueError(
             f"policy and teacher must be on one device: got {log_policy.device} and "
