@@ -200,10 +200,7 @@ def log_geometric_mean(
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) in nats; 0 log 0 = 0, and inf where p puts mass that q lacks.
-
-    As `qstar.kl`, but the rows are trusted to be normalised.
-    """
+    """KL(p || q) in nats. As `qstar.kl`, but the rows are trusted to be normalised."""
     log_p, log_q = _widen(log_p), _widen(log_q)
     on = log_p != -torch.inf
     log_ratio = torch.where(on, log_p - log_q, 0.0)
@@ -220,10 +217,7 @@ def total_variation(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def acceptance_probability(log_draft: Tensor, log_target: Tensor) -> Tensor:
-    """sum_x min(draft(x), target(x)) = 1 - TV(draft, target), at one position.
-
-    As `qstar.acceptance_probability`, but nothing is checked.
-    """
+    """1 - TV(draft, target). As `qstar.acceptance_probability`, but nothing is checked."""
     return torch.minimum(_widen(log_draft), _widen(log_target)).exp().sum(-1).clamp(max=1)
 
 

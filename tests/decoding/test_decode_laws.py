@@ -4,8 +4,8 @@ Three kinds of test. `decoder_laws.enumerated_law` runs the decoder on a batch w
 row per sequence of choices, rows of three prompts among them, and its law must be the token-level
 law to 1e-12: no odds, and every rejection in one row is ragged against another. `every_outcome`
 does the same with a single row, where an adaptive choice of schemes rests on that row's own text.
-Then seeds: chi-squared on the joint outcomes of three tokens. The chance that a correct decoder fails
-any of these is below 1e-9; what they catch is asserted in
+Then seeds: chi-squared on the joint outcomes of three tokens. The chance that a correct decoder
+fails any of these is below 1e-9; what they catch is asserted in
 `test_the_sampling_tests_see_a_total_variation_of_16_percent`; smaller errors are for the exact
 ones. About a minute.
 """
