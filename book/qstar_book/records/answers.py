@@ -62,7 +62,6 @@ class ModelPair:
         self._unread = [[ids[-1:].tolist()] * num_particles for ids in (policy_ids, teacher_ids)]
 
     def log_rows(self) -> tuple[ndarray, ndarray]:
-        """See `Pair`."""
         over = np.isin(self._last, self._ends)
         rows = []
         for reader, ids in zip(self._readers, self._unread, strict=True):
@@ -73,13 +72,11 @@ class ModelPair:
         return rows[0], rows[1]
 
     def keep(self, rows: ndarray) -> None:
-        """See `Pair`; the distributions have been asked for, so that nothing is unread."""
         for reader in self._readers:
             reader.select(rows.tolist())
         self._last = self._last[rows]
 
     def extend(self, tokens: ndarray) -> None:
-        """See `Pair`."""
         self._last = tokens.copy()
         self._unread = [[[token] for token in tokens.tolist()]] * 2
 

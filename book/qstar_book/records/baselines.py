@@ -7,15 +7,12 @@ for each kind of pair and each position C, alpha*, and what every rival of q* co
 """
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy import ndarray
 from tqdm import tqdm
 
@@ -24,8 +21,9 @@ from qstar.solve import solve_kl_symmetry
 from qstar.theory import mixtures
 
 from .. import shipped_model
-from ..files import command_line, write_json
+from ..files import write_json
 from . import corpus as experiments
+from . import made_with
 
 LIKED = 10.0
 """A token is one-sided if one parent gives it more than so many times what the other gives it."""
@@ -172,14 +170,7 @@ def command(*, out: Path) -> None:
     for index in tqdm(range(len(corpus.continuations)), "comparing", unit="answer"):
         for kind, rivals in measure(model, tokenizer, corpus, index).items():
             parts.setdefault(kind, []).append(rivals)
-    made_by = {
-        "command": command_line(),
-        "model": corpus.model,
-        "answers": "data/continuations.json",
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "numpy": np.__version__,
-        "device": f"{model.device.type}, {platform.machine()}, {model.dtype}",
-    }
+    read = {"model": corpus.model, "answers": "data/continuations.json"}
+    made_by = read | made_with(model, "numpy")
     write({kind: join(found) for kind, found in parts.items()}, made_by, out)
     print(out)
