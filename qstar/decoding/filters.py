@@ -115,7 +115,7 @@ class Filters:
         """Filtered: what follows each row's text and its first 0, 1, 2, ... drafts.
 
         Args:
-            log_law: Log-probabilities. The steps see these as their scores, not a model's logits,
+            log_p: Log-probabilities. The steps see these as their scores, not a model's logits,
                 which matters to the processors in `GAUGED`. Shape (batch, positions, vocab).
             texts: Each row's text up to the first position. Read only if `reads_text`. Shape
                 (length,).

@@ -246,8 +246,8 @@ def patched_loop(candidates: Tensor, policy: Tensor, q_star: Tensor, chance: Eve
     """BIASED, an exhibit: the source's loop with its last line mended, and nothing else.
 
     One candidate and this is exact. With k independent ones it has the distribution of the source's
-    own loop with k - 1 (`acceptance.source_loop_law`): where q* does not exceed the policy,
-    k tests against q* alone hand out more than q* has, so that no last line could help.
+    own loop with k - 1 (`acceptance.source_loop_law`): where q* is not above the policy, k
+    tests against q* alone hand out more than q* has, so that no last line could help.
 
     Args:
         candidates: Drawn independently from the policy. Shape (num_candidates,).
