@@ -8,8 +8,8 @@ does. With Z(prefix) the partition function of the two next-token distributions,
     Q(y) / q~(y) = prod_t Z(y[:t]) / Z_seq,        Z_seq = E_q~ prod_t Z(Y[:t]).
 
 `SequenceLaw` holds a distribution as tables and makes all of this exact (it can be a
-parent for `qstar.families.montecarlo`); `PerronPair` is the limit of long Markov chains; `smc` draws from
-Q, given two parents that read particles. NumPy float64; divergences in nats.
+parent for `qstar.families.montecarlo`); `PerronPair` is the limit of long Markov chains; `smc`
+draws from Q, given two parents that read particles. NumPy float64; divergences in nats.
 """
 
 from collections.abc import Callable
