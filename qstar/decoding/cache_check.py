@@ -2,7 +2,7 @@
 
 What a model answers to a text is what it answers when it reads that text alone, at once, without a
 cache, and works the positions out itself. Not every model is built so that a cache leaves that
-alone. Where it does not, each text is read anew for every token, which is slow and right.
+alone.
 """
 
 import re
@@ -64,16 +64,12 @@ def check(cache: KVCache, length: int, *, rows: int = 1) -> None:
 
     Done once a process for every class, configuration, precision and device, and for one row
     and several apart; again if a longer text is asked for than was tried, where something is
-    known to change. A random text (`CHECK_LENGTH` tokens; as many more as it takes to pass a
-    window that the texts pass, up to `CHECK_AT_MOST` where transformers knows the window) is
-    read twice at once, and once in pieces, from a cache, in rows of different lengths, some of
-    which take drafts back. This costs some 6 forwards, over 5 times the text in all. Hooks on
-    the model see them, traces do not. The state of torch's generators and the mode of each
-    module are what they were. Rope factors that switch with the length are not tried but known:
-    texts are read with those of their length (longrope), or refused (dynamic).
-
-    Distributions are compared in total variation. What counts as rounding follows from the
-    precision of the weights, and from how far the two readings at once are apart.
+    known to change. A random text (`CHECK_LENGTH` tokens, or as many as it takes to pass a
+    window that the texts pass) is read twice at once, and once in pieces, from a cache, in rows
+    of different lengths, some of which take drafts back: some 6 forwards, over 5 times the text
+    in all. Distributions are compared in total variation; what counts as rounding follows from
+    the precision of the weights, and from how far the two readings at once are apart. Rope
+    factors that switch with the length are not tried but known.
 
     Args:
         length: How long the texts may get.

@@ -144,7 +144,7 @@ def decoder_laws(
         models: The parents, of few tokens.
         prompts: A pair for each distribution, the policy's and the teacher's.
         length: How many new tokens.
-        vocab: How many token ids are used; all that the policy has if not given.
+        vocab: As in `Sampling`, which has what `options` may be.
         eos_token_id: The token that ends a row, if one does.
         run: `generate`, or one that is mistaken.
         **options: For `run`.

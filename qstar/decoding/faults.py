@@ -28,14 +28,8 @@ def check_emitted(
     So it is with a draft that was judged and came from none, or was to follow none, even if it was
     not kept: a block that is judged as a whole would follow another distribution.
 
-    Args:
-        parents: The models, for what to do about them.
-        rule: What was done with their distributions.
-        state: The texts from before the round.
-        proposal: The drafts.
-        log_p: By parent, what q* was formed from. Shape (rows, positions, vocab).
-        seen: By name, what the host knows of the round (`round.fetch`).
-        emitted: The new tokens of each row.
+    `log_p` is what q* was formed from, by parent; `seen` what the host knows of the round
+    (`round.fetch`); `state` is from before it, and `emitted` has the new tokens of each row.
     """
     if not any(bool(seen[sign].any()) for sign in SIGNS):
         return

@@ -90,17 +90,9 @@ Parent = Any
 def solve_kl_symmetry(policy: Parent, teacher: Parent) -> Balance[float, str, bool]:
     """Find alpha*, at which KL(q* || policy) = KL(q* || teacher).
 
-    Args:
-        policy: The parent with exponent alpha: a distribution of this module or of
-            `qstar.gaussian`, or a frozen SciPy distribution.
-        teacher: The parent with exponent 1 - alpha, over the same kind of outcome.
-
     Returns:
-        A `Balance` of plain Python values. Its statuses are those of `qstar.solve_kl_symmetry`:
-        `interior` wherever the supports agree and the parents differ, a boundary or
-        `degenerate_all` where they overlap in part, `disjoint` (which raises nothing: alpha is
-        nan, divergences are inf) where they do not meet. `converged` is False where a quadrature
-        did not resolve the pair, or a root was not found.
+        A `Balance` of plain Python values, with the statuses of `qstar.solve_kl_symmetry`.
+        `converged` is False where a quadrature did not resolve the pair, or a root was not found.
 
     Raises:
         ValueError: The parents live on different kinds of outcome or in different dimensions, one

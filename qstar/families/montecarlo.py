@@ -68,11 +68,11 @@ class MonteCarloBalance:
         alpha: The exponent on the policy that balances the sample, in [0, 1]; nan where disjoint.
         alpha_error: Large where the parents nearly agree, and q* does not depend on alpha.
         chernoff: -log Z at `alpha`, in nats.
-        chernoff_error: In nats.
+        chernoff_error: In nats, as the others.
         kl_to_policy: KL(q* || policy), in nats.
-        kl_to_policy_error: In nats.
+        kl_to_policy_error: Its error.
         kl_to_teacher: KL(q* || teacher), in nats.
-        kl_to_teacher_error: In nats.
+        kl_to_teacher_error: Its error.
         status: One of `qstar.STATUSES`, as the sample shows it: `disjoint` says that no draw was
             possible to both parents, a boundary that some were not and that the slope kept its
             sign.
