@@ -223,8 +223,7 @@ def acceptance_probability(log_draft: Tensor, log_target: Tensor) -> Tensor:
 
 def _check_call(log_policy: Tensor, log_teacher: Tensor) -> None:
     """What can be told without reading a value; ValueError as from `qstar.rows`."""
-    names = "policy", "teacher"
-    pair = log_policy, log_teacher
+    pair, names = (log_policy, log_teacher), ("policy", "teacher")
     geometric.check_kind(*pair, names, floating=NORMALISATION_TOLERANCE.__contains__)
     geometric.check_same_shape(*pair, names)
     if log_policy.device != log_teacher.device:
