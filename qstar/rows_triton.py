@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,import-not-found,import-untyped,misc"
-"""alpha* for a batch of vocabularies on an accelerator: `rows_torch._solve_block` in fused kernels.
+"""alpha* for a batch of vocabularies on an accelerator: `qstar.solve_torch` in fused kernels.
 
 The same statuses, bracket, steps and stopping rule, in float32, and no word to the host. Two sweeps
 begin a row: one for its totals and the range of the log-ratio, one for both ends of the path and
@@ -139,7 +139,7 @@ def _norms(p, t):
 
 @triton.jit
 def _normalised(p, t, log_total, shift):
-    """(base, ratio, size) as `rows_torch._Path` has them."""
+    """(base, ratio, size) as `solve_torch._Path` has them."""
     shared = _finite(p) & _finite(t)
     teacher = t - log_total
     ratio = tl.where(shared, (p - t) - shift, 0.0)
