@@ -57,12 +57,12 @@ def geometric_mean(policy: Any, teacher: Any, alpha: float) -> Any:
 
 
 def log_geometric_mean(log_policy: Any, log_teacher: Any, alpha: Any) -> Any:
-    """log q_alpha of rows of log-probabilities, normalised.
+    """log q_alpha of rows of log-probabilities, normalised; alpha may be outside [0, 1].
 
     Args:
         log_policy: An array or a tensor. Shape (*batch, vocab).
         log_teacher: The same.
-        alpha: The exponents on the policy, outside [0, 1] too. Shape (*batch), or one number.
+        alpha: Shape (*batch), or one number.
 
     Raises:
         TypeError: The parents are densities, for which `geometric_mean` is.
@@ -82,40 +82,24 @@ def log_partition(policy: Any, teacher: Any, alpha: Any) -> Any:
     Args:
         policy: As `solve_kl_symmetry` takes it.
         teacher: The other parent.
-        alpha: The exponents on the policy: for rows of shape (*batch), outside [0, 1] too; for
-            densities of any shape, in [0, 1].
+        alpha: For rows of shape (*batch), outside [0, 1] too; for densities any shape, in [0, 1].
     """
     home = _home(policy, teacher)
     return home.log_partition(policy, teacher, _like(home, alpha, policy))
 
 
 def kl(p: Any, q: Any) -> Any:
-    """KL(p || q), in nats; inf where p has mass and q has none.
-
-    Args:
-        p: As `solve_kl_symmetry` takes a parent.
-        q: The other.
-    """
+    """KL(p || q) of what `solve_kl_symmetry` takes, in nats; inf where p has mass that q lacks."""
     return _home(p, q).kl(p, q)
 
 
 def total_variation(p: Any, q: Any) -> Any:
-    """TV(p, q) of rows of log-probabilities, in [0, 1].
-
-    Args:
-        p: An array or a tensor. Shape (*batch, vocab).
-        q: The same.
-    """
+    """TV(p, q) of rows of log-probabilities, arrays or tensors of shape (*batch, vocab)."""
     return _of_rows(p, q).total_variation(p, q)
 
 
 def acceptance_probability(log_draft: Any, log_target: Any) -> Any:
-    """The probability 1 - TV that speculative sampling keeps a draft token, in [0, 1].
-
-    Args:
-        log_draft: What drafts: an array or a tensor. Shape (*batch, vocab).
-        log_target: What the tokens are to follow.
-    """
+    """The probability 1 - TV that speculative sampling keeps a draft token: of rows, as above."""
     return _of_rows(log_draft, log_target).acceptance_probability(log_draft, log_target)
 
 

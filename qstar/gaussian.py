@@ -55,11 +55,7 @@ class Gaussian:
     mean: ndarray
     covariance: ndarray
 
-    def __init__(
-        self,
-        mean: ArrayLike,
-        covariance: ArrayLike,
-    ) -> None:
+    def __init__(self, mean: ArrayLike, covariance: ArrayLike) -> None:
         mean = _real(mean, "mean")
         covariance = _real(covariance, "covariance")
         if mean.ndim == 0:
@@ -150,13 +146,7 @@ def log_partition(policy: Gaussian, teacher: Gaussian, alpha: ArrayLike) -> ndar
 def kl_gap(policy: Gaussian, teacher: Gaussian, alpha: ArrayLike) -> ndarray:
     """KL(q_alpha || teacher) - KL(q_alpha || policy), the slope of log Z, in nats.
 
-    Args:
-        policy: The parent with exponent alpha.
-        teacher: The parent with exponent 1 - alpha.
-        alpha: The exponent on the policy, in [0, 1], of any shape; nan gives nan. Shape (*alphas).
-
-    Raises:
-        ValueError: The dimensions differ, or alpha leaves [0, 1].
+    Arguments and errors are those of `log_partition`.
     """
     return _Axes.of(policy, teacher).slope(check_alphas(alpha))
 
@@ -166,13 +156,7 @@ def kl_to_parents(policy: Gaussian, teacher: Gaussian, alpha: ArrayLike) -> tupl
 
     The same as `kl` against each `geometric_mean`, from one decomposition.
 
-    Args:
-        policy: The parent with exponent alpha.
-        teacher: The parent with exponent 1 - alpha.
-        alpha: The exponent on the policy, in [0, 1], of any shape; nan gives nan. Shape (*alphas).
-
-    Raises:
-        ValueError: The dimensions differ, or alpha leaves [0, 1].
+    Arguments and errors are those of `log_partition`.
     """
     axes = _Axes.of(policy, teacher)
     alphas = check_alphas(alpha)
@@ -185,11 +169,6 @@ def geometric_mean(policy: Gaussian, teacher: Gaussian, alpha: float) -> Gaussia
     Precisions are averaged, alpha policy^-1 + (1 - alpha) teacher^-1, and so are the
     precision-weighted means; the covariance is therefore the weighted harmonic mean of the
     parents' covariances, and the mean need not lie between their means.
-
-    Args:
-        policy: What alpha = 1 gives.
-        teacher: What alpha = 0 gives.
-        alpha: The exponent on the policy, in [0, 1].
 
     Raises:
         ValueError: The dimensions differ, or alpha is not a number in [0, 1].
@@ -217,10 +196,6 @@ def solve_kl_symmetry(policy: Gaussian, teacher: Gaussian) -> Balance[float, str
 
     Two different Gaussians have the same support, so exactly one alpha in (0, 1) does it: the root
     of the slope of log Z, which rises from -KL(teacher || policy) to KL(policy || teacher).
-
-    Args:
-        policy: The parent with exponent alpha.
-        teacher: The parent with exponent 1 - alpha.
 
     Returns:
         A `Balance` of plain Python values; status `interior`, or `degenerate_all` with alpha = 1/2
@@ -272,8 +247,8 @@ class SolvedPair:
 
     Attributes:
         name: What the reader calls it.
-        policy: The parent with exponent alpha.
-        teacher: The parent with exponent 1 - alpha.
+        policy: One parent.
+        teacher: The other.
         balance: alpha*, the Chernoff information and the divergences from q*, in nats.
         q_star: The geometric mean at alpha*.
         kl_policy_teacher: KL(policy || teacher), in nats.
@@ -290,11 +265,7 @@ class SolvedPair:
 
 
 def solve_pair(name: str, policy: Gaussian, teacher: Gaussian) -> SolvedPair:
-    """Solve a pair and keep everything that the book says about one.
-
-    Raises:
-        ValueError: The dimensions differ.
-    """
+    """Solve a pair and keep everything that the book says about one."""
     balance = solve_kl_symmetry(policy, teacher)
     return SolvedPair(
         name=name,
@@ -357,13 +328,10 @@ class _Axes:
     """A pair of Gaussians as a product of one-dimensional ones, in the teacher's units.
 
     Attributes:
-        basis: M, with teacher covariance M M^T and policy covariance M diag(variance) M^T. Shape
-            (dimension, dimension).
-        excess: The policy's variance on each axis, minus 1 (exact also where it is tiny). Shape
-            (dimension,).
-        variance: The policy's variance on each axis (exact also where it is tiny). Shape
-            (dimension,).
-        gap: Policy mean minus teacher mean, in teacher standard deviations. Shape (dimension,).
+        basis: M, with teacher covariance M M^T and policy covariance M diag(variance) M^T.
+        excess: The policy's variance on each axis, minus 1 (exact also where it is tiny).
+        variance: The policy's variance on each axis (exact also where it is tiny).
+        gap: Policy mean minus teacher mean, in teacher standard deviations.
     """
 
     basis: ndarray

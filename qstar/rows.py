@@ -15,7 +15,9 @@ no q_alpha.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy import ndarray
@@ -29,102 +31,59 @@ have been float32 before: one is not asked for more than the other. Rounded half
 what their rounding leaves of the row, eps / 2 (-sum p log p), on top."""
 
 
-def log_partition(
-    log_policy: ArrayLike,
-    log_teacher: ArrayLike,
-    alpha: ArrayLike,
-) -> ndarray:
+def log_partition(log_policy: ArrayLike, log_teacher: ArrayLike, alpha: ArrayLike) -> ndarray:
     """log Z(alpha) = log sum_x policy(x)^alpha teacher(x)^(1 - alpha), in nats.
 
     Convex in alpha. In [0, 1] never positive, and -inf where the parents share no outcome. Outside
     never negative: (alpha - 1) D for alpha > 1, D being the Renyi divergence of order alpha from
-    policy to teacher, which is inf where the policy has an outcome that the teacher lacks; the
-    mirror image for alpha < 0. Where it is close to zero it is exact to the relative precision of
-    the inputs, not only to their absolute one: log Z is then computed from the gap of the
-    arithmetic-geometric mean inequality.
+    policy to teacher (inf where the policy has an outcome that the teacher lacks); the mirror image
+    for alpha < 0. Near zero it has the relative precision of the inputs: it is then computed from
+    the gap of the inequality of the means.
 
     Args:
-        log_policy: Normalised log-probabilities of the policy. Shape (*batch, vocab).
-        log_teacher: The same for the teacher, of the same shape. Shape (*batch, vocab).
-        alpha: The exponent on the policy; broadcasts against the batch. nan gives nan. Shape
+        log_policy: Normalised log-probabilities. Shape (*batch, vocab).
+        log_teacher: The same of the teacher. Shape (*batch, vocab).
+        alpha: The exponent on the policy, broadcast against the batch; nan gives nan. Shape
             (*alphas).
 
     Raises:
-        ValueError: A row is not a normalised distribution, the shapes differ, or alpha is
-            infinite.
+        ValueError: A row is not a normalised distribution, shapes differ, or alpha is infinite.
     """
-    pair = check_pair(log_policy, log_teacher)
-    return pair.log_partition(check_exponents(alpha))
+    return check_pair(log_policy, log_teacher).log_partition(check_exponents(alpha))
 
 
-def log_geometric_mean(
-    log_policy: ArrayLike,
-    log_teacher: ArrayLike,
-    alpha: ArrayLike,
-) -> ndarray:
+def log_geometric_mean(log_policy: ArrayLike, log_teacher: ArrayLike, alpha: ArrayLike) -> ndarray:
     """log q_alpha, the normalised geometric mean of policy and teacher, in nats.
 
     At alpha* this is q*. Outside [0, 1] it is guidance: the parent with the exponent above 1,
     tilted away from the other. A row without a q_alpha is nan: its parents share no outcome or,
     outside [0, 1], the parent with the negative exponent lacks one that the other has.
 
-    Args:
-        log_policy: Normalised log-probabilities of the policy. Shape (*batch, vocab).
-        log_teacher: The same for the teacher, of the same shape. Shape (*batch, vocab).
-        alpha: The exponent on the policy; broadcasts against the batch. nan gives nan. Shape
-            (*alphas).
-
-    Raises:
-        ValueError: A row is not a normalised distribution, the shapes differ, or alpha is
-            infinite.
+    Arguments and errors are those of `log_partition`.
     """
-    pair = check_pair(log_policy, log_teacher)
-    return pair.log_geometric_mean(check_exponents(alpha))
+    return check_pair(log_policy, log_teacher).log_geometric_mean(check_exponents(alpha))
 
 
-def kl_gap(
-    log_policy: ArrayLike,
-    log_teacher: ArrayLike,
-    alpha: ArrayLike,
-) -> ndarray:
+def kl_gap(log_policy: ArrayLike, log_teacher: ArrayLike, alpha: ArrayLike) -> ndarray:
     """KL(q_alpha || teacher) - KL(q_alpha || policy), in nats.
 
     It equals E_q[log policy - log teacher], the slope of log Z, and so never decreases in alpha:
     a root, once bracketed, is the only one. nan where there is no q_alpha.
 
-    Args:
-        log_policy: Normalised log-probabilities of the policy. Shape (*batch, vocab).
-        log_teacher: The same for the teacher, of the same shape. Shape (*batch, vocab).
-        alpha: The exponent on the policy; broadcasts against the batch. nan gives nan. Shape
-            (*alphas).
-
-    Raises:
-        ValueError: A row is not a normalised distribution, the shapes differ, or alpha is
-            infinite.
+    Arguments and errors are those of `log_partition`.
     """
-    pair = check_pair(log_policy, log_teacher)
-    return pair.slope_and_curvature(check_exponents(alpha))[0]
+    return check_pair(log_policy, log_teacher).slope_and_curvature(check_exponents(alpha))[0]
 
 
 def cumulants(
-    log_policy: ArrayLike,
-    log_teacher: ArrayLike,
-    alpha: ArrayLike,
+    log_policy: ArrayLike, log_teacher: ArrayLike, alpha: ArrayLike
 ) -> tuple[ndarray, ndarray, ndarray]:
     """The first three derivatives of log Z: mean, variance and third central moment of the
     log-ratio log policy - log teacher under q_alpha, in nats, nats^2 and nats^3.
 
     The mean is `kl_gap`. One Newton step towards alpha* is -mean / variance.
 
-    Args:
-        log_policy: Normalised log-probabilities of the policy. Shape (*batch, vocab).
-        log_teacher: The same for the teacher, of the same shape. Shape (*batch, vocab).
-        alpha: The exponent on the policy; broadcasts against the batch. nan gives nan. Shape
-            (*alphas).
-
-    Raises:
-        ValueError: A row is not a normalised distribution, the shapes differ, or alpha is
-            infinite.
+    Arguments and errors are those of `log_partition`.
     """
     pair, at = check_pair(log_policy, log_teacher), check_exponents(alpha)
     mean, variance = pair.slope_and_curvature(at)
@@ -138,20 +97,12 @@ def kl(log_p: ArrayLike, log_q: ArrayLike) -> ndarray:
 
     Computed from terms that are never negative, p log(p/q) - p + q, so that close distributions
     get a small number and not rounding noise.
-
-    Raises:
-        ValueError: A row is not a normalised distribution, or the shapes differ.
     """
-    pair = check_pair(log_p, log_q, names=("p", "q"))
-    return pair.kl()
+    return check_pair(log_p, log_q, names=("p", "q")).kl()
 
 
 def total_variation(log_p: ArrayLike, log_q: ArrayLike) -> ndarray:
-    """TV(p, q) = 1/2 sum_x |p(x) - q(x)|, between 0 and 1.
-
-    Raises:
-        ValueError: A row is not a normalised distribution, or the shapes differ.
-    """
+    """TV(p, q) = 1/2 sum_x |p(x) - q(x)|, between 0 and 1."""
     pair = check_pair(log_p, log_q, names=("p", "q"))
     distance = 0.5 * np.abs(np.exp(pair.log_policy) - np.exp(pair.log_teacher)).sum(axis=-1)
     return np.minimum(distance, 1.0)
@@ -162,9 +113,6 @@ def acceptance_probability(log_draft: ArrayLike, log_target: ArrayLike) -> ndarr
 
     The chance that a token drawn from `draft` survives the accept/residual rule when the output
     must follow `target`: the largest that any exact rule can have.
-
-    Raises:
-        ValueError: A row is not a normalised distribution, or the shapes differ.
 
     Source: Leviathan et al. (2023), arXiv:2211.17192, corollary 3.6.
     """
@@ -180,12 +128,11 @@ class Pair:
     Made by `check_pair`; the methods trust it and check nothing again.
 
     Attributes:
-        log_policy: float64, renormalised. Shape (*batch, vocab).
-        log_teacher: The same shape. Shape (*batch, vocab).
-        shared: Where both have mass. Shape (*batch, vocab).
-        log_ratio: log policy - log teacher on the shared support, 0 elsewhere. Shape (*batch,
-            vocab).
-        mass_gap: policy - teacher, exact also where the two are close. Shape (*batch, vocab).
+        log_policy: float64, renormalised. Shape (*batch, vocab), as of all that follow.
+        log_teacher: The same.
+        shared: Where both have mass.
+        log_ratio: log policy - log teacher on the shared support, 0 elsewhere.
+        mass_gap: policy - teacher, exact also where the two are close.
     """
 
     log_policy: ndarray
@@ -284,10 +231,7 @@ class Pair:
 
 
 def check_pair(
-    log_policy: ArrayLike,
-    log_teacher: ArrayLike,
-    *,
-    names: tuple[str, str] = ("policy", "teacher"),
+    log_policy: ArrayLike, log_teacher: ArrayLike, *, names: tuple[str, str] = ("policy", "teacher")
 ) -> Pair:
     """Check two batches of log-probabilities and prepare them for the path between them.
 
@@ -295,15 +239,10 @@ def check_pair(
         ValueError: Shapes differ, a vocabulary is empty, the dtype is not a floating one, or a row
             holds nan or +inf or does not sum to one (to `NORMALISATION_TOLERANCE`).
     """
-    first, second = (
-        _check_rows(array, name)
-        for array, name in zip((log_policy, log_teacher), names, strict=True)
-    )
-    if first.shape != second.shape:
-        raise ValueError(
-            f"{names[0]} and {names[1]} must share one vocabulary and one batch: expected equal "
-            f"shapes, got {first.shape} and {second.shape}. Broadcast or cut them explicitly."
-        )
+    given = np.asarray(log_policy), np.asarray(log_teacher)
+    check_kind(*given, names, floating=lambda dtype: dtype.kind == "f")
+    first, second = map(_check_rows, given, names)
+    check_same_shape(first, second, names)
     shared = np.isfinite(first) & np.isfinite(second)
     with np.errstate(invalid="ignore"):  # -inf - -inf, discarded by the `where`
         log_ratio = np.where(shared, first - second, 0.0)
@@ -313,19 +252,35 @@ def check_pair(
     return Pair(first, second, shared, log_ratio, mass_gap)
 
 
-def _check_rows(log_p: ArrayLike, name: str) -> ndarray:
+def check_kind(
+    first: Any, second: Any, names: tuple[str, str], *, floating: Callable[[Any], bool]
+) -> None:
+    """ValueError unless two arrays, or tensors, are of floating-point rows; reads no value."""
+    for rows, name in zip((first, second), names, strict=True):
+        if not floating(rows.dtype):
+            raise ValueError(
+                f"log_{name} must hold floating-point log-probabilities: got dtype {rows.dtype}. "
+                f"Pass natural logarithms of probabilities."
+            )
+        if rows.ndim == 0 or rows.shape[-1] == 0:
+            raise ValueError(
+                f"log_{name} needs a vocabulary of at least one outcome on its last axis: "
+                f"got shape {tuple(rows.shape)}."
+            )
+
+
+def check_same_shape(first: Any, second: Any, names: tuple[str, str]) -> None:
+    """ValueError unless two arrays, or tensors, have one shape."""
+    if first.shape != second.shape:
+        raise ValueError(
+            f"{names[0]} and {names[1]} must share one vocabulary and one batch: expected equal "
+            f"shapes, got {tuple(first.shape)} and {tuple(second.shape)}. Broadcast or cut them "
+            f"explicitly."
+        )
+
+
+def _check_rows(rows: ndarray, name: str) -> ndarray:
     """One batch of log-probabilities as float64, renormalised; ValueError if it is not one."""
-    rows = np.asarray(log_p)
-    if rows.dtype.kind != "f":
-        raise ValueError(
-            f"log_{name} must hold floating-point log-probabilities: got dtype {rows.dtype}. "
-            f"Pass natural logarithms of probabilities."
-        )
-    if rows.ndim == 0 or rows.shape[-1] == 0:
-        raise ValueError(
-            f"log_{name} needs a vocabulary of at least one outcome on its last axis: "
-            f"got shape {rows.shape}."
-        )
     dtype = rows.dtype.name
     rows = rows.astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -341,11 +296,8 @@ def _raise_if_bad(rows: ndarray, total: ndarray, name: str, dtype: str) -> None:
     """ValueError for the first row that is no distribution."""
     for bad, what in ((np.isnan(rows), "nan"), (np.isposinf(rows), "+inf")):
         if bad.any():
-            where = np.argwhere(bad)[0]
-            raise ValueError(
-                f"log_{name} must hold log-probabilities, finite or -inf: {_row(where[:-1])} "
-                f"holds {what} at outcome {where[-1]}. Mend what produced it; nothing is guessed."
-            )
+            *row, outcome = np.argwhere(bad)[0].tolist()
+            raise ValueError(not_finite(name, row, what, outcome))
     size = np.where(np.isneginf(rows), 0.0, np.exp(rows) * np.abs(rows)).sum(axis=-1)
     rounding = np.finfo(np.float16).eps / 2 if dtype == "float16" else 0.0
     allowed = NORMALISATION_TOLERANCE.get(dtype, 1e-4) + rounding * np.minimum(
@@ -353,28 +305,32 @@ def _raise_if_bad(rows: ndarray, total: ndarray, name: str, dtype: str) -> None:
     )
     off = ~(np.abs(total - 1) <= allowed)
     if off.any():
-        where = np.argwhere(off)[0]
-        at = tuple(where)
-        raise ValueError(
-            not_normalised(f"log_{name}", _row(where), float(total[at]), float(allowed[at]), dtype)
-        )
+        row = np.argwhere(off)[0].tolist()
+        at = tuple(row)
+        raise ValueError(not_normalised(name, row, float(total[at]), float(allowed[at]), dtype))
 
 
-def not_normalised(name: str, row: str, total: float, allowed: float, dtype: str) -> str:
-    """The words in which a row that does not sum to one is refused, here and for tensors."""
+def not_finite(name: str, row: list[int], what: str, outcome: int) -> str:
+    """The words in which a row with nan or +inf is refused, here and for tensors."""
     return (
-        f"{name} must be normalised log-probabilities: {row} sums to {total:.6g}, not 1 within "
-        f"{allowed:.2g}: it is off by {total - 1:+.1e}, more than rounding leaves of {dtype} rows. "
-        f"Pass logits through log_softmax first; rows that were rounded to a half type and widened "
-        f"need it again."
+        f"log_{name} must hold log-probabilities, finite or -inf: {_row(row)} holds {what} at "
+        f"outcome {outcome}. Mend what produced it; nothing is guessed."
     )
 
 
-def _row(index: ndarray) -> str:
+def not_normalised(name: str, row: list[int], total: float, allowed: float, dtype: str) -> str:
+    """The same for a row that does not sum to one."""
+    return (
+        f"log_{name} must be normalised log-probabilities: {_row(row)} sums to {total:.6g}, not 1 "
+        f"within {allowed:.2g}: it is off by {total - 1:+.1e}, more than rounding leaves of "
+        f"{dtype} rows. Pass logits through log_softmax first; rows that were rounded to a half "
+        f"type and widened need it again."
+    )
+
+
+def _row(index: list[int]) -> str:
     """How an error names a row of the batch."""
-    if len(index) < 2:
-        return f"row {index[0] if len(index) else 0}"
-    return f"row {tuple(int(i) for i in index)}"
+    return f"row {tuple(index)}" if len(index) > 1 else f"row {index[0] if index else 0}"
 
 
 def _close(log_ratio: ndarray) -> ndarray:

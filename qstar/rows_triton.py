@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,import-not-found,import-untyped,misc"
-"""alpha* for a batch of vocabularies on an accelerator: `rows_torch._solve_block` in fused kernels.
+"""alpha* for a batch of vocabularies on an accelerator: `qstar.solve_torch` in fused kernels.
 
 The same statuses, bracket, steps and stopping rule, in float32, and no word to the host. Two sweeps
 begin a row: one for its totals and the range of the log-ratio, one for both ends of the path and
@@ -139,7 +139,7 @@ def _norms(p, t):
 
 @triton.jit
 def _normalised(p, t, log_total, shift):
-    """(base, ratio, size) as `rows_torch._Path` has them."""
+    """(base, ratio, size) as `solve_torch._Path` has them."""
     shared = _finite(p) & _finite(t)
     teacher = t - log_total
     ratio = tl.where(shared, (p - t) - shift, 0.0)
@@ -177,9 +177,7 @@ def _point(base, ratio, size, alpha):
     close = tl.abs(ratio) < 1.0
     teacher = _exp(base)
     growth = tl.where(
-        close,
-        teacher * _expm1(tl.where(close, alpha * ratio, 0.0)),
-        mass * _exp(top) - teacher,
+        close, teacher * _expm1(tl.where(close, alpha * ratio, 0.0)), mass * _exp(top) - teacher
     )
     pull = tl.abs(ratio)
     first = weight * pull

@@ -22,10 +22,7 @@ FEW = 64
 NDArrayBalance = Balance[ndarray, ndarray, ndarray]
 
 
-def solve_kl_symmetry(
-    log_policy: ArrayLike,
-    log_teacher: ArrayLike,
-) -> NDArrayBalance:
+def solve_kl_symmetry(log_policy: ArrayLike, log_teacher: ArrayLike) -> NDArrayBalance:
     """Find alpha* for each row: KL(q* || policy) = KL(q* || teacher).
 
     log Z is convex, and its slope at alpha is KL(q_alpha || teacher) - KL(q_alpha || policy).
@@ -35,8 +32,8 @@ def solve_kl_symmetry(
     sits at an end, the status says which, and the divergences are not equal.
 
     Args:
-        log_policy: Log-probabilities, natural log, float64 (float32 and float16 are accepted and
-            computed in float64); -inf off the support. Shape (*batch, vocab).
+        log_policy: Log-probabilities, computed in float64; -inf off the support. Shape (*batch,
+            vocab).
         log_teacher: The same, over the same vocabulary. Shape (*batch, vocab).
 
     Returns:
@@ -45,8 +42,7 @@ def solve_kl_symmetry(
         q* itself is `log_geometric_mean(log_policy, log_teacher, balance.alpha)`.
 
     Raises:
-        ValueError: Shapes differ, a vocabulary is empty, the dtype is not floating, or a row holds
-            nan or +inf or does not sum to one; the message says which row and what to do.
+        ValueError: Shapes differ, or a row is not a distribution; the message says which and why.
 
     Source: the analysis, problem 2; Chernoff (1952); Nielsen (2013),
         doi:10.1109/LSP.2013.2243726.

@@ -16,10 +16,10 @@ def presets(groups: Mapping[str, Iterable[SolvedPair]]) -> str:
     Nine decimals, so that it is the same text on every machine: more than any page shows.
     """
 
-    def said(law: Gaussian) -> dict[str, list[float]]:
-        (xx, xy), (_, yy) = law.covariance.tolist()
+    def said(parent: Gaussian) -> dict[str, list[float]]:
+        (xx, xy), (_, yy) = parent.covariance.tolist()
         return {
-            "mean": [round(x, 9) + 0.0 for x in law.mean.tolist()],
+            "mean": [round(x, 9) + 0.0 for x in parent.mean.tolist()],
             "covariance": [round(x, 9) + 0.0 for x in (xx, xy, yy)],
         }
 

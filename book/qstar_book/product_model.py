@@ -131,11 +131,7 @@ class ProductModel(PreTrainedModel, GenerationMixin):
             rows.append(logits[:, -logits_to_keep:].log_softmax(-1, dtype=wide))
         return CausalLMOutputWithPast(logits=self._log_q(*rows), past_key_values=cache)
 
-    def _log_q(
-        self,
-        log_policy: Tensor,
-        log_teacher: Tensor,
-    ) -> Tensor:
+    def _log_q(self, log_policy: Tensor, log_teacher: Tensor) -> Tensor:
         if self.alpha is None:
             alpha = solve_kl_symmetry(log_policy, log_teacher, validate=False).alpha
         else:

@@ -82,12 +82,8 @@ class OptimalSpeculativeDecoder:
         Where the models' output layers are padded to different sizes, `vocab` is taken from the
         tokenizer.
 
-        Args:
-            policy: As the three that follow, an attribute of the class.
-            teacher: The other parent.
-            tokenizer: The policy's.
-            teacher_tokenizer: None for the policy's.
-            options: For every call: fields of `Sampling`, and `OTHERS`.
+        The arguments are the attributes of the class, and the options of every call: fields of
+        `Sampling`, and `OTHERS`.
 
         Raises:
             TypeError: An option is none of these.
@@ -188,11 +184,7 @@ class OptimalSpeculativeDecoder:
         return _up_to_stop(self._pieces(ids, pieces, sampling, others), stop)
 
     def _pieces(
-        self,
-        ids: tuple[Tensor, Tensor],
-        pieces: Pieces,
-        sampling: Sampling,
-        others: dict[str, Any],
+        self, ids: tuple[Tensor, Tensor], pieces: Pieces, sampling: Sampling, others: dict[str, Any]
     ) -> Iterator[str]:
         rounds: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
         left = threading.Event()
@@ -267,10 +259,7 @@ class OptimalSpeculativeDecoder:
         return replace(self.sampling, **fields), self.others | others
 
     def _generate(
-        self,
-        ids: tuple[Prompts, Prompts | None],
-        sampling: Sampling,
-        others: dict[str, Any],
+        self, ids: tuple[Prompts, Prompts | None], sampling: Sampling, others: dict[str, Any]
     ) -> Generation:
         return decode.generate(self.policy, self.teacher, *ids, sampling=sampling, **others)
 

@@ -361,9 +361,8 @@ def check_same_vocabulary(policy_tokenizer: Any, teacher_tokenizer: Any) -> None
     """Raise unless two tokenizers give every text the same ids and every id the same meaning.
 
     Compared are the vocabularies, the added and special tokens, and, where the tokenizers show
-    them, merges, normaliser, pre-tokenizer and decoder; sizes alone prove nothing. Not compared
-    are the chat templates, and which token plays which part (a base model and its chat fine-tune
-    end with different tokens of one vocabulary).
+    them, merges, normaliser, pre-tokenizer and decoder. Not compared are the chat templates, and
+    which token plays which part (a base model and its chat fine-tune end with different tokens).
 
     Raises:
         ValueError: They differ; the message says in what.
@@ -412,16 +411,15 @@ def _first_difference(policy: Mapping[Any, Any], teacher: Mapping[Any, Any]) -> 
     )
 
 
-# --- Laws ----------------------------------------------------------------------------------------
+# --- Distributions -------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def log_laws(model: Any, prompt_ids: Tensor, tokens: Tensor) -> Tensor:
-    """The model's law of each of `tokens`, given the prompt and the tokens before it.
+    """The model's distribution of each of `tokens`, given the prompt and the tokens before it.
 
     One forward over the whole text (teacher forcing), without a cache: what decoding these very
-    tokens would have seen, to rounding (`qstar.decoding.kv_cache` keeps a cache). The last token is
-    not read. The softmax is taken in float32, or in float64 if the weights are that wide.
+    tokens would have seen, to rounding. The last token is not read. In float32 or wider.
 
     Raises:
         ValueError: There is nothing to read, or no token, or more than the context window holds.
@@ -442,5 +440,4 @@ def log_laws(model: Any, prompt_ids: Tensor, tokens: Tensor) -> Tensor:
     out = model(rows, use_cache=False, **({"logits_to_keep": new} if keeps else {}))
     logits = out.logits[:, -new:]
     wide = torch.promote_types(logits.dtype, torch.float32)
-    laws = torch.log_softmax(logits, dim=-1, dtype=wide)
-    return laws.reshape(*tokens.shape, -1)
+    return torch.log_softmax(logits, dim=-1, dtype=wide).reshape(*tokens.shape, -1)

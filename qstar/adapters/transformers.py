@@ -90,18 +90,14 @@ def q_star(
     one row. With alpha=1 it is the policy's own `generate`, token by token, and with alpha=0 the
     teacher's.
 
-    Processors and filters apply to log q* (`qstar.decoding.filters`) and must be functions of (ids,
-    scores) alone; criteria see (ids, None), one row at a time. Those that depend on what is added
-    to all logits alike (a repetition penalty, an exponential decay of length:
-    `qstar.decoding.filters.GAUGED`) act on log-probabilities; with alpha=1 or 0 they are refused,
+    Processors and filters apply to log q* and must be functions of (ids, scores) alone; criteria
+    see (ids, None), one row at a time. Those that depend on what is added to all logits alike
+    (`qstar.decoding.filters.GAUGED`) act on log-probabilities; with alpha=1 or 0 they are refused,
     since the model's own `generate` gives them its raw logits.
 
-    A streamer gets the prompt and then the tokens one at a time. transformers' TextStreamer and
-    TextIteratorStreamer decode new tokens without what stands before, and lose spaces with some
-    tokenizers; `qstar.adapters.pieces.PieceStreamer` does not. What transformers refuses before it
-    calls this function (beams with a streamer) leaves the stream without an end, as always there.
-    transformers (5.23) loses the `tokenizer` that `stop_strings` needs before it calls a function
-    like this one: pass `stopping_criteria=[StopStringCriteria(tokenizer, [...])]`.
+    A streamer gets the prompt and then the tokens one at a time; `qstar.adapters.pieces` has one
+    that loses no spaces. transformers (5.23) loses the `tokenizer` that `stop_strings` needs before
+    it calls a function like this one: pass `stopping_criteria=[StopStringCriteria(...)]`.
 
     Args:
         model: The policy; `generate` passes itself.
@@ -112,10 +108,9 @@ def q_star(
         teacher: The other parent, a causal language model over the same vocabulary, or the policy.
         teacher_input_ids: Its prompts; None for the policy's. Shape (rows, length).
         teacher_attention_mask: Zeros on the padding of its prompts, which must be on the left.
-            Shape (rows, length).
         draft_model: A third model, which drafts.
         draft_input_ids: Its prompts; None for the policy's. Shape (rows, length).
-        draft_attention_mask: As for the teacher. Shape (rows, length).
+        draft_attention_mask: As for the teacher.
         generator: None means torch's own CPU generator, which `torch.manual_seed` seeds.
         streamer: Given to `generate`.
         others: The options of `qstar.generate` that the config does not have (`Sampling`: scheme,
@@ -230,7 +225,7 @@ def _check_request(
     if wanted:
         raise ValueError(
             f"q_star keeps no {', '.join(wanted)}: return_dict_in_generate=True returns a trace of "
-            f"the two laws instead; checkpoints.log_laws gives a model's laws of given tokens."
+            f"the two distributions; checkpoints.log_laws gives those of given tokens."
         )
     cache = model_kwargs.get("past_key_values")
     kind = config.cache_implementation

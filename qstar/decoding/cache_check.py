@@ -2,7 +2,7 @@
 
 What a model answers to a text is what it answers when it reads that text alone, at once, without a
 cache, and works the positions out itself. Not every model is built so that a cache leaves that
-alone. Where it does not, each text is read anew for every token, which is slow and right.
+alone.
 """
 
 import re
@@ -64,16 +64,12 @@ def check(cache: KVCache, length: int, *, rows: int = 1) -> None:
 
     Done once a process for every class, configuration, precision and device, and for one row
     and several apart; again if a longer text is asked for than was tried, where something is
-    known to change. A random text (`CHECK_LENGTH` tokens; as many more as it takes to pass a
-    window that the texts pass, up to `CHECK_AT_MOST` where transformers knows the window) is
-    read twice at once, and once in pieces, from a cache, in rows of different lengths, some of
-    which take drafts back. This costs some 6 forwards, over 5 times the text in all. Hooks on
-    the model see them, traces do not. The state of torch's generators and the mode of each
-    module are what they were. Rope factors that switch with the length are not tried but known:
-    texts are read with those of their length (longrope), or refused (dynamic).
-
-    Distributions are compared in total variation. What counts as rounding follows from the
-    precision of the weights, and from how far the two readings at once are apart.
+    known to change. A random text (`CHECK_LENGTH` tokens, or as many as it takes to pass a
+    window that the texts pass) is read twice at once, and once in pieces, from a cache, in rows
+    of different lengths, some of which take drafts back: some 6 forwards, over 5 times the text
+    in all. Distributions are compared in total variation; what counts as rounding follows from
+    the precision of the weights, and from how far the two readings at once are apart. Rope
+    factors that switch with the length are not tried but known.
 
     Args:
         length: How long the texts may get.
@@ -182,9 +178,9 @@ def _examine(cache: KVCache, length: int, several: bool) -> _Found:
 def _compare(
     cache: KVCache, text: Tensor, whole: dict[int, Tensor], way: str, allowed: float
 ) -> str:
-    """What is wrong with laws that are read in pieces, in words; nothing if nothing is.
+    """What is wrong with distributions that are read in pieces, in words; nothing if nothing is.
 
-    Rows are beginnings of one text, so that one reading at once has all the laws.
+    Rows are beginnings of one text, so that one reading at once has all the distributions.
     """
     tried, ids = cache.again(), text.tolist()
     ends = [len(ids) - 5, max(2, len(ids) // 2 - 3), 1][: 1 if way == ONE_ROW else 3]
@@ -208,7 +204,7 @@ def _compare(
                 + [(ids[0] + 1) % cache.vocab] * (max(counts) - right)
                 for row, (right, _) in ((row, plan[row]) for row in rows)
             ]
-            laws = tried.feed(
+            answers = tried.feed(
                 [ids[tried.lengths[i] : ends[row]] for i, row in enumerate(rows)],
                 torch.tensor(drafts, dtype=torch.long) if max(counts) else None,
                 counts,
@@ -217,7 +213,7 @@ def _compare(
             for i, row in enumerate(rows):
                 right = plan[row][0]
                 expected = torch.stack([whole[ends[row] + j] for j in range(right + 1)])
-                gaps[row] += _apart(laws[i, : right + 1], expected).tolist()
+                gaps[row] += _apart(answers[i, : right + 1], expected).tolist()
                 ends[row] += right
             tried.truncate([ends[row] for row in rows])
             for row in rows:
@@ -265,9 +261,9 @@ def _check_inputs(cache: KVCache, text: Tensor) -> None:
         )
 
 
-def _apart(laws: Tensor, expected: Tensor) -> Tensor:
+def _apart(answers: Tensor, expected: Tensor) -> Tensor:
     """Total variation position by position; nan where nothing can be expected."""
-    gap = (laws.double().exp() - expected.double().exp()).abs().sum(-1) / 2
+    gap = (answers.double().exp() - expected.double().exp()).abs().sum(-1) / 2
     sound = expected.isfinite().any(-1) & ~expected.isnan().any(-1)
     return torch.where(sound, gap.nan_to_num(nan=1.0), torch.nan)
 

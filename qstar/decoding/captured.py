@@ -30,7 +30,7 @@ from transformers import StaticCache
 from transformers.cache_utils import StaticLayer
 
 from .state import tensor_on
-from .traits import address_of, bare, laws_of, modules_of, tensors_of
+from .traits import address_of, bare, log_p_of, modules_of, tensors_of
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Widths of a forward that are captured; one in between is padded. Wider ones, which read prompts,
@@ -147,12 +147,7 @@ class Forwards:
         return list(self.cache.layers)
 
     def read(
-        self,
-        ids: Tensor,
-        place: Tensor,
-        seen: Tensor,
-        positions: int,
-        at: Sequence[int],
+        self, ids: Tensor, place: Tensor, seen: Tensor, positions: int, at: Sequence[int]
     ) -> Tensor:
         """Log-probabilities of what follows the last columns, for the rows that have a text.
 
@@ -185,11 +180,11 @@ class Forwards:
             index = tensor_on(self.device, at)
             to.ids[:, :width].index_copy_(0, index, ids)
         if padded > WIDTHS[-1]:
-            laws = self._forward(to, positions)
+            log_p = self._forward(to, positions)
             del self._inputs[padded]
         else:
-            laws = self._replayed(padded, to)[:, width - positions : width]
-        return laws if everyone else laws.index_select(0, index)
+            log_p = self._replayed(padded, to)[:, width - positions : width]
+        return log_p if everyone else log_p.index_select(0, index)
 
     def width_of(self, width: int, held: int) -> int:
         """How many columns are read for so many tokens behind those that it holds."""
@@ -213,9 +208,9 @@ class Forwards:
                 )
                 torch.cuda.synchronize(self.device)
                 return self._forward(to, width)
-        graph, laws = self._graphs[width]
+        graph, log_p = self._graphs[width]
         graph.replay()
-        return laws.clone()  # the next replay writes over it
+        return log_p.clone()  # the next replay writes over it
 
     def _captured(self, width: int, to: _Inputs) -> tuple[Any, Tensor]:
         """The graph of a forward, and what it writes its answer to."""
@@ -228,8 +223,8 @@ class Forwards:
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
-                laws = self._forward(to, width)
-        return graph, laws
+                log_p = self._forward(to, width)
+        return graph, log_p
 
     def _forward(self, to: _Inputs, positions: int) -> Tensor:
         model, width = self._model(), to.ids.shape[-1]
@@ -255,7 +250,7 @@ class Forwards:
             use_cache=True,
             **options,
         )
-        return laws_of(out, positions)
+        return log_p_of(out, positions)
 
 
 class FixedCache:
@@ -317,9 +312,9 @@ class FixedCache:
         """`Forwards.read`, with more memory if it takes more."""
         if not self.has_room(ids.shape[-1]):
             self._grow(2 * (self._filled + ids.shape[-1]))
-        laws = self._forwards.read(ids, place, seen, positions, self._at)
+        log_p = self._forwards.read(ids, place, seen, positions, self._at)
         self._filled = seen.shape[-1]
-        return laws
+        return log_p
 
     def _grow(self, slots: int) -> None:
         small = self._forwards

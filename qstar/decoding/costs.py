@@ -94,8 +94,8 @@ def one_sided(costs: Costs, drafter: str, gamma: int, acceptance: float) -> floa
     """Seconds per token where one parent always drafts and the other always verifies.
 
     A round is gamma forwards of width 1 of the drafter and one of width gamma of the verifier. At
-    the position after the drafts only the verifier's law is known, not q*, so there is no bonus
-    token: a round emits (1 - a^gamma) / (1 - a) tokens, of acceptance probability a.
+    the position after the drafts only the verifier's distribution is known, not q*, so there is no
+    bonus token: a round emits (1 - a^gamma) / (1 - a) tokens, of acceptance probability a.
 
     Args:
         costs: What a forward takes.
@@ -120,10 +120,10 @@ def alternating(
     """Seconds per token where the parents take turns at proposing.
 
     The verifier of a round reads the last emitted token and gamma proposals in one forward of width
-    gamma + 1. If all are accepted its law after the last one proposes the next token at no cost,
-    gamma - 1 forwards of width 1 extend that, and the other parent verifies. If one is rejected the
-    residual token is emitted, and a parent drafts afresh with gamma forwards of width 1. No token
-    is ever a bonus: a round emits (1 - a^gamma) / (1 - a) tokens.
+    gamma + 1. If all are accepted its distribution after the last one proposes the next token at no
+    cost, gamma - 1 forwards of width 1 extend that, and the other parent verifies. If one is
+    rejected the residual token is emitted, and a parent drafts afresh with gamma forwards of width
+    1. No token is ever a bonus: a round emits (1 - a^gamma) / (1 - a) tokens.
 
     Who proposes is a Markov chain with two states. From proposer X it passes to the other parent
     with probability s_X = a_X^gamma; after a rejection X itself proposes again (strict alternation

@@ -1,7 +1,6 @@
-"""Two next-token laws, position by position: alpha* and what goes with it.
+"""Two next-token distributions, position by position: alpha* and what goes with it.
 
-`measure` compares the laws of two parents wherever both are known; nothing here draws a token.
-`qstar.decoding.generate` says how tokens are drawn, `qstar.rows` is the reference in NumPy.
+Nothing here draws a token; `qstar.rows` is the reference in NumPy.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +12,13 @@ from torch import Tensor
 
 from ..arguments import check_fixed_alpha
 from ..result import Balance
-from ..rows_torch import kl, log_geometric_mean, log_partition, solve_kl_symmetry
+from ..rows_torch import (
+    acceptance_probability,
+    kl,
+    log_geometric_mean,
+    log_partition,
+    solve_kl_symmetry,
+)
 
 TensorBalance = Balance[Tensor, Tensor, Tensor]
 
@@ -23,23 +28,22 @@ BLOCK_ENTRIES = 2**18
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """The two parents at every position. Divergences are in nats.
+    """The two parents at every position, shape (*positions). Divergences are in nats.
 
     Attributes:
         balance: alpha*, the Chernoff information, the status and the rest of the solution.
-        alpha: The exponent that was used: alpha*, unless it was fixed. Shape (*positions).
+        alpha: The exponent that was used: alpha*, unless it was fixed.
         minus_log_partition: -log Z(alpha); at alpha* it is the Chernoff information, outside
-            [0, 1] never positive, and -inf where there is no q_alpha. Shape (*positions).
+            [0, 1] never positive, and -inf where there is no q_alpha.
         minus_log_partition_half: -log Z(1/2), the Bhattacharyya distance of the parents. It is
-            below the Chernoff information by KL(q* || q_1/2): what solving for alpha* buys. Shape
-            (*positions).
-        policy_to_teacher: KL(policy || teacher). Shape (*positions).
-        teacher_to_policy: KL(teacher || policy). Shape (*positions).
+            below the Chernoff information by KL(q* || q_1/2): what solving for alpha* buys.
+        policy_to_teacher: KL(policy || teacher).
+        teacher_to_policy: KL(teacher || policy).
         accept_policy: The acceptance probability of a token drafted by the policy if the output
-            must follow q_alpha; nan where there is none. Shape (*positions).
-        accept_teacher: The same for a token drafted by the teacher. Shape (*positions).
+            must follow q_alpha; nan where there is none.
+        accept_teacher: The same for a token drafted by the teacher.
         log_ratio_range: The largest minus the smallest of log policy - log teacher over the shared
-            support, which bounds how far alpha* can be from 1/2. Shape (*positions).
+            support, which bounds how far alpha* can be from 1/2.
     """
 
     balance: TensorBalance
@@ -53,18 +57,12 @@ class Comparison:
     log_ratio_range: Tensor
 
 
-def measure(
-    log_policy: Tensor,
-    log_teacher: Tensor,
-    *,
-    alpha: float | None = None,
-) -> Comparison:
-    """Compare the parents at positions where they have these laws.
+def measure(log_policy: Tensor, log_teacher: Tensor, *, alpha: float | None = None) -> Comparison:
+    """Compare the parents at positions where they have these distributions.
 
     Args:
-        log_policy: Log-probabilities of the policy, in any precision; computed in float64. Shape
-            (*positions, vocab).
-        log_teacher: The same for the teacher, of the same shape. Shape (*positions, vocab).
+        log_policy: In any precision; computed in float64. Shape (*positions, vocab).
+        log_teacher: The same of the teacher.
         alpha: None solves for alpha*; a number fixes the exponent, outside [0, 1] too.
 
     Raises:
@@ -98,16 +96,12 @@ def to_cpu(comparison: Comparison) -> Comparison:
 
 
 def _widen(log_p: Tensor) -> Tensor:
-    """The same laws in the widest type the device has, normalised in it."""
+    """The same distributions in the widest type the device has, normalised in it."""
     wide = torch.float32 if log_p.device.type == "mps" else torch.float64
     return torch.log_softmax(log_p, dim=-1, dtype=wide)
 
 
-def _compare(
-    log_policy: Tensor,
-    log_teacher: Tensor,
-    fixed: float | None,
-) -> Comparison:
+def _compare(log_policy: Tensor, log_teacher: Tensor, fixed: float | None) -> Comparison:
     balance = solve_kl_symmetry(log_policy, log_teacher)
     alpha = balance.alpha if fixed is None else torch.full_like(balance.alpha, fixed)
     log_q = log_geometric_mean(log_policy, log_teacher, alpha)
@@ -122,16 +116,11 @@ def _compare(
         ),
         policy_to_teacher=kl(log_policy, log_teacher),
         teacher_to_policy=kl(log_teacher, log_policy),
-        accept_policy=_accept(log_policy, log_q),
-        accept_teacher=_accept(log_teacher, log_q),
+        accept_policy=acceptance_probability(log_policy, log_q),
+        accept_teacher=acceptance_probability(log_teacher, log_q),
         log_ratio_range=log_ratio.nan_to_num(-torch.inf).amax(dim=-1)
         - log_ratio.nan_to_num(torch.inf).amin(dim=-1),
     )
-
-
-def _accept(log_draft: Tensor, log_target: Tensor) -> Tensor:
-    """The acceptance probability, which the rounding of its sum must not take above 1."""
-    return torch.minimum(log_draft, log_target).exp().sum(dim=-1).clamp(max=1)
 
 
 def _map(function: Callable[[list[Tensor]], Tensor], *records: Comparison) -> Comparison:

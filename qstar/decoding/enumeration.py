@@ -1,8 +1,8 @@
-"""What law a decoder's tokens have: the decoder run on every sequence of choices it can make.
+"""The exact distribution of a decoder's tokens: it is run on every sequence of its choices.
 
     pair = tiny_model(1), tiny_model(2)
-    law, _ = decoder_law(*pair, ids, length=2, scheme="alternating", gamma=2)
-    abs(law - token_level_law(*pair, ids, length=2)).max()      # rounding
+    distribution, _ = decoder_law(*pair, ids, length=2, scheme="alternating", gamma=2)
+    abs(distribution - token_level_law(*pair, ids, length=2)).max()      # rounding
 
 Only models of a few tokens can be followed this far. The code that runs is `decode.generate`, the
 one that decodes from models of any size.
@@ -40,8 +40,8 @@ def tiny_model(seed: int, *, vocab: int = 3, forgetful: bool = False) -> Any:
     Args:
         seed: Of the weights.
         vocab: How many tokens it knows.
-        forgetful: Let all tokens look alike to it: the next token's law is then always the same,
-            and so is every acceptance probability.
+        forgetful: Let all tokens look alike to it: the next token's distribution is then always the
+            same, and so is every acceptance probability.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -76,7 +76,7 @@ def token_level_law(
     length: int,
     alpha: float | None = None,
 ) -> ndarray:
-    """The law that a decoder should have: q_alpha after every prefix, multiplied up.
+    """The distribution that a decoder should have: q_alpha after every prefix, multiplied up.
 
     By forwards over whole texts, without a cache, and by the NumPy solver. The answer has `length`
     axes, one for each new token. `alpha` None solves for alpha* after every prefix.
@@ -99,8 +99,8 @@ def token_level_law(
             if alpha is None
             else np.full(len(prefixes), alpha)
         )
-        next_law = np.exp(log_geometric_mean(rows[0], rows[1], at))
-        joint = joint[..., None] * next_law.reshape(*joint.shape, vocab)
+        next_q = np.exp(log_geometric_mean(rows[0], rows[1], at))
+        joint = joint[..., None] * next_q.reshape(*joint.shape, vocab)
     return joint
 
 
@@ -113,22 +113,14 @@ def decoder_law(
     length: int,
     **options: Any,
 ) -> tuple[ndarray, int]:
-    """The joint law of the decoder's tokens, one axis for each, and how many choices were followed.
+    """The joint distribution of the decoder's tokens, an axis each, and how many choices it made.
 
-    Args:
-        policy: A model of few tokens.
-        teacher: Another.
-        policy_ids: The policy's prompt. Shape (length,).
-        teacher_ids: The teacher's; None for the policy's. Shape (teacher_length,).
-        length: How many new tokens.
-        **options: For `generate`.
-
-    Raises:
-        ValueError: As `decoder_laws`.
+    Of `length` new tokens after one prompt for each model, of few tokens; `options` are for
+    `generate`. Errors are those of `decoder_laws`.
     """
     prompts = policy_ids, policy_ids if teacher_ids is None else teacher_ids
-    laws, result = decoder_laws((policy, teacher), [prompts], length, **options)
-    return laws[0], len(result.tokens)
+    probabilities, result = decoder_laws((policy, teacher), [prompts], length, **options)
+    return probabilities[0], len(result.tokens)
 
 
 def decoder_laws(
@@ -141,7 +133,7 @@ def decoder_laws(
     run: Callable[..., Generation] = generate,
     **options: Any,
 ) -> tuple[ndarray, Generation]:
-    """The joint laws of a decoder's tokens after each of several prompts.
+    """The joint distributions of a decoder's tokens after each of several prompts.
 
     `decode.generate` runs on a batch that has a row for every sequence of choices it can make; so
     that rows accept and reject differently is part of what is looked at. What they are is found out
@@ -150,15 +142,16 @@ def decoder_laws(
 
     Args:
         models: The parents, of few tokens.
-        prompts: A pair for each law, the policy's and the teacher's.
+        prompts: A pair for each distribution, the policy's and the teacher's.
         length: How many new tokens.
-        vocab: How many token ids are used; all that the policy has if not given.
+        vocab: As in `Sampling`, which has what `options` may be.
         eos_token_id: The token that ends a row, if one does.
         run: `generate`, or one that is mistaken.
         **options: For `run`.
 
     Returns:
-        The laws, an axis for each token; and what the last batch gave. Shape (prompts, *tokens).
+        The distributions, an axis for each token; and what the last batch gave. Shape (prompts,
+        *tokens).
 
     Raises:
         ValueError: There are more than `MOST_ROWS` sequences of choices, or those of a row never
@@ -186,10 +179,10 @@ def decoder_laws(
     else:
         raise ValueError(f"new choices are still found in run {MOST_RUNS}: take fewer tokens.")
     size = models[0].get_output_embeddings().weight.shape[0] if vocab is None else vocab
-    laws = np.zeros((len(prompts),) + (size,) * length)
+    probabilities = np.zeros((len(prompts),) + (size,) * length)
     outcomes = (scripts.prompts, *result.tokens.T.cpu().numpy())
-    np.add.at(laws, outcomes, scripts.weight.numpy())
-    return laws, result
+    np.add.at(probabilities, outcomes, scripts.weight.numpy())
+    return probabilities, result
 
 
 class _Scripts:
@@ -224,9 +217,9 @@ class _Scripts:
         kept = log_probability.double().exp().cpu()
         return self._choose(torch.stack([1 - kept, kept], -1)).bool().to(log_probability.device)
 
-    def draw(self, log_law: Tensor) -> Tensor:
+    def draw(self, log_p: Tensor) -> Tensor:
         """The script's token."""
-        return self._choose(log_law.double().exp().cpu()).to(log_law.device)
+        return self._choose(log_p.double().exp().cpu()).to(log_p.device)
 
     def found(self) -> list[tuple[int, ...]]:
         """The scripts that were followed, and the first part of those that were not."""
@@ -239,21 +232,21 @@ class _Scripts:
         }
         return sorted(followed | others)
 
-    def _choose(self, laws: Tensor) -> Tensor:
-        """An option for each law. Shape (running rows, *events, options)."""
+    def _choose(self, probabilities: Tensor) -> Tensor:
+        """An option for each distribution. Shape (running rows, *events, options)."""
         rows = (self._left > 0).nonzero().squeeze(-1)
-        *events, options = laws.shape[1:]
+        *events, options = probabilities.shape[1:]
         chosen = torch.zeros(len(rows), math.prod(events), dtype=torch.long)
         for event in range(chosen.shape[1]):
-            law, depth = laws.reshape(*chosen.shape, options)[:, event], len(self._made)
-            possible = (law != 0) & (self.weight[rows] != 0).unsqueeze(-1)
+            p, depth = probabilities.reshape(*chosen.shape, options)[:, event], len(self._made)
+            possible = (p != 0) & (self.weight[rows] != 0).unsqueeze(-1)
             option = (possible + torch.rand(possible.shape, generator=self._any)).argmax(-1)
             if depth < self._told.shape[1]:
                 told = self._told[rows, depth]
                 known = told.clamp(0, options - 1)
                 fits = (told == known) & possible.gather(-1, known.unsqueeze(-1)).squeeze(-1)
                 option = torch.where(fits, told, option)
-            self.weight[rows] *= law.gather(-1, option.unsqueeze(-1)).squeeze(-1)
+            self.weight[rows] *= p.gather(-1, option.unsqueeze(-1)).squeeze(-1)
             self._made.append(torch.full_like(self._left, -1).index_copy(0, rows, option))
             paths = self._alike[rows].unsqueeze(-1) * options + torch.arange(options)
             taken = paths.gather(-1, option.unsqueeze(-1)).squeeze(-1)

@@ -28,14 +28,8 @@ def check_emitted(
     So it is with a draft that was judged and came from none, or was to follow none, even if it was
     not kept: a block that is judged as a whole would follow another distribution.
 
-    Args:
-        parents: The models, for what to do about them.
-        rule: What was done with their distributions.
-        state: The texts from before the round.
-        proposal: The drafts.
-        log_p: By parent, what q* was formed from. Shape (rows, positions, vocab).
-        seen: By name, what the host knows of the round (`round.fetch`).
-        emitted: The new tokens of each row.
+    `log_p` is what q* was formed from, by parent; `seen` what the host knows of the round
+    (`round.fetch`); `state` is from before it, and `emitted` has the new tokens of each row.
     """
     if not any(bool(seen[sign].any()) for sign in SIGNS):
         return
@@ -49,8 +43,8 @@ def check_emitted(
                 raise ValueError(_nan(parents, rule, state, name, start + at, row))
         at = _first(seen["undefined"][place, :length])
         if at is not None and rule.divisor is not None:
-            laws = {name: log_p[name][place, at] for name in PARENTS}
-            raise ValueError(_no_quotient(rule, rule.divisor, laws, start + at, row))
+            log_parents = {name: log_p[name][place, at] for name in PARENTS}
+            raise ValueError(_no_quotient(rule, rule.divisor, log_parents, start + at, row))
         at = _first(seen["disjoint"][place, :length])
         if at is not None and rule.disjoint == "raise":
             raise ValueError(
@@ -76,16 +70,16 @@ def _first(signs: Tensor) -> int | None:
     return int(found[0]) if len(found) else None
 
 
-def _no_quotient(rule: Rule, divisor: str, laws: Mapping[str, Tensor], at: int, row: int) -> str:
+def _no_quotient(rule: Rule, divisor: str, log_p: Mapping[str, Tensor], at: int, row: int) -> str:
     """What to say where guidance divides by a probability of zero."""
     guided = other(divisor)
-    lost = (laws[divisor] == -torch.inf) & (laws[guided] > -torch.inf)
+    lost = (log_p[divisor] == -torch.inf) & (log_p[guided] > -torch.inf)
     if not bool(lost.any()):
         return (
             f"alpha={rule.alpha} overflows at new token {at}, row {row}: the log-probabilities, "
-            f"times that, are beyond {laws[guided].dtype}. Take an alpha nearer to [0, 1]."
+            f"times that, are beyond {log_p[guided].dtype}. Take an alpha nearer to [0, 1]."
         )
-    likeliest = int(laws[guided].masked_fill(~lost, -torch.inf).argmax())
+    likeliest = int(log_p[guided].masked_fill(~lost, -torch.inf).argmax())
     advice = (
         "Apply the filters to what is drawn from (filtered='target')"
         if rule.of_parents.steps
@@ -94,7 +88,7 @@ def _no_quotient(rule: Rule, divisor: str, laws: Mapping[str, Tensor], at: int, 
     return (
         f"the {divisor} excludes {int(lost.sum())} of the tokens that the {guided} may draw at new "
         f"token {at}, row {row} (the likeliest is token {likeliest}, of probability "
-        f"{float(laws[guided][likeliest].exp()):.3g}): with alpha={rule.alpha} the {divisor} is "
+        f"{float(log_p[guided][likeliest].exp()):.3g}): with alpha={rule.alpha} the {divisor} is "
         f"divided by, and there is nothing to draw from. {advice}, or take an alpha in [0, 1]."
     )
 

@@ -1,8 +1,8 @@
-"""What is done to a law before a token is drawn from it: temperature, top-k, top-p, processors.
+"""What is done to a distribution before a draw: temperature, top-k, top-p, processors.
 
-A law that judges a draft must be the law that the draft was drawn from, and a filter that reads the
-text must read the text as it would stand at that very position. Both are settled here, once: the
-decoder passes every law through one `Shaping`, whoever drew from it.
+What judges a draft must be what it was drawn from, and a filter that reads the text must read it as
+it would stand at that very position. Both are settled here, once: the decoder passes every
+distribution through one `Filters`, whoever drew from it.
 """
 
 from collections.abc import Callable, Sequence
@@ -92,8 +92,8 @@ def _fills_in(step: Processor) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Shaping:
-    """The filters between a law and a draw, in order.
+class Filters:
+    """The filters between a distribution and a draw, in order.
 
     Attributes:
         steps: Called with (ids, scores) as processors of transformers are. They must be functions
@@ -110,21 +110,18 @@ class Shaping:
         object.__setattr__(self, "reads_text", reads)
 
     def __call__(
-        self,
-        log_law: Tensor,
-        texts: Sequence[Tensor],
-        drafts: Tensor | None = None,
+        self, log_p: Tensor, texts: Sequence[Tensor], drafts: Tensor | None = None
     ) -> Tensor:
-        """The filtered laws: what follows each row's text and its first 0, 1, 2, ... drafts.
+        """Filtered: what follows each row's text and its first 0, 1, 2, ... drafts.
 
         Args:
-            log_law: Log-probabilities. The steps see these as their scores, not a model's logits,
+            log_p: Log-probabilities. The steps see these as their scores, not a model's logits,
                 which matters to the processors in `GAUGED`. Shape (batch, positions, vocab).
             texts: Each row's text up to the first position. Read only if `reads_text`. Shape
                 (length,).
             drafts: What follows it, as far as the positions need it. Shape (batch, drafts).
         """
-        scores = log_law
+        scores = log_p
         for reads, steps in groupby(self.steps, reads_text):
             if reads:
                 scores = _one_by_one(tuple(steps), scores, texts, drafts)
@@ -132,47 +129,47 @@ class Shaping:
             scores = scores.flatten(0, 1).clone()
             for step in steps:
                 scores = step(torch.empty(0, 0, dtype=torch.long), scores)
-            scores = scores.reshape(log_law.shape)
+            scores = scores.reshape(log_p.shape)
         if self.steps:
-            log_law = scores.log_softmax(-1)
+            log_p = scores.log_softmax(-1)
         if self.greedy:
-            nowhere = log_law.amax(-1, keepdim=True).isnan()  # no law has no most probable token
-            log_law = log_point_mass(log_law.argmax(-1), log_law.shape[-1], dtype=log_law.dtype)
-            log_law = log_law.masked_fill(nowhere, torch.nan)
-        return log_law
+            nowhere = log_p.amax(-1, keepdim=True).isnan()  # nothing is the most probable of nan
+            log_p = log_point_mass(log_p.argmax(-1), log_p.shape[-1], dtype=log_p.dtype)
+            log_p = log_p.masked_fill(nowhere, torch.nan)
+        return log_p
 
 
 def _one_by_one(
-    steps: Sequence[Processor], log_law: Tensor, texts: Sequence[Tensor], drafts: Tensor | None
+    steps: Sequence[Processor], log_p: Tensor, texts: Sequence[Tensor], drafts: Tensor | None
 ) -> Tensor:
     """Scores after steps that read the text, each position of each row in a call of its own.
 
     Not in one call for all rows: a step may hold the ids of one text, as those that look at an
     encoder's do, and would then change the first row alone.
     """
-    positions = log_law.shape[1]
+    positions = log_p.shape[1]
     assert drafts is not None or positions == 1
     scored = []
     for row, text in enumerate(texts):
-        ids = text.to(log_law.device)[None]
+        ids = text.to(log_p.device)[None]
         if drafts is not None:
             ids = torch.cat([ids, drafts[row : row + 1, : positions - 1].clamp(min=0)], 1)
         for position in range(positions):
-            scores = log_law[row, position : position + 1].clone()
+            scores = log_p[row, position : position + 1].clone()
             for step in steps:
                 scores = step(ids[:, : len(text) + position], scores)
             scored.append(scores)
-    return torch.cat(scored).reshape(log_law.shape)
+    return torch.cat(scored).reshape(log_p.shape)
 
 
-def shaping(
+def filters_for(
     *,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
     logits_processor: Sequence[Processor] = (),
     greedy: bool = False,
-) -> Shaping:
+) -> Filters:
     """Processors first, then temperature, top-k and top-p, as transformers orders them.
 
     Raises:
@@ -192,4 +189,4 @@ def shaping(
         if not 0 < top_p <= 1:
             raise ValueError(f"top_p is a probability and must lie in (0, 1]: got {top_p}.")
         steps.append(TopPLogitsWarper(float(top_p)))
-    return Shaping(tuple(steps), greedy)
+    return Filters(tuple(steps), greedy)

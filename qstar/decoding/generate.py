@@ -5,10 +5,9 @@
     tokenizer.decode(result.tokens[: result.lengths])
 
 The output distribution is the token-level one: each token is drawn from the geometric mean of the
-two next-token distributions, given the tokens so far. Its product over the positions is not the
-geometric mean of the two distributions of whole sequences. Every scheme draws from the same
-distribution; they differ in the forward passes they need. What proposes never decides: a draft is
-judged against q*, formed from (policy, teacher) in this order whoever drafted.
+two next-token distributions, given the tokens so far. (Their product over the positions is not the
+geometric mean of the two distributions of whole sequences.) Every scheme draws from it; they differ
+in the forward passes they need.
 
 Guidance: with a fixed exponent outside [0, 1] one parent is divided by. For alpha > 1 the logarithm
 of the target is log teacher + alpha (log policy - log teacher), normalised. That is classifier-free
@@ -75,23 +74,21 @@ def generate(
 ) -> Generation:
     """Draw tokens from q*, the KL-symmetric geometric mean of two language models.
 
-    Each model reads its own prompt and keeps its own key-value cache; a model passed twice may
-    have two prompts. The models are put in eval mode and given back as they were. Once a process
-    each kind of model is tried before its cache is trusted
-    (`qstar.decoding.cache_check`); one that a cache would mislead is read anew for every
-    token, with a warning. All schemes have the same output distribution:
+    Each model reads its own prompt; a model passed twice may have two. The models are put in eval
+    mode and given back as they were. Once a process each kind of model is tried before its cache is
+    trusted (`qstar.decoding.cache_check`). All schemes have the same output distribution:
 
     - "plain": both parents read every token; the reference.
     - "one-sided": one parent drafts gamma tokens, the other verifies them in one forward.
     - "alternating": a proposal from the verifier's own distribution at the next position, which
       costs nothing more, is the next draft. With gamma = 1 never more forwards than "plain".
     - "coin": a coin decides which parent proposes next; q* judges the mixture of both, which is
-      kept more often than either. For one row: a batch would wait for its most stubborn coin. See
-      `qstar.decoding.coin`.
+      kept more often than either (`qstar.decoding.coin`). For one row: a batch would wait for its
+      most stubborn coin.
     - "lookup": what followed the last tokens earlier in the text, verified by both parents.
     - "draft-model": a third, cheaper model drafts, both parents verify.
-    - "auto": measures what forwards of each width take, watches the acceptance, and goes on with
-      whichever of all these promises the most tokens a second.
+    - "auto": measures what forwards take, watches the acceptance, and goes on with whichever of
+      all these promises the most tokens a second.
 
     Without `scheme` the arguments alone decide: "draft-model" with a draft model (gamma 4); else
     "plain" in one call where one model is both parents (unless `gamma` or one_call=False asks for
@@ -99,28 +96,22 @@ def generate(
     "plain", the one scheme that is exact there (for a batch; one row alone may follow any); asked
     for another scheme, or for a `gamma`, it is refused.
 
-    A seed means the same on every machine, as long as the same choices are made. By default none
-    hangs on a clock: only rounding in the logits can make another draw of the same seed, of the
-    same distribution. A named scheme with gamma=None chooses its draft lengths by the acceptance
-    that it has observed (and by `costs`, if given), "coin" without `stay` its weights, "one-sided"
-    without `drafter` and "alternating" after a rejection the drafter by the same. "auto" hangs on
-    what it has measured: once per pair of models, so that calls within a process agree; pass its
-    `trace.costs` on to agree across processes.
+    A seed means the same on every machine, rounding in the logits apart. What is left open (the
+    gamma of a named scheme, `stay`, `drafter`, who drafts after a rejection) is chosen by the
+    acceptance observed so far, and by `costs` if given. "auto" hangs on what it has measured: once
+    per pair of models, so that calls within a process agree; pass its `trace.costs` on to agree
+    across processes.
 
-    Each row of a batch has randomness of its own: the first row's is `generator` itself, as if it
-    were alone, another row's follows from the generator's state and the row's index. So a row's
-    tokens do not hang on its neighbours (rounding apart) with "plain", nor with "one-sided",
-    "lookup" and "draft-model" at a given `gamma` (and `drafter`). With "alternating", and wherever
-    observed acceptance decides, who proposes how much does hang on them: with other neighbours the
-    same seed is another draw of the same distribution.
+    Each row of a batch has randomness of its own: the first row's is `generator` itself, another's
+    follows from its state and the row's index. So a row's tokens do not hang on its neighbours,
+    unless who proposes how much does: with "alternating", and where observed acceptance decides.
 
     Memory: a cache takes 2 * layers * key-value heads * head size * bytes per number for each
     token, row and model, up to twice that in a batch whose rows accept different numbers of drafts.
     A static cache (the default on an accelerator, where a model allows it) takes that for the
-    longest text and 16 tokens more, rounded up by a quarter at most, whatever rows accept; up to
-    `captured.IDLE_AT_MOST` of a model stay for its next call with what was captured of it, until
-    `qstar.decoding.captured.forget(model)`. A round holds at most 16 blocks of rows * (gamma + 1) *
-    vocabulary numbers.
+    longest text and 16 tokens more, rounded up by a quarter at most; up to `captured.IDLE_AT_MOST`
+    of a model stay for its next call, until `qstar.decoding.captured.forget(model)`. A round holds
+    at most 16 blocks of rows * (gamma + 1) * vocabulary numbers.
 
     Args:
         policy: A causal language model of transformers.
@@ -145,11 +136,8 @@ def generate(
 
     Raises:
         TypeError: An option is no field of `Sampling`.
-        ValueError: An argument makes no sense, the vocabularies differ in size, the text would
-            exceed a context window, a model's cache cannot take tokens back, two models are one set
-            of weights, a model answers nan, the parents share no token at some position or, with
-            alpha outside [0, 1], the parent with the negative exponent excludes a token there that
-            the other does not. The message says where.
+        ValueError: An argument makes no sense, the models do not fit each other or the text, a
+            model answers nan, or there is no q* at some position. The message says where.
 
     Warns:
         EqualParentsWarning: The parents had one distribution wherever a token was drawn.

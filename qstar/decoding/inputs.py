@@ -58,7 +58,7 @@ def _settings(model: Any) -> Any:
 
 
 def check_vocab(caches: Mapping[str, KVCache], vocab: int | None) -> int:
-    """How many token ids the laws are over."""
+    """How many token ids the distributions are over."""
     sizes = {name: reader.vocab for name, reader in caches.items()}
     if vocab is not None:
         shared = check_count("vocab", vocab)
@@ -80,10 +80,7 @@ def check_vocab(caches: Mapping[str, KVCache], vocab: int | None) -> int:
 
 
 def check_prompts(
-    caches: Mapping[str, KVCache],
-    vocab: int,
-    max_new_tokens: int,
-    given: dict[str, Prompts | None],
+    caches: Mapping[str, KVCache], vocab: int, max_new_tokens: int, given: dict[str, Prompts | None]
 ) -> tuple[dict[str, list[list[int]]], bool, torch.device]:
     """Each model's prompts as lists, whether they came without a batch axis, and their device."""
     prompts, batched_axes = {}, {}
@@ -105,8 +102,7 @@ def check_prompts(
             raise ValueError(
                 f"{name}_ids must hold at least one token per row, in one dimension, in two (a "
                 f"batch of equal lengths), or as a list of one-dimensional tensors: got shape "
-                f"{shape}. An empty prompt gives no first law; start from the tokenizer's bos "
-                f"token."
+                f"{shape}. Nothing follows an empty prompt: start from the tokenizer's bos token."
             )
         low, high = min(int(row.min()) for row in rows), max(int(row.max()) for row in rows)
         if low < 0 or high >= reader.vocab:

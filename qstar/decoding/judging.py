@@ -13,10 +13,10 @@ from ..sampling import rules
 from ..sampling.chance import Chance
 from .coin import log_even_mixture, log_mixture
 from .costs import PARENTS, other
-from .filters import Shaping
+from .filters import Filters
 from .state import Proposal, State, tensor_on
 
-NO_FILTERS = Shaping()
+NO_FILTERS = Filters()
 DISJOINT = STATUSES.index("disjoint")
 
 
@@ -52,7 +52,7 @@ class Rule:
     """
 
     alpha: float | None = None
-    filters: Shaping = NO_FILTERS
+    filters: Filters = NO_FILTERS
     filtered: str = "target"
     disjoint: str = "raise"
     blocks: bool = False
@@ -65,15 +65,15 @@ class Rule:
         return PARENTS[self.alpha > 1]
 
     @property
-    def of_parents(self) -> Shaping:
+    def of_parents(self) -> Filters:
         """What is done to a parent's distribution before q* is formed."""
-        return Shaping(self.filters.steps) if self.filtered == "parents" else NO_FILTERS
+        return Filters(self.filters.steps) if self.filtered == "parents" else NO_FILTERS
 
     @property
-    def of_target(self) -> Shaping:
+    def of_target(self) -> Filters:
         """What is done to q*; and to what a draft is drawn from, which should resemble it."""
         if self.filtered == "parents":
-            return Shaping(greedy=self.filters.greedy)
+            return Filters(greedy=self.filters.greedy)
         return self.filters
 
     def texts(
@@ -181,19 +181,14 @@ class Rule:
             log_target = torch.where((place == drafted[:, None])[..., None], beyond, log_target)
         verify = rules.verify_block if self.blocks else rules.verify
         verdict = verify(
-            proposal.tokens,
-            log_draft,
-            log_target,
-            drafted=drafted,
-            generator=chance,
-            check=False,
+            proposal.tokens, log_draft, log_target, drafted=drafted, generator=chance, check=False
         )
         shaped["coin"] = log_even_mixture(shaped["policy"], shaped["teacher"])
         for name, log_parent in shaped.items():
-            known[f"accept_{name}"] = torch.minimum(log_parent, target).exp().sum(-1).clamp(max=1)
+            known[f"accept_{name}"] = rows_torch.acceptance_probability(log_parent, target)
         chosen = verdict.tokens[:, : target.shape[1], None].clamp(min=0)
-        laws = {"target": target, "policy": log_policy, "teacher": log_teacher}
-        known |= {f"log_{name}": law.gather(-1, chosen).squeeze(-1) for name, law in laws.items()}
+        for name, log_p in (("target", target), ("policy", log_policy), ("teacher", log_teacher)):
+            known[f"log_{name}"] = log_p.gather(-1, chosen).squeeze(-1)
         return Judged(verdict, exact, target, known)
 
 

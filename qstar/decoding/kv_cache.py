@@ -6,10 +6,9 @@ says which slots are part of a row's text, and every token carries its own posit
 end that no row needs are cut off, so that one row alone never leaves a hole; when more than half
 of the slots are holes they are squeezed out.
 
-What a model answers to a text is what it answers when it reads that text alone, at once, without a
-cache, and works the positions out itself. A cache must not change that, and not every model is
-built so that it does not: `cache_check.check` tries it before it is trusted. Where it fails, each
-text is read anew for every token, which is slow and right.
+A cache must not change what a model answers, and not every model is built so that it does not:
+`cache_check.check` tries it before it is trusted. Where it fails, each text is read anew for every
+token, which is slow and right.
 """
 
 import copy
@@ -32,8 +31,8 @@ from .traits import (
     bare,
     check_cache,
     core_of,
-    laws_of,
     limit_of,
+    log_p_of,
     ropes_of,
     shares_scales,
     sliding,
@@ -76,16 +75,13 @@ class KVCache:
         context_length: int | None = None,
         implementation: str | None = None,
     ) -> None:
-        """Look at a model; `name` is what errors call it.
+        """Look at a model, which may be compiled, quantised, or have adapters.
 
         Args:
-            model: A causal language model of transformers, maybe compiled, quantised, or with
-                adapters.
+            model: A causal language model of transformers.
             name: What errors call it.
-            context_length: The most tokens of a text, in place of what the configuration says. A
-                table of positions keeps its end.
-            implementation: "static" for a cache of fixed size, "dynamic" for one that grows; None
-                for the first on an accelerator, where the model allows it.
+            context_length: As in `Sampling`.
+            implementation: As `cache_implementation` there.
 
         Raises:
             ValueError: It is no causal language model, or its cache cannot take tokens back, or
@@ -164,7 +160,7 @@ class KVCache:
     def start(self, texts: Sequence[Sequence[int]]) -> int:
         """Forget everything, and read all but the last token of each text.
 
-        The last one is left for the first `feed`, whose answer is the law after it.
+        The last one is left for the first `feed`, whose answer is the distribution after it.
 
         Returns:
             The number of forwards that it took.
@@ -200,17 +196,17 @@ class KVCache:
         """Read on, and return log-probabilities of what follows the last `positions` columns.
 
         Columns are each row's unread tokens, right-aligned, then its drafts, left-aligned. So with
-        `positions = drafts + 1` entry j is the law of what follows the row's text and its first j
-        drafts; entries beyond its own number of drafts mean nothing.
+        `positions = drafts + 1` entry j is the distribution of what follows the row's text and its
+        first j drafts; entries beyond its own number of drafts mean nothing.
 
         Args:
             unread: Tokens that are known here, per row; rows may have none.
             drafts: Tokens that are only known on the device. Shape (batch, drafts).
             counts: How many drafts of each row are to be read; all of them if not given.
-            positions: How many columns, from the last one, to return laws for.
+            positions: How many columns, from the last one, to return distributions for.
 
         Returns:
-            Laws in float32, or in float64 if the weights are that wide.
+            Distributions in float32, or in float64 if the weights are that wide.
             Shape (batch, positions, vocab).
 
         Raises:
@@ -369,30 +365,30 @@ class KVCache:
                 f"cache that it is given: {self._cache.get_seq_length()} tokens in place of "
                 f"{slots.shape[-1]}. qstar.generate reads such a model without a cache."
             )
-        return laws_of(out, positions)
+        return log_p_of(out, positions)
 
     def _read_anew(self, wanted: Tensor) -> Tensor:
-        """The laws of the last columns, each by reading the text up to it, alone and at once."""
+        """What follows the last columns, each by reading the text up to it, alone and at once."""
         rows, positions = wanted.shape
-        beyond, laws = self._slots.shape[-1] - positions, None
+        beyond, answers = self._slots.shape[-1] - positions, None
         for row, column in wanted.nonzero().tolist():
             here = self._slots[row, : beyond + column + 1].nonzero()[:, 0].to(self._ids.device)
-            law = self._whole(self._ids[row].index_select(0, here), 1)[0]
-            if laws is None:
-                laws = law.new_zeros(rows, positions, law.shape[-1]).log_softmax(-1)
-            laws[row, column] = law
-        if laws is None:
+            answer = self._whole(self._ids[row].index_select(0, here), 1)[0]
+            if answers is None:
+                answers = answer.new_zeros(rows, positions, answer.shape[-1]).log_softmax(-1)
+            answers[row, column] = answer
+        if answers is None:
             return torch.zeros(rows, positions, self.vocab, device=self._ids.device).log_softmax(-1)
-        return laws
+        return answers
 
     def _whole(self, text: Tensor, positions: int, after: list[int] | None = None) -> Tensor:
-        """The model's own laws after the last tokens of one text, or some of them."""
+        """The model's own distributions after the last tokens of one text, or some of them."""
         options: dict[str, Any] = {}
         if "use_cache" in self._parameters:
             options["use_cache"] = False
         if "logits_to_keep" in self._parameters and not self.why_anew:
             options["logits_to_keep"] = positions
-        return laws_of(self.model(text.unsqueeze(0), **options), positions, after)[0]
+        return log_p_of(self.model(text.unsqueeze(0), **options), positions, after)[0]
 
     def _squeeze(self, new: int = 0) -> None:
         """Move each row's slots together, to the right, and drop what is then before all rows.
@@ -433,7 +429,7 @@ class KVCache:
             return self.tried(torch.zeros(1, dtype=torch.long), 1, [1]).shape[-1]
 
     def tried(self, text: Tensor, positions: int, after: list[int]) -> Tensor:
-        """The model's own laws after so many tokens of one text each."""
+        """The model's own distributions after so many tokens of one text each."""
         try:
             return self._whole(text.to(self.model.device), positions, after)
         except torch.OutOfMemoryError:

@@ -11,11 +11,7 @@ class Observations:
     """What a decode has seen of its drafters, tokens not yet emitted apart."""
 
     def __init__(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        looks_up: bool = True,
-        alpha: float | None = None,
+        self, prompts: Sequence[Sequence[int]], *, looks_up: bool = True, alpha: float | None = None
     ) -> None:
         """Nothing yet but the prompts of all rows, if anything is to be looked up in them.
 

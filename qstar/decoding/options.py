@@ -12,7 +12,7 @@ from ..arguments import check_count, check_fixed_alpha
 from ..sampling.chance import Chance, RowCoins
 from . import cache_check, planner
 from .costs import PARENTS, other
-from .filters import FILTERED, MEMORYLESS, shaping
+from .filters import FILTERED, MEMORYLESS, filters_for
 from .inputs import Prompts, check_prompts, check_shown, check_vocab, check_weights
 from .judging import Rule
 from .kv_cache import KVCache
@@ -139,7 +139,7 @@ def check(
             f"tokens at once ({', '.join(planner.TOGETHER)}): got scheme={scheme!r} and "
             f"{'one model' if policy is teacher else 'two models'}."
         )
-    filters = shaping(
+    filters = filters_for(
         temperature=asked.temperature,
         top_k=asked.top_k,
         top_p=asked.top_p,

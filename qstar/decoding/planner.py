@@ -124,12 +124,7 @@ def observe(
 
 
 def asked_for(
-    scheme: str | None,
-    gamma: int | None,
-    *,
-    in_one_call: bool,
-    has_draft: bool,
-    plain_only: bool,
+    scheme: str | None, gamma: int | None, *, in_one_call: bool, has_draft: bool, plain_only: bool
 ) -> tuple[str, int | None]:
     """The scheme and draft length of a call: as named, else by a rule that measures nothing.
 

@@ -60,33 +60,32 @@ class RoundTrace:
 class Trace:
     """What was known where each token was drawn, and what each round took.
 
-    One entry per position, shaped like the tokens. Where no token was drawn numbers are nan,
-    statuses and proposers -1. Divergences are in nats, computed in the precision of the laws.
+    One entry per position, shaped like the tokens: (*positions). Where no token was drawn numbers
+    are nan, statuses and proposers -1. Divergences are in nats.
 
     Attributes:
         balance: alpha*, the Chernoff information, the status and the rest of the solution. Where
             the exponent was fixed nothing was solved: numbers are nan and statuses -1, but for
             "disjoint".
-        alpha: The exponent that was used: alpha*, unless it was fixed. Shape (*positions).
+        alpha: The exponent that was used: alpha*, unless it was fixed.
         minus_log_partition: -log Z(alpha); at alpha* it is the Chernoff information. With guidance
             it is never positive, and bounds no acceptance: for alpha > 1 it is -(alpha - 1) times
             the Renyi divergence of order alpha from policy to teacher, for alpha < 0 alpha times
-            that of order 1 - alpha from teacher to policy. Shape (*positions).
+            that of order 1 - alpha from teacher to policy.
         accept_policy: The acceptance probability of a token drafted by the policy, after the
-            filters. Shape (*positions).
-        accept_teacher: The same for a token drafted by the teacher. Shape (*positions).
-        accept_coin: The same where an even coin chooses which parent drafts. Shape (*positions).
+            filters.
+        accept_teacher: The same for a token drafted by the teacher.
+        accept_coin: The same where an even coin chooses which parent drafts.
         log_target: The log-probability of the token in what it was drawn from: q*, after the
             filters. What was drawn is thus a draw of the policy with the weight
             exp(log_policy - log_target), and of the teacher with exp(log_teacher - log_target),
             multiplied over the tokens of a text (where the filters leave out nothing).
-            Shape (*positions).
-        log_policy: The same in the policy, as it went into q*. Shape (*positions).
-        log_teacher: The same in the teacher. Shape (*positions).
+        log_policy: The same in the policy, as it went into q*.
+        log_teacher: The same in the teacher.
         weight: The probability with which the parent that proposed was to: 1 without a coin, nan
-            where nobody proposed. Shape (*positions).
-        proposer: Who proposed a token there, as an index into `PROPOSERS`. Shape (*positions).
-        accepted: Whether the proposal was kept. False where nobody proposed. Shape (*positions).
+            where nobody proposed.
+        proposer: Who proposed a token there, as an index into `PROPOSERS`.
+        accepted: Whether the proposal was kept. False where nobody proposed.
         rounds: The rounds in order.
         prefill: The forwards that read the prompts (all but their last tokens).
         costs: What forwards took, as the caller said or, with "auto", as was measured; None where

@@ -74,7 +74,7 @@ def address_of(tensor: Tensor) -> int:
         return id(tensor)
 
 
-def laws_of(out: Any, positions: int, after: list[int] | None = None) -> Tensor:
+def log_p_of(out: Any, positions: int, after: list[int] | None = None) -> Tensor:
     """The last log-probabilities of a forward, or those after so many tokens, in float32 or wider.
 
     Shape (batch, positions, vocab).

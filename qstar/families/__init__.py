@@ -90,17 +90,9 @@ Parent = Any
 def solve_kl_symmetry(policy: Parent, teacher: Parent) -> Balance[float, str, bool]:
     """Find alpha*, at which KL(q* || policy) = KL(q* || teacher).
 
-    Args:
-        policy: The parent with exponent alpha: a distribution of this module or of
-            `qstar.gaussian`, or a frozen SciPy distribution.
-        teacher: The parent with exponent 1 - alpha, over the same kind of outcome.
-
     Returns:
-        A `Balance` of plain Python values. Its statuses are those of `qstar.solve_kl_symmetry`:
-        `interior` wherever the supports agree and the parents differ, a boundary or
-        `degenerate_all` where they overlap in part, `disjoint` (which raises nothing: alpha is
-        nan, divergences are inf) where they do not meet. `converged` is False where a quadrature
-        did not resolve the pair, or a root was not found.
+        A `Balance` of plain Python values, with the statuses of `qstar.solve_kl_symmetry`.
+        `converged` is False where a quadrature did not resolve the pair, or a root was not found.
 
     Raises:
         ValueError: The parents live on different kinds of outcome or in different dimensions, one
@@ -121,13 +113,8 @@ def log_partition(policy: Parent, teacher: Parent, alpha: ArrayLike) -> ndarray:
     Convex in alpha and never positive; at alpha 0 and 1 the limit, which is the log of the mass
     that a parent has on the shared support. -inf for disjoint parents.
 
-    Args:
-        policy: See `solve_kl_symmetry`.
-        teacher: See `solve_kl_symmetry`.
-        alpha: The exponent on the policy, in [0, 1], of any shape. Shape (*alphas).
-
     Raises:
-        ValueError: alpha leaves [0, 1] or is nan; otherwise as `solve_kl_symmetry`.
+        ValueError: alpha, of any shape, leaves [0, 1] or is nan; otherwise as `solve_kl_symmetry`.
         ArithmeticError: A quadrature did not converge, or a divergence overflows.
     """
     home, ours, theirs, _ = _read(policy, teacher)
@@ -178,11 +165,6 @@ def geometric_mean(policy: Parent, teacher: Parent, alpha: float) -> Distributio
     A member of the family where the parents share one (with the parameters that the path gives
     it), otherwise a `GeometricMean`: a distribution by its `log_density`, `pdf` and `support`, that
     can be a parent again.
-
-    Args:
-        policy: What alpha = 1 gives (given the shared support).
-        teacher: What alpha = 0 gives (given the shared support).
-        alpha: The exponent on the policy, in [0, 1]; q* is at `Balance.alpha`.
 
     Raises:
         ValueError: alpha is not one number in [0, 1], or the parents are disjoint; otherwise as

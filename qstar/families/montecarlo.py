@@ -52,8 +52,8 @@ class Estimate:
     """Numbers with their standard errors.
 
     Attributes:
-        value: The estimates. Shape (*alphas).
-        error: One standard error each, in the same unit. Shape (*alphas).
+        value: The estimates, one for each alpha.
+        error: One standard error each, in the same unit.
     """
 
     value: ndarray
@@ -68,11 +68,11 @@ class MonteCarloBalance:
         alpha: The exponent on the policy that balances the sample, in [0, 1]; nan where disjoint.
         alpha_error: Large where the parents nearly agree, and q* does not depend on alpha.
         chernoff: -log Z at `alpha`, in nats.
-        chernoff_error: In nats.
+        chernoff_error: In nats, as the others.
         kl_to_policy: KL(q* || policy), in nats.
-        kl_to_policy_error: In nats.
+        kl_to_policy_error: Its error.
         kl_to_teacher: KL(q* || teacher), in nats.
-        kl_to_teacher_error: In nats.
+        kl_to_teacher_error: Its error.
         status: One of `qstar.STATUSES`, as the sample shows it: `disjoint` says that no draw was
             possible to both parents, a boundary that some were not and that the slope kept its
             sign.
@@ -139,8 +139,8 @@ def solve_kl_symmetry(
     (kept within [0.05, 0.95]) of the sample that is solved.
 
     Args:
-        policy: The parent with exponent alpha.
-        teacher: The parent with exponent 1 - alpha, over the same space.
+        policy: One parent.
+        teacher: The other, over the same space.
         num_samples: Draws for the estimate. The error of C is about
             sqrt((exp(C) - 1) / num_samples), at most.
         generator: The only source of randomness.
@@ -160,12 +160,7 @@ def solve_kl_symmetry(
 
 
 def draw_sample(
-    policy: Parent,
-    teacher: Parent,
-    num_samples: int,
-    *,
-    generator: Generator,
-    weight: float = 0.5,
+    policy: Parent, teacher: Parent, num_samples: int, *, generator: Generator, weight: float = 0.5
 ) -> Sample:
     """Draw from weight policy + (1 - weight) teacher, in exact proportion (stratified).
 
@@ -283,8 +278,8 @@ def sample_geometric_mean(
     policy^alpha teacher^(1 - alpha) / (alpha policy + (1 - alpha) teacher) <= 1.
 
     Args:
-        policy: The parent with exponent alpha.
-        teacher: The parent with exponent 1 - alpha.
+        policy: One parent.
+        teacher: The other.
         alpha: In [0, 1]. At alpha* a share exp(-C) of the proposals is kept.
         count: How many draws to return.
         generator: The only source of randomness.

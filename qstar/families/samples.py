@@ -35,11 +35,9 @@ class Sampled:
     sampler: Callable[[int, Generator], ndarray]
 
     def log_density(self, x: ndarray) -> ndarray:
-        """See `Parent`."""
         return self.function(x)
 
     def sample(self, count: int, *, generator: Generator) -> ndarray:
-        """See `Parent`."""
         return self.sampler(count, generator)
 
 

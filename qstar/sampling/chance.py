@@ -26,7 +26,7 @@ class Chance(Protocol):
     def keep(self, log_probability: Tensor) -> Tensor:
         """True with the given probability, independently in every entry."""
 
-    def draw(self, log_law: Tensor) -> Tensor:
+    def draw(self, log_p: Tensor) -> Tensor:
         """One token from each row of log-probabilities, independently."""
 
 
@@ -39,16 +39,16 @@ class _Numbers:
         """True with the given probability: never at -inf (or nan), always at 0."""
         return self._coins(log_probability) < log_probability.double().exp()
 
-    def draw(self, log_law: Tensor) -> Tensor:
+    def draw(self, log_p: Tensor) -> Tensor:
         """The inverse distribution function at a uniform number; never a token of no mass.
 
         `NO_TOKEN` where a row has no token to give: all -inf, or nan. In double precision whatever
         the dtype of the row: with single precision, tokens rarer than 2^-24 would come too often or
         not at all.
         """
-        law = log_law.double().exp()
+        p = log_p.double().exp()
         # Only tokens with mass can be hit, also where a parallel sum is not quite monotone.
-        cumulative = law.cumsum(-1).masked_fill(law == 0, -torch.inf)
+        cumulative = p.cumsum(-1).masked_fill(p == 0, -torch.inf)
         total = cumulative.amax(-1)
         threshold = (self._lots(total) * total).unsqueeze(-1)
         above = cumulative > threshold
@@ -76,10 +76,7 @@ class Coins(_Numbers):
 
     def _coins(self, like: Tensor) -> Tensor:
         uniform = torch.rand(
-            like.shape,
-            generator=self.generator,
-            dtype=torch.float64,
-            device=self.generator.device,
+            like.shape, generator=self.generator, dtype=torch.float64, device=self.generator.device
         )
         return uniform.to(like.device, non_blocking=True)
 

@@ -4,32 +4,32 @@ import torch
 from torch import Tensor
 
 NORMALISATION_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
-"""How far a row's probabilities may sum from 1 where laws are checked."""
+"""How far a row's probabilities may sum from 1 where distributions are checked."""
 
 
-def at(log_law: Tensor, token: Tensor) -> Tensor:
+def at(log_p: Tensor, token: Tensor) -> Tensor:
     """The log-probability of each token; `NO_TOKEN` reads entry 0, which the caller discards."""
-    return log_law.gather(-1, token.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return log_p.gather(-1, token.clamp(min=0).unsqueeze(-1)).squeeze(-1)
 
 
 def positions(tokens: Tensor) -> Tensor:
     return torch.arange(tokens.shape[-1], device=tokens.device)
 
 
-def check_laws(rule: str, log_draft: Tensor, log_target: Tensor) -> None:
-    for name, law in (("log_draft", log_draft), ("log_target", log_target)):
-        if law.dtype not in NORMALISATION_TOLERANCE:
+def check_dtypes(rule: str, log_draft: Tensor, log_target: Tensor) -> None:
+    for name, log_p in (("log_draft", log_draft), ("log_target", log_target)):
+        if log_p.dtype not in NORMALISATION_TOLERANCE:
             raise ValueError(
-                f"{rule} needs {name} in float32 or float64: got {law.dtype}. Take the log_softmax "
-                f"of the logits in float32, and draw from that: the law that judges a draft must "
-                f"be the one it was drawn from."
+                f"{rule} needs {name} in float32 or float64: got {log_p.dtype}. Take the "
+                f"log_softmax of the logits in float32, and draw from that: what judges a draft "
+                f"must be what it was drawn from."
             )
 
 
-def check_values(log_law: Tensor, name: str, used: Tensor | None = None) -> None:
+def check_values(log_p: Tensor, name: str, used: Tensor | None = None) -> None:
     """Every used row is a distribution."""
-    total = log_law.double().logsumexp(-1).exp()
-    close = (total - 1).abs() <= NORMALISATION_TOLERANCE[log_law.dtype]
+    total = log_p.double().logsumexp(-1).exp()
+    close = (total - 1).abs() <= NORMALISATION_TOLERANCE[log_p.dtype]
     off = close.logical_not()  # nan included
     if used is not None:
         off = off & used
@@ -57,6 +57,6 @@ def check_mass(tokens: Tensor, log_draft: Tensor, real: Tensor) -> None:
         index = tuple(impossible.nonzero()[0].tolist())
         raise ValueError(
             f"draft token {int(tokens[index])} at {index} has no mass under log_draft, so it was "
-            f"not drawn from it. Pass the law that the draft was drawn from, after its filters "
+            f"not drawn from it. Pass what the draft was drawn from, after its filters "
             f"(log_point_mass for a looked-up token)."
         )

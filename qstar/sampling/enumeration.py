@@ -1,10 +1,10 @@
-"""Exact laws of samplers: run the code that samples once for every sequence of its choices.
+"""Exact distributions of samplers: their code is run once for every sequence of its choices.
 
 A sampler of `qstar.sampling.rules` makes two kinds of choice, to keep a token and to draw one. Here
 both are made in every possible way, and the probability of each is multiplied up in float64. So the
-law that comes out is that of the very code that samples, not of a second copy of its formula. What
-one run costs is paid at most `2^coins * vocab^draws` times, for branches without probability are
-left out; leading axes are rows and share a run.
+distribution that comes out is that of the very code that samples, not of a second copy of its
+formula. What one run costs is paid at most `2^coins * vocab^draws` times, for branches without
+probability are left out; leading axes are rows and share a run.
 """
 
 import itertools
@@ -45,16 +45,16 @@ class Every:
 
         return self._choose(2 ** events.numel(), coins)
 
-    def draw(self, log_law: Tensor) -> Tensor:
+    def draw(self, log_p: Tensor) -> Tensor:
         """The next token of the script, the same in every row."""
-        *shape, vocab = log_law.shape
+        *shape, vocab = log_p.shape
         events = torch.Size(shape[self.weight.ndim :])
-        law = log_law.double().exp()
+        probability = log_p.double().exp()
 
         def tokens(choice: int) -> tuple[Tensor, Tensor]:
             digits = [choice // vocab**i % vocab for i in range(events.numel())]
             token = torch.tensor(digits).reshape(events).expand(shape)
-            return token, law.gather(-1, token[..., None]).squeeze(-1)
+            return token, probability.gather(-1, token[..., None]).squeeze(-1)
 
         return self._choose(vocab ** events.numel(), tokens)
 
@@ -103,12 +103,12 @@ def every_outcome(
 
 
 def token_law(program: Callable[[Every], Tensor], vocab: int, batch: Sequence[int] = ()) -> ndarray:
-    """The law of a program that returns one token per row; negative tokens are left out."""
-    law = torch.zeros((*batch, vocab), dtype=torch.float64)
+    """The distribution of one token per row that a program returns; negative ones are left out."""
+    probability = torch.zeros((*batch, vocab), dtype=torch.float64)
     for token, weight in every_outcome(program, batch):
         there = (token >= 0)[..., None]
-        law.scatter_add_(-1, token.clamp(min=0)[..., None], (weight[..., None] * there))
-    return law.numpy()
+        probability.scatter_add_(-1, token.clamp(min=0)[..., None], (weight[..., None] * there))
+    return probability.numpy()
 
 
 def pick_law(
@@ -126,18 +126,17 @@ def pick_law(
     Args:
         rule: Such as `picks.accept_or_redraw`, called as rule(candidates, log_draft,
             log_target, generator=...) and returning a `Pick`; anything else it needs is bound.
-        draw_candidates: `picks.draw_candidates`, or a drafter that lies about its law.
+        draw_candidates: `picks.draw_candidates`, or a drafter that lies about its distribution.
         log_draft: The draft's log-probabilities. Shape (vocab,).
-        log_target: The target's. Shape (vocab,).
+        log_target: The target's.
         num_candidates: How many candidates are drawn.
         replacement: Whether they are drawn with replacement.
         dtype: In which precision the rule computes.
 
     Returns:
-        The law of the emitted token, and the probability that it is an accepted candidate.
-        Shape (vocab,).
+        The distribution of the emitted token, and the probability that it is an accepted candidate.
     """
-    draft, target = (torch.tensor(law, dtype=dtype) for law in (log_draft, log_target))
+    draft, target = (torch.tensor(log_p, dtype=dtype) for log_p in (log_draft, log_target))
     drawn = [
         (candidates, float(weight))
         for candidates, weight in every_outcome(
@@ -150,7 +149,7 @@ def pick_law(
     candidates = torch.stack([tokens for tokens, _ in drawn])
     drawn_weight = torch.tensor([weight for _, weight in drawn], dtype=torch.float64)
     rows = len(drawn)
-    law, accepted = torch.zeros(len(log_draft), dtype=torch.float64), 0.0
+    probability, accepted = torch.zeros(len(log_draft), dtype=torch.float64), 0.0
     branches = every_outcome(
         lambda chance: rule(
             candidates, draft.expand(rows, -1), target.expand(rows, -1), generator=chance
@@ -159,9 +158,9 @@ def pick_law(
     )
     for pick, weight in branches:
         weight = weight * drawn_weight
-        law.scatter_add_(0, pick.token, weight)
+        probability.scatter_add_(0, pick.token, weight)
         accepted += float((weight * pick.accepted).sum())
-    return law.numpy(), accepted
+    return probability.numpy(), accepted
 
 
 def block_law(
@@ -172,10 +171,10 @@ def block_law(
     drafted: int | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> tuple[ndarray, ndarray, float]:
-    """The joint law of what one round emits, completed by the target, and its counts; exactly.
+    """The exact distribution of what a round emits, completed by the target, and its counts.
 
     A round emits between 1 and gamma + 1 tokens. Completing it with draws from the target, as the
-    rounds after it would, gives gamma + 1 tokens, whose joint law must be the target's.
+    rounds after it would, gives gamma + 1 tokens, whose joint distribution must be the target's.
 
     Args:
         rule: `rules.verify` or `verify_block`, called with the tensors of all vocab^gamma
@@ -188,7 +187,8 @@ def block_law(
         dtype: In which precision the rule computes.
 
     Returns:
-        The joint law, of shape [vocab] * (gamma + 1); the law of the number of accepted tokens; and
+        The joint distribution, of shape [vocab] * (gamma + 1); that of the number of accepted
+        tokens; and
         the mean number of tested ones. Shape any shape and (gamma+1,).
     """
     gamma, vocab = len(draft), len(target[0])
@@ -199,43 +199,43 @@ def block_law(
     chosen = np.take_along_axis(log_draft, blocks[..., None], axis=-1).squeeze(-1)
     drawn = np.exp(chosen.sum(axis=-1))
     tokens = torch.tensor(blocks)
-    laws = [torch.tensor(law, dtype=dtype) for law in (log_draft, log_target)]
+    pair = [torch.tensor(log_p, dtype=dtype) for log_p in (log_draft, log_target)]
     counts = tokens.new_full((len(blocks),), real)
     joint = np.zeros((vocab,) * (gamma + 1))
-    accepted_law, mean_tested = np.zeros(gamma + 1), 0.0
+    num_accepted, mean_tested = np.zeros(gamma + 1), 0.0
     branches = every_outcome(
-        lambda chance: rule(tokens, *laws, generator=chance, drafted=counts, check=False),
+        lambda chance: rule(tokens, *pair, generator=chance, drafted=counts, check=False),
         (len(blocks),),
     )
     for round_, weight in branches:
         mass = weight.numpy() * drawn
         accepted, emitted = round_.accepted.numpy(), round_.tokens.numpy()
-        np.add.at(accepted_law, accepted, mass)
+        np.add.at(num_accepted, accepted, mass)
         mean_tested += float((mass * round_.tested.numpy()).sum())
         for row in np.flatnonzero(mass):
             prefix = tuple(emitted[row, : accepted[row] + 1])
             joint[prefix] += mass[row] * _completion(target, prefix)
-    return joint, accepted_law, mean_tested
+    return joint, num_accepted, mean_tested
 
 
-def _rows_of(laws: Sequence[ndarray], blocks: ndarray, vocab: int) -> ndarray:
-    """The law at each position, given each block of draft tokens."""
-    rows = np.empty((len(blocks), len(laws), vocab))
-    for position, law in enumerate(laws):
-        rows[:, position] = law[tuple(blocks[:, :position].T)]
+def _rows_of(conditionals: Sequence[ndarray], blocks: ndarray, vocab: int) -> ndarray:
+    """The distribution at each position, given each block of draft tokens."""
+    rows = np.empty((len(blocks), len(conditionals), vocab))
+    for position, table in enumerate(conditionals):
+        rows[:, position] = table[tuple(blocks[:, :position].T)]
     return rows
 
 
-def joint_law(laws: Sequence[ndarray]) -> ndarray:
-    """The joint law of a sequence from its conditional log-probabilities (as in `block_law`)."""
-    return _completion(laws, ())
+def joint_law(conditionals: Sequence[ndarray]) -> ndarray:
+    """The joint distribution of a sequence, from conditional ones (as in `block_law`)."""
+    return _completion(conditionals, ())
 
 
-def _completion(laws: Sequence[ndarray], prefix: tuple[int, ...]) -> ndarray:
-    """The law of what follows a prefix, up to the last of the conditional laws."""
+def _completion(conditionals: Sequence[ndarray], prefix: tuple[int, ...]) -> ndarray:
+    """The distribution of what follows a prefix, up to the last of the conditional ones."""
     log_joint = np.zeros(())
-    for law in laws[len(prefix) :]:
-        log_joint = log_joint[..., None] + law[prefix]
+    for table in conditionals[len(prefix) :]:
+        log_joint = log_joint[..., None] + table[prefix]
     return np.exp(log_joint)
 
 
@@ -246,8 +246,8 @@ def patched_loop(candidates: Tensor, policy: Tensor, q_star: Tensor, chance: Eve
     """BIASED, an exhibit: the source's loop with its last line mended, and nothing else.
 
     One candidate and this is exact. With k independent ones it has the distribution of the source's
-    own loop with k - 1 (`acceptance.source_loop_law`): where q* does not exceed the policy, k tests
-    against q* alone hand out more than q* has, so that no last line could help.
+    own loop with k - 1 (`acceptance.source_loop_law`): where q* is not above the policy, k
+    tests against q* alone hand out more than q* has, so that no last line could help.
 
     Args:
         candidates: Drawn independently from the policy. Shape (num_candidates,).

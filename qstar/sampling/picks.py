@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..arguments import check_count
 from .chance import NO_TOKEN, Chance, chance_of
-from .checks import at, check_laws, check_mass, check_values
+from .checks import at, check_dtypes, check_mass, check_values
 from .rules import log_acceptance, log_residual
 
 
@@ -122,15 +122,11 @@ def von_neumann(
     is accepted with probability 1/M; where the draft lacks an outcome of the target, with none.
 
     Args:
-        candidates: Drawn independently (with replacement) from `log_draft`. Shape (*batch,
-            num_candidates).
-        log_draft: The draft's log-probabilities. Shape (*batch, vocab).
-        log_target: The target's. Shape (*batch, vocab).
+        candidates: Drawn with replacement. Shape (*batch, num_candidates).
+        log_draft: As the others, see `accept_or_redraw`, which has the same errors.
+        log_target: The target's log-probabilities.
         generator: The only source of randomness.
-        check: Whether to look at values; see `verify`.
-
-    Raises:
-        ValueError: As `verify`.
+        check: Whether to look at values.
 
     Source: von Neumann (1951), "Various techniques used in connection with random digits".
     """
@@ -159,19 +155,17 @@ def source_loop(
 
     It keeps a candidate with probability min(1, target / draft), and after the last rejection it
     draws from the target, where `accept_or_redraw` draws from the residual: what target and draft
-    share is counted twice. Its law is `qstar.theory.acceptance.source_loop_law`.
+    share is counted twice. Its distribution is `qstar.theory.acceptance.source_loop_law`.
 
     Args:
         candidates: Drawn from `log_draft`, with replacement or (as the source's code does it)
             without. Shape (*batch, num_candidates).
         log_draft: The draft's log-probabilities. The source divides by these also for the later
-            candidates of a draw without replacement, whose law they are not. Shape (*batch, vocab).
+            candidates of a draw without replacement, whose distribution they are not. Shape
+            (*batch, vocab).
         log_target: The target's. Shape (*batch, vocab).
         generator: The only source of randomness.
-        check: Whether to look at values; see `verify`.
-
-    Raises:
-        ValueError: As `verify`.
+        check: Whether to look at values.
 
     Source: the analysis, problem 1, "关键代码片段".
     """
@@ -187,11 +181,7 @@ def source_loop(
 
 
 def envelope(
-    log_policy: Tensor,
-    log_teacher: Tensor,
-    alpha: Tensor,
-    *,
-    generator: torch.Generator | Chance,
+    log_policy: Tensor, log_teacher: Tensor, alpha: Tensor, *, generator: torch.Generator | Chance
 ) -> Pick:
     """One try at a token of q_alpha that needs neither a bound M nor the log-partition.
 
@@ -201,7 +191,7 @@ def envelope(
     kept with probability Z(alpha), which is exp(-C) at alpha*.
 
     Where nothing was kept the token is `NO_TOKEN`: try again. The rule looks at both parents at the
-    drawn token only, and so serves continuous laws and whole sequences as well
+    drawn token only, and so serves continuous distributions and whole sequences as well
     (`log_envelope_acceptance`).
     """
     chance = chance_of(generator)
@@ -214,11 +204,7 @@ def envelope(
     return Pick(token.masked_fill(kept.logical_not(), NO_TOKEN), kept, torch.ones_like(token))
 
 
-def log_envelope_acceptance(
-    log_policy: Tensor,
-    log_teacher: Tensor,
-    alpha: Tensor,
-) -> Tensor:
+def log_envelope_acceptance(log_policy: Tensor, log_teacher: Tensor, alpha: Tensor) -> Tensor:
     """log of policy^alpha teacher^(1-alpha) / (alpha policy + (1 - alpha) teacher), at one outcome.
 
     The outcome may be a token or a whole sequence: the log-probabilities are then sums. -inf where
@@ -261,11 +247,11 @@ def _settle(pick: Pick, redrawn: Tensor) -> Pick:
 def _check_single(
     rule: str, candidates: Tensor, log_draft: Tensor, log_target: Tensor, check: bool | None
 ) -> None:
-    check_laws(rule, log_draft, log_target)
+    check_dtypes(rule, log_draft, log_target)
     if log_draft.shape != log_target.shape or candidates.shape[:-1] != log_draft.shape[:-1]:
         raise ValueError(
-            f"{rule} needs one draft law and one target law per row of candidates: got candidates "
-            f"{tuple(candidates.shape)}, log_draft {tuple(log_draft.shape)}, log_target "
+            f"{rule} needs one row of the draft and one of the target per row of candidates: got "
+            f"candidates {tuple(candidates.shape)}, log_draft {tuple(log_draft.shape)}, log_target "
             f"{tuple(log_target.shape)}; expected [*batch, num_candidates], [*batch, vocab] twice."
         )
     if check if check is not None else candidates.device.type == "cpu":

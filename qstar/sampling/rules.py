@@ -1,17 +1,16 @@
 """Rules that turn draft tokens into tokens of the target, on log-probabilities: no model in sight.
 
-`target` is the law that the output must follow (here q*), `draft` the one that proposed. Neither
-is called p or q: the papers disagree on which is which. Every rule but `source_loop` is exact, and
-its tests enumerate the very code that samples (see `qstar.sampling.enumeration`).
+`target` is the distribution that the output must follow (here q*), `draft` the one that proposed.
+Neither is called p or q: the papers disagree on which is which. Every rule but `source_loop` is
+exact, and its tests enumerate the very code that samples (see `qstar.sampling.enumeration`).
 
 Batches: leading axes are independent rows, and a rejection in one row costs the others nothing.
-Randomness: `generator` is a `torch.Generator` on any device (a CPU generator serves tensors on an
-accelerator), or anything that can `keep` and `draw` as `Chance` does. A call uses the same amount
-of randomness whatever the outcome, and never waits for the device unless `check` asks it to.
-Support: -inf is a value. A token of no mass under the target is never returned.
+Randomness: a `generator` as in `qstar.sampling.chance`. A call uses the same amount of it whatever
+the outcome, and never waits for the device unless `check` asks it to. Support: -inf is a value. A
+token of no mass under the target is never returned.
 
-What judged a draft must be the law that it was drawn from: filter (temperature, top-k, top-p) once,
-draw from the filtered log-probabilities and pass the same tensor on.
+What judged a draft must be the distribution that it was drawn from: filter (temperature, top-k,
+top-p) once, draw from the filtered log-probabilities and pass the same tensor on.
 """
 
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .chance import NO_TOKEN, Chance, chance_of
-from .checks import at, check_laws, check_mass, check_values, positions
+from .checks import at, check_dtypes, check_mass, check_values, positions
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,10 +52,7 @@ def log_acceptance(log_draft: Tensor, log_target: Tensor) -> Tensor:
     return ratio.masked_fill(log_target == -torch.inf, -torch.inf)
 
 
-def log_residual(
-    log_draft: Tensor,
-    log_target: Tensor,
-) -> Tensor:
+def log_residual(log_draft: Tensor, log_target: Tensor) -> Tensor:
     """What a rejected position is redrawn from: max(0, target - draft), normalised, in logs.
 
     A row of -inf as the draft stands for no draft at all: the residual is the target. So it is
@@ -67,9 +63,9 @@ def log_residual(
     return torch.where(log_total > -torch.inf, log_excess - log_total, log_target)
 
 
-def draw(log_law: Tensor, *, generator: torch.Generator | Chance) -> Tensor:
+def draw(log_p: Tensor, *, generator: torch.Generator | Chance) -> Tensor:
     """One token from each row of log-probabilities; `NO_TOKEN` from a row of no mass, or of nan."""
-    return chance_of(generator).draw(log_law)
+    return chance_of(generator).draw(log_p)
 
 
 def verify(
@@ -95,11 +91,11 @@ def verify(
         check: Whether to look at values, which waits for the device: by default only on the CPU.
 
     Returns:
-        The `Round`; the tokens that it emits follow the target's law exactly.
+        The `Round`; the tokens that it emits follow the target's distribution exactly.
 
     Raises:
         ValueError: Shapes or dtypes do not fit, gamma+1 rows of the target included; and, with
-            `check`, a law is not normalised or a draft token has no mass under its draft.
+            `check`, a distribution is not normalised or a draft token has no mass under its draft.
 
     Source: Leviathan et al. (2023), arXiv:2211.17192, algorithm 1; Chen et al. (2023),
         arXiv:2302.01318, theorem 1.
@@ -183,13 +179,13 @@ def verify_block(
 
 
 def log_point_mass(tokens: Tensor, vocab: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The law of a draft that was not drawn but looked up: all mass on the given token.
+    """The distribution of a draft that was not drawn but looked up: all mass on the given token.
 
     With it, `verify` keeps a looked-up token (an n-gram match, a greedy draft) with the target's
     own probability of it.
     """
-    law = torch.full((*tokens.shape, vocab), -torch.inf, dtype=dtype, device=tokens.device)
-    return law.scatter(-1, tokens.unsqueeze(-1), 0.0)
+    log_p = torch.full((*tokens.shape, vocab), -torch.inf, dtype=dtype, device=tokens.device)
+    return log_p.scatter(-1, tokens.unsqueeze(-1), 0.0)
 
 
 def _log_ratio(log_draft: Tensor, log_target: Tensor) -> Tensor:
@@ -205,11 +201,7 @@ def _log_excess(log_draft: Tensor, log_target: Tensor) -> Tensor:
     return log_target + (-below.expm1()).log()
 
 
-def _log_block_keep(
-    log_draft: Tensor,
-    log_target: Tensor,
-    log_weight: Tensor,
-) -> Tensor:
+def _log_block_keep(log_draft: Tensor, log_target: Tensor, log_weight: Tensor) -> Tensor:
     """log h of `verify_block`; where 0/0 (the rest is surely kept) never asked for: -inf."""
     log_total = _log_excess(log_draft, log_target + log_weight.unsqueeze(-1)).logsumexp(-1)
     log_missing = (-log_weight.expm1()).log()
@@ -231,15 +223,15 @@ def _close_round(
     gamma, vocab = draft_tokens.shape[-1], log_target.shape[-1]
     row = accepted.reshape(*accepted.shape, 1, 1).expand(*accepted.shape, 1, vocab)
     target_here = log_target.gather(-2, row).squeeze(-2)
-    law = target_here
+    log_next = target_here
     if gamma > 0:
         draft_here = log_draft.gather(-2, row.clamp(max=gamma - 1)).squeeze(-2)
         # After a fully accepted draft there is none to subtract: the target itself.
         draft_here = draft_here.masked_fill((accepted == drafted).unsqueeze(-1), -torch.inf)
         log_excess = _log_excess(draft_here, target_here + log_scale.unsqueeze(-1))
         log_total = log_excess.logsumexp(-1, keepdim=True)
-        law = torch.where(log_total > -torch.inf, log_excess - log_total, target_here)
-    next_token = chance.draw(law)
+        log_next = torch.where(log_total > -torch.inf, log_excess - log_total, target_here)
+    next_token = chance.draw(log_next)
     padded = torch.cat([draft_tokens, torch.full_like(next_token.unsqueeze(-1), NO_TOKEN)], -1)
     beyond = positions(padded) >= accepted.unsqueeze(-1)
     tokens = padded.masked_fill(beyond, NO_TOKEN)
@@ -256,7 +248,7 @@ def _check_round(
     check: bool | None,
 ) -> Tensor:
     """The number of real draft tokens per row, once the arguments fit together."""
-    check_laws(rule, log_draft, log_target)
+    check_dtypes(rule, log_draft, log_target)
     *batch, gamma = draft_tokens.shape
     vocab = log_target.shape[-1]
     expected = (*batch, gamma, vocab), (*batch, gamma + 1, vocab)

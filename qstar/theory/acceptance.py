@@ -23,18 +23,13 @@ def sharpest_acceptance_bound(chernoff: ArrayLike) -> ndarray:
     """The smallest acceptance probability that a Chernoff information allows.
 
     It holds for either parent as the draft. At alpha*, KL(q* || draft) = C for both, and among all
-    pairs of laws at total variation V that divergence is at least L(V) = min_b kl(b + V, b),
-    between coins. So the acceptance is at least 1 - V, where L(V) = C. The bound is sharp:
+    pairs of distributions at total variation V that divergence is at least L(V) = min_b kl(b + V,
+    b), between coins. So the acceptance is at least 1 - V, where L(V) = C. The bound is sharp:
     `tightest_pair` attains it. From above there is only 1: given C, every acceptance in [bound, 1)
     occurs.
 
-    With t > 0 the minimising coin is b = (1 - coth t + 1/t) / 2, and V = 2 t b (1 - b).
-
-    Args:
-        chernoff: In nats, not negative; inf gives 0, nan gives nan. Shape (*any).
-
-    Raises:
-        ValueError: A negative Chernoff information.
+    With t > 0 the minimising coin is b = (1 - coth t + 1/t) / 2, and V = 2 t b (1 - b). Of a C that
+    is inf the bound is 0, of nan nan; a negative one raises ValueError.
 
     Source: Fedotov, Harremoes and Topsoe (2003), "Refinements of Pinsker's inequality", IEEE
         Transactions on Information Theory 49(6).
@@ -54,9 +49,7 @@ def pinsker_acceptance_bound(chernoff: ArrayLike) -> ndarray:
     return np.maximum(0.0, 1 - np.sqrt(_check_chernoff(chernoff) / 2))
 
 
-def bretagnolle_huber_acceptance_bound(
-    chernoff: ArrayLike,
-) -> ndarray:
+def bretagnolle_huber_acceptance_bound(chernoff: ArrayLike) -> ndarray:
     """1 - sqrt(1 - exp(-C)): weaker than Pinsker's for small C, and never empty.
 
     Source: Bretagnolle and Huber (1979), "Estimation des densites: risque minimax".
@@ -133,12 +126,12 @@ def pair_at(chernoff: float, acceptance: float) -> tuple[ndarray, ndarray]:
 def teacher_for(log_policy: ArrayLike, log_target: ArrayLike) -> tuple[ndarray, float]:
     """The teacher that makes `target` the q* of (policy, teacher), and the alpha* of that pair.
 
-    There is one for any two laws whose ratio is not constant on the target's support: take
+    There is one for any two distributions whose ratio is not constant on the target's support: take
     teacher ~ target^s policy^(1-s), so that the target is the geometric mean at alpha = 1 - 1/s.
     The two divergences agree where (1 - 1/s) D_s(target || policy) = KL(target || policy), with
     Renyi's D_s; the left side grows from 0 at s = 1 to the largest log-ratio, so that one s does
-    it. So a law and its draft may be any two laws at all, which is why the bounds on the acceptance
-    through C alone are sharp.
+    it. So a distribution and its draft may be any two distributions at all, which is why the bounds
+    on the acceptance through C alone are sharp.
 
     Returns:
         (log_teacher, alpha). Shape (vocab,).
@@ -184,9 +177,10 @@ def teacher_for(log_policy: ArrayLike, log_target: ArrayLike) -> tuple[ndarray, 
 def pair_with(alpha: float, acceptance: float) -> tuple[ndarray, ndarray]:
     """A policy and a teacher with a given alpha* and a given acceptance probability of the policy.
 
-    Every pair of numbers in (0, 1) occurs, so alpha* says nothing about acceptance. The laws are
-    the numbers of heads in tosses of two coins: alpha* is that of one toss, while the acceptance
-    vanishes with the number of tosses, and rises to 1 as the coins become alike or heads rare.
+    Every pair of numbers in (0, 1) occurs, so alpha* says nothing about acceptance. The
+    distributions are the numbers of heads in tosses of two coins: alpha* is that of one toss, while
+    the acceptance vanishes with the number of tosses, and rises to 1 as the coins become alike or
+    heads rare.
 
     Args:
         alpha: alpha* of the pair, in [0.05, 0.95].
@@ -205,8 +199,8 @@ def pair_with(alpha: float, acceptance: float) -> tuple[ndarray, ndarray]:
     def accepted(tosses: int, log_odds: float) -> float:
         policy, teacher = _coins(alpha, log_odds)
         target = alpha * policy + (1 - alpha) * teacher
-        laws = _log_binomial(tosses, policy), _log_binomial(tosses, target)
-        return float(acceptance_probability(*laws))
+        pair = _log_binomial(tosses, policy), _log_binomial(tosses, target)
+        return float(acceptance_probability(*pair))
 
     tosses = 1
     while accepted(tosses, 2.0) > acceptance:
@@ -217,24 +211,20 @@ def pair_with(alpha: float, acceptance: float) -> tuple[ndarray, ndarray]:
     return _log_binomial(tosses, policy), _log_binomial(tosses, teacher)
 
 
-def source_loop_law(
-    log_draft: ArrayLike,
-    log_target: ArrayLike,
-    num_candidates: int,
-) -> ndarray:
-    """The law that the source's loop really draws from, with independent candidates.
+def source_loop_law(log_draft: ArrayLike, log_target: ArrayLike, num_candidates: int) -> ndarray:
+    """The distribution that the source's loop really draws from, with independent candidates.
 
-    It is (1 - (1 - a)^k) m + (1 - a)^k target, where a is the acceptance probability and
-    m = min(draft, target) / a the law of an accepted candidate: each of k candidates is accepted
-    with probability a, and what is left is the target's.
-    The bias grows with k, from none at k = 0 to TV(m, target).
+    It is (1 - (1 - a)^k) m + (1 - a)^k target, where a is the acceptance probability and m =
+    min(draft, target) / a the distribution of an accepted candidate: each of k candidates is
+    accepted with probability a, and what is left is the target's. The bias grows with k, from none
+    at k = 0 to TV(m, target).
 
     Returns:
         Probabilities (not logarithms). Shape (*batch, vocab).
 
     Raises:
-        ValueError: A row is not a normalised distribution, the shapes differ, or the two laws share
-            no outcome.
+        ValueError: A row is not a normalised distribution, the shapes differ, or the two
+            distributions share no outcome.
     """
     pair = check_pair(log_draft, log_target, names=("draft", "target"))
     shared = np.exp(np.minimum(pair.log_policy, pair.log_teacher))
@@ -321,8 +311,8 @@ def _coin_alpha(policy: float, teacher: float) -> float:
 
 
 def _log_binomial(tosses: int, log_odds: float) -> ndarray:
-    """The law of the number of heads, in logs, normalised exactly."""
+    """The distribution of the number of heads, in logs, normalised exactly."""
     heads = np.arange(tosses + 1)
     log_ways = gammaln(tosses + 1) - gammaln(heads + 1) - gammaln(tosses - heads + 1)
-    log_law = log_ways + heads * log_odds + tosses * log_expit(-log_odds)
-    return log_law - logsumexp(log_law)
+    log_p = log_ways + heads * log_odds + tosses * log_expit(-log_odds)
+    return log_p - logsumexp(log_p)

@@ -17,9 +17,7 @@ SMALL_RANGE = 0.1
 
 
 def derivative_bounds(
-    chernoff: ArrayLike,
-    policy_to_teacher: ArrayLike,
-    teacher_to_policy: ArrayLike,
+    chernoff: ArrayLike, policy_to_teacher: ArrayLike, teacher_to_policy: ArrayLike
 ) -> tuple[ndarray, ndarray]:
     """The interval that the two divergences between the parents leave for alpha*.
 
@@ -29,17 +27,16 @@ def derivative_bounds(
         C <= alpha* KL(teacher || policy)  and  C <= (1 - alpha*) KL(policy || teacher).
 
     Args:
-        chernoff: The Chernoff information C of the pair, not negative. Shape (*any).
-        policy_to_teacher: KL(policy || teacher); inf is a value. Shape (*any).
-        teacher_to_policy: KL(teacher || policy); inf is a value. Shape (*any).
+        chernoff: The Chernoff information C of the pair. Shape (*any), as of the others.
+        policy_to_teacher: KL(policy || teacher); inf is a value.
+        teacher_to_policy: KL(teacher || policy); inf is a value.
 
     Returns:
         (low, high) with low <= alpha* <= high; (0, 1) where both divergences are infinite. Equal
-        parents, where all three are 0, give nan. Shape (*any).
+        parents, where all three are 0, give nan.
 
     Raises:
-        ValueError: A number is negative, or C is larger than the two divergences allow
-            (`largest_chernoff`) by more than rounding.
+        ValueError: A number is negative, or C is above `largest_chernoff` by more than rounding.
     """
     c, there, back = _not_negative(
         chernoff=chernoff, policy_to_teacher=policy_to_teacher, teacher_to_policy=teacher_to_policy
@@ -59,12 +56,7 @@ def derivative_bounds(
 def largest_chernoff(policy_to_teacher: ArrayLike, teacher_to_policy: ArrayLike) -> ndarray:
     """Where the tangents of log Z at its two ends meet: C is at most a b / (a + b).
 
-    Args:
-        policy_to_teacher: a = KL(policy || teacher); inf is a value. Shape (*any).
-        teacher_to_policy: b = KL(teacher || policy); inf is a value. Shape (*any).
-
-    Raises:
-        ValueError: A divergence is negative.
+    With a = KL(policy || teacher) and b = KL(teacher || policy), not negative; inf is a value.
     """
     there, back = _not_negative(
         policy_to_teacher=policy_to_teacher, teacher_to_policy=teacher_to_policy
@@ -79,13 +71,8 @@ def range_bound(log_ratio_range: ArrayLike) -> ndarray:
 
     The range is the largest minus the smallest of log policy - log teacher over the common
     support. |F'''| <= R F'' makes F''(t) e^{-Rt} fall, and F(0) = F(1) does the rest; the bound is
-    sharp (`range_extremal_pair`). It is 1/2 + R/24 for small R and 1 - log(R)/R for large R.
-
-    Args:
-        log_ratio_range: R in nats, not negative; 0 gives 1/2, inf gives 1. Shape (*any).
-
-    Raises:
-        ValueError: A negative range.
+    sharp (`range_extremal_pair`). It is 1/2 + R/24 for small R and 1 - log(R)/R for large R; inf
+    gives 1, and a negative R a ValueError.
     """
     (r,) = _not_negative(log_ratio_range=log_ratio_range)
     inner = np.where((r > SMALL_RANGE) & np.isfinite(r), r, 1.0)
@@ -100,9 +87,6 @@ def range_bound(log_ratio_range: ArrayLike) -> ndarray:
 def widest_range(alpha: ArrayLike) -> ndarray:
     """The largest range of the log-ratio that keeps alpha* in [1 - alpha, alpha]: B's inverse.
 
-    Args:
-        alpha: The upper end of the interval, in [1/2, 0.999]. Shape (*any).
-
     Raises:
         ValueError: An alpha outside [1/2, 0.999].
     """
@@ -116,11 +100,7 @@ def widest_range(alpha: ArrayLike) -> ndarray:
     def excess(r: ndarray, wanted: ndarray) -> ndarray:
         return range_bound(r) - wanted
 
-    root = elementwise.find_root(
-        excess,
-        (np.zeros(at.shape), np.full(at.shape, 2e4)),
-        args=(at,),
-    )
+    root = elementwise.find_root(excess, (np.zeros(at.shape), np.full(at.shape, 2e4)), args=(at,))
     return np.where(at == 0.5, 0.0, root.x)
 
 
@@ -128,7 +108,7 @@ def range_extremal_pair(log_ratio_range: float, rarity: float) -> tuple[ndarray,
     """Two coins whose log-ratio has a given range, and whose alpha* nears `range_bound` from below.
 
     The teacher's heads have odds `rarity`, the policy's odds are e^R times as long. As the rarity
-    vanishes the coins become Poisson laws, and alpha* rises to B(R).
+    vanishes the coins become Poisson distributions, and alpha* rises to B(R).
 
     Args:
         log_ratio_range: R in nats, positive.
@@ -174,11 +154,8 @@ def contamination_limit(tail_index: ArrayLike) -> ndarray:
     A Gaussian contaminated by one of v > 2 times its variance has s = v / (v - 1). From s = 2 on
     the bulk decides, and the limit is 1/2.
 
-    Args:
-        tail_index: s, above 1. Shape (*any).
-
     Raises:
-        ValueError: An index that is not above 1: then g would have no mean, and it has.
+        ValueError: An index s that is not above 1: then g would have no mean, and it has.
     """
     s = np.asarray(tail_index, dtype=np.float64)
     if not (s > 1).all():
@@ -201,10 +178,6 @@ def fixed_exponent_bound(chernoff: ArrayLike, alpha: ArrayLike) -> ndarray:
     below zero at 1, so that F' <= -F / (1 - alpha) and the divergence is at most
     -F(alpha) / (1 - alpha) <= C / (1 - alpha); likewise C / alpha for the policy. So alpha = 1/2 is
     never worse than twice what q* achieves, and no other fixed exponent promises as much.
-
-    Args:
-        chernoff: C in nats, not negative. Shape (*any).
-        alpha: The fixed exponent, in (0, 1). Shape (*any).
 
     Raises:
         ValueError: A negative C, or an alpha outside (0, 1).

@@ -41,11 +41,7 @@ class Verdicts:
 
 
 def log_error(
-    log_policy: ArrayLike,
-    log_teacher: ArrayLike,
-    draws: int,
-    *,
-    prior: float = 0.5,
+    log_policy: ArrayLike, log_teacher: ArrayLike, draws: int, *, prior: float = 0.5
 ) -> float:
     """log of the error probability of the best judge after `draws` tokens, exactly.
 
@@ -53,7 +49,7 @@ def log_error(
 
     Args:
         log_policy: One row of log-probabilities. Shape (vocab,).
-        log_teacher: The same for the teacher. Shape (vocab,).
+        log_teacher: The same of the teacher.
         draws: How many tokens are drawn.
         prior: The probability that the policy was chosen.
 
@@ -61,8 +57,7 @@ def log_error(
         In nats; -inf if the judge never errs.
 
     Raises:
-        ValueError: Not one pair of rows, a prior outside (0, 1), no draws, or more tallies than
-            `MOST_TYPES`.
+        ValueError: An argument makes no sense, or there are more tallies than `MOST_TYPES`.
     """
     pair = _one_pair(log_policy, log_teacher, draws, prior)
     pair = _without(pair)
@@ -90,17 +85,13 @@ def simulate(
     *,
     generator: np.random.Generator,
 ) -> Verdicts:
-    """Let the best judge judge, `trials` times for each parent; a tie counts as half an error.
-
-    Raises:
-        ValueError: Not one pair of rows, no draws, or no trials.
-    """
+    """Let the best judge judge, `trials` times for each parent; a tie counts as half an error."""
     pair = _one_pair(log_policy, log_teacher, draws, 0.5)
     trials = check_count("trials", trials)
     policy, teacher = np.exp(pair.log_policy), np.exp(pair.log_teacher)
     wrong, misled, variance = [], np.zeros(len(policy)), 0.0
-    for law, side in ((policy, 1.0), (teacher, -1.0)):
-        tallies = generator.multinomial(draws, law, size=trials)
+    for parent, side in ((policy, 1.0), (teacher, -1.0)):
+        tallies = generator.multinomial(draws, parent, size=trials)
         evidence = side * _evidence(pair, tallies)
         errs = np.where(evidence < 0, 1.0, np.where(evidence == 0, 0.5, 0.0))
         wrong.append(float(errs.mean()))
@@ -128,8 +119,7 @@ def simulate_tilted(
     wasted.
 
     Raises:
-        ValueError: Not one pair of rows, no draws or trials, an alpha outside [0, 1], or the
-            parents share no token.
+        ValueError: An alpha outside [0, 1], or the parents share no token.
     """
     pair = _one_pair(log_policy, log_teacher, draws, 0.5)
     trials = check_count("trials", trials)

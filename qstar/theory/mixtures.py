@@ -1,4 +1,4 @@
-"""Other laws between the two parents than q*, and what each of them costs.
+"""Other distributions between the two parents than q*, and what each of them costs.
 
 q* makes the larger of KL(q || policy) and KL(q || teacher) as small as it can be, C. Its rivals are
 the geometric means at a fixed exponent and the arithmetic mixtures, among them the Jensen-Shannon
@@ -19,7 +19,7 @@ from ..rows import Pair, check_pair, kl
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cost:
-    """What a law q between two parents costs them, in nats per token.
+    """What a distribution q between two parents costs them, in nats per token.
 
     Attributes:
         to_policy: KL(q || policy), the reverse divergence. Shape (*batch).
@@ -44,35 +44,18 @@ class Cost:
         return np.maximum(self.from_policy, self.from_teacher)
 
 
-def cost(
-    log_law: ArrayLike,
-    log_policy: ArrayLike,
-    log_teacher: ArrayLike,
-) -> Cost:
-    """The four divergences between a law and the two parents; inf where a support is left.
-
-    Raises:
-        ValueError: A row is not a normalised distribution, or the shapes differ.
-    """
+def cost(log_q: ArrayLike, log_policy: ArrayLike, log_teacher: ArrayLike) -> Cost:
+    """The four divergences between q and its two parents; inf where a support is left."""
     return Cost(
-        kl(log_law, log_policy),
-        kl(log_law, log_teacher),
-        kl(log_policy, log_law),
-        kl(log_teacher, log_law),
+        kl(log_q, log_policy),
+        kl(log_q, log_teacher),
+        kl(log_policy, log_q),
+        kl(log_teacher, log_q),
     )
 
 
-def log_mixture(
-    log_policy: ArrayLike,
-    log_teacher: ArrayLike,
-    weight: ArrayLike,
-) -> ndarray:
-    """log of weight * policy + (1 - weight) * teacher; at 1/2 the Jensen-Shannon midpoint.
-
-    Raises:
-        ValueError: A row is not a normalised distribution, the shapes differ, or a weight leaves
-            [0, 1].
-    """
+def log_mixture(log_policy: ArrayLike, log_teacher: ArrayLike, weight: ArrayLike) -> ndarray:
+    """log of weight * policy + (1 - weight) * teacher; at 1/2 the Jensen-Shannon midpoint."""
     pair = check_pair(log_policy, log_teacher)
     weights = np.asarray(weight, dtype=np.float64)
     if not ((weights >= 0) & (weights <= 1)).all():
@@ -91,7 +74,7 @@ def reverse_mixture(log_policy: ArrayLike, log_teacher: ArrayLike) -> tuple[ndar
         Shape (*batch) and (*batch, vocab).
 
     Raises:
-        ValueError: The supports differ (both divergences are then infinite), or as `log_mixture`.
+        ValueError: The supports differ: both divergences are then infinite.
     """
     pair = check_pair(log_policy, log_teacher)
     if not (np.isfinite(pair.log_policy) == np.isfinite(pair.log_teacher)).all():
@@ -103,7 +86,7 @@ def reverse_mixture(log_policy: ArrayLike, log_teacher: ArrayLike) -> tuple[ndar
 
 
 def forward_mixture(log_policy: ArrayLike, log_teacher: ArrayLike) -> tuple[ndarray, ndarray]:
-    """The law m whose larger forward divergence KL(policy || m), KL(teacher || m) is smallest.
+    """The m whose larger forward divergence, KL(policy || m) or KL(teacher || m), is smallest.
 
     It is a mixture, and the common divergence is the capacity of the channel that sends one bit as
     a draw from one parent or the other: at most log 2, whatever the parents.
@@ -111,9 +94,6 @@ def forward_mixture(log_policy: ArrayLike, log_teacher: ArrayLike) -> tuple[ndar
     Returns:
         (the weight on the policy, the log-probabilities of the mixture). Equal parents get 1/2.
         Shape (*batch) and (*batch, vocab).
-
-    Raises:
-        ValueError: As `log_mixture`.
 
     Source: the redundancy-capacity theorem; Cover and Thomas (2006), chapter 13.
     """

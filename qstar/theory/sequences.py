@@ -1,17 +1,15 @@
-"""Whole sequences: the geometric mean of two sequence laws, and the token-by-token law beside it.
+"""Whole sequences: the geometric mean of two distributions of them, and the one token by token.
 
-Two laws of sequences y of `length` tokens have two natural geometric means at an exponent alpha.
-The sequence-level one, Q, is the geometric mean of the joint laws. The token-level one, q~, takes
-the geometric mean of the next-token laws at every prefix, as a decoder does. With Z(prefix) the
-partition function of the two next-token laws,
+Two distributions of sequences y of `length` tokens have two natural geometric means at an exponent
+alpha. The sequence-level one, Q, is the geometric mean of the joint distributions. The token-level
+one, q~, takes the geometric mean of the next-token distributions at every prefix, as a decoder
+does. With Z(prefix) the partition function of the two next-token distributions,
 
     Q(y) / q~(y) = prod_t Z(y[:t]) / Z_seq,        Z_seq = E_q~ prod_t Z(Y[:t]).
 
-`SequenceLaw` holds a law as tables and makes all of this exact; `PerronPair` is the limit of long
-Markov chains; `smc` draws from Q, given two parents that read particles: tables (`TablePair`) or a
-language model under two prompts. A `SequenceLaw` is a parent for
-`qstar.families.montecarlo`, whose rejection sampler therefore draws whole sequences exactly.
-NumPy float64; divergences in nats; parents come first and alpha last.
+`SequenceLaw` holds a distribution as tables and makes all of this exact (it can be a
+parent for `qstar.families.montecarlo`); `PerronPair` is the limit of long Markov chains; `smc`
+draws from Q, given two parents that read particles. NumPy float64; divergences in nats.
 """
 
 from collections.abc import Callable
@@ -33,12 +31,12 @@ from ..solve import solve_kl_symmetry
 
 EPS = np.finfo(np.float64).eps
 
-# --- Laws as tables ------------------------------------------------------------------------------
+# --- Distributions as tables ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class SequenceLaw:
-    """A law of sequences of fixed length over a small vocabulary, by its next-token laws.
+    """Sequences of fixed length over a small vocabulary, by their next-token distributions.
 
     Attributes:
         log_next: Entry t has shape (vocab,) * (t + 1): the log-probabilities of token t, on the
@@ -61,7 +59,7 @@ class SequenceLaw:
                     f"{table.shape}."
                 )
         if not tables:
-            raise ValueError("log_next needs the law of at least one token: got none.")
+            raise ValueError("log_next needs the distribution of at least one token: got none.")
         checked = tuple(check_pair(table, table).log_policy for table in tables)
         object.__setattr__(self, "log_next", checked)
 
@@ -84,7 +82,7 @@ class SequenceLaw:
         return joint
 
     def log_rows(self, prefixes: ndarray) -> ndarray:
-        """The law of the next token after each prefix."""
+        """The distribution of the next token after each prefix."""
         rows = self.log_next[prefixes.shape[1]][tuple(prefixes.T)]
         return np.broadcast_to(rows, (len(prefixes), self.vocab))
 
@@ -101,17 +99,12 @@ class SequenceLaw:
         return tokens
 
 
-def markov_chain(
-    log_first: ArrayLike,
-    log_transition: ArrayLike,
-    length: int,
-) -> SequenceLaw:
-    """The law of the first `length` states of a Markov chain.
+def markov_chain(log_first: ArrayLike, log_transition: ArrayLike, length: int) -> SequenceLaw:
+    """The distribution of the first `length` states of a Markov chain.
 
     Args:
         log_first: Log-probabilities of the first state. Shape (vocab,).
-        log_transition: Row i holds the log-probabilities of the state after state i. Shape (vocab,
-            vocab).
+        log_transition: Row i holds those of the state after state i. Shape (vocab, vocab).
         length: How many states, the first one included.
 
     Raises:
@@ -130,7 +123,7 @@ def markov_chain(
 
 
 def from_joint(log_joint: ArrayLike) -> SequenceLaw:
-    """The law that has these log-probabilities of all sequences; impossible prefixes go on evenly.
+    """The distribution with these log-probabilities; impossible prefixes go on evenly.
 
     Raises:
         ValueError: The axes differ in length, or the probabilities do not sum to one.
@@ -155,7 +148,7 @@ def from_joint(log_joint: ArrayLike) -> SequenceLaw:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenLevel:
-    """The law q~ of a decoder that takes the geometric mean at every position, exactly.
+    """The distribution q~ of a decoder that takes the geometric mean at every position, exactly.
 
     Attributes:
         law: q~.
@@ -187,11 +180,11 @@ class TokenLevel:
 def token_level(
     policy: SequenceLaw, teacher: SequenceLaw, alpha: float | None = None
 ) -> TokenLevel:
-    """The law of decoding token by token.
+    """The distribution of decoding token by token.
 
     Args:
-        policy: The parent with exponent alpha.
-        teacher: The other one, over the same sequences.
+        policy: One parent.
+        teacher: The other, over the same sequences.
         alpha: One exponent for all positions; None solves for alpha* at every prefix.
 
     Raises:
@@ -213,7 +206,7 @@ def token_level(
             prefix = tuple(int(i) for i in np.argwhere(stuck)[0])
             raise ValueError(
                 f"policy and teacher share no token after the prefix {prefix} (token {t}): the "
-                f"token-level law does not exist there. The sequence-level one may."
+                f"token-level distribution does not exist there. The sequence-level one may."
             )
         laws.append(log_geometric_mean(ours, theirs, at))
         alphas.append(at)
@@ -223,14 +216,14 @@ def token_level(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SequenceLevel:
-    """The geometric mean Q of two laws of whole sequences, exactly.
+    """The geometric mean Q of two distributions of whole sequences, exactly.
 
     Attributes:
-        law: Q, by its next-token laws.
+        law: Q, by its next-token distributions.
         alpha: The exponent.
-        log_partition: log Z_seq, in nats; minus the Chernoff information of the two joint laws
-            where alpha is alpha*.
-        balance: alpha*, the Chernoff information and the divergences of the joint laws.
+        log_partition: log Z_seq, in nats; minus the Chernoff information of the two joint
+            distributions where alpha is alpha*.
+        balance: alpha*, the Chernoff information and the divergences of the joint distributions.
     """
 
     law: SequenceLaw
@@ -242,12 +235,9 @@ class SequenceLevel:
 def sequence_level(
     policy: SequenceLaw, teacher: SequenceLaw, alpha: float | None = None
 ) -> SequenceLevel:
-    """The geometric mean of the two joint laws, by enumeration of all sequences.
+    """The geometric mean of the two joint distributions, by enumeration of all sequences.
 
-    Args:
-        policy: The parent with exponent alpha.
-        teacher: The other one, over the same sequences.
-        alpha: The exponent; None solves for alpha* of the joint laws.
+    `alpha` None solves for alpha* of the joint distributions.
 
     Raises:
         ValueError: The parents are of different shapes, share no sequence, or alpha leaves [0, 1].
@@ -265,8 +255,8 @@ def sequence_level(
 def look_ahead(token: TokenLevel) -> tuple[ndarray, ...]:
     """log E_q~[prod_(s>t) Z(Y[:s]) | y[:t+1]] after every token: what q~ does not look at.
 
-    The next-token law of Q is that of q~ times the exp of this, normalised: it is the twist that
-    turns one into the other.
+    The next-token distribution of Q is that of q~ times the exp of this, normalised: it is the
+    twist that turns one into the other.
     """
     tables = [np.zeros(token.law.log_joint.shape)]
     for t in range(token.law.length - 1, 0, -1):
@@ -279,8 +269,8 @@ def _check_parents(policy: SequenceLaw, teacher: SequenceLaw) -> None:
     ours, theirs = (policy.length, policy.vocab), (teacher.length, teacher.vocab)
     if ours != theirs:
         raise ValueError(
-            f"policy and teacher must be laws of the same sequences: got (length, vocabulary) "
-            f"{ours} and {theirs}."
+            f"policy and teacher must be distributions of the same sequences: got (length, "
+            f"vocabulary) {ours} and {theirs}."
         )
 
 
@@ -296,9 +286,8 @@ class PerronPair:
     the transition matrix of the sequence-level mean, M_ij v_j / (rho v_i): Doob's transform.
 
     Attributes:
-        log_policy: The policy's log transition matrix; row i is the law after state i. Shape
-            (states, states).
-        log_teacher: The teacher's. Shape (states, states).
+        log_policy: The policy's log transition matrix; row i is the distribution after state i.
+        log_teacher: The teacher's.
 
     Raises:
         ValueError: Not two square matrices of one shape with normalised rows, or the transitions
@@ -380,14 +369,8 @@ class PerronPair:
     def log_partition_of(
         self, log_first_policy: ArrayLike, log_first_teacher: ArrayLike, length: int, alpha: float
     ) -> float:
-        """log Z_seq of the first `length` states exactly, by `length` products with a matrix.
-
-        Args:
-            log_first_policy: Log-probabilities of the policy's first state.
-            log_first_teacher: The teacher's.
-            length: How many states, the first one included.
-            alpha: The exponent on the policy, in [0, 1].
-        """
+        """log Z_seq of the first `length` states exactly, by `length` products with a matrix, from
+        the log-probabilities of either parent's first state."""
         first = check_pair(log_first_policy, log_first_teacher)
         log_row, log_path = first.log_path(np.asarray(alpha)), self._log_path(alpha)
         for _ in range(length - 1):
@@ -412,7 +395,7 @@ class PerronPair:
 
 
 def stationary(log_transition: ndarray) -> ndarray:
-    """The stationary law of an irreducible chain."""
+    """The stationary distribution of an irreducible chain."""
     size = len(log_transition)
     system = np.vstack([np.exp(log_transition).T - np.eye(size), np.ones(size)])
     return np.linalg.lstsq(system, np.r_[np.zeros(size), 1.0], rcond=None)[0]
@@ -424,10 +407,8 @@ def stationary(log_transition: ndarray) -> ndarray:
 class Pair(Protocol):
     """Two parents that read the same tokens, in many particles at once."""
 
-    def log_rows(
-        self,
-    ) -> tuple[ndarray, ndarray]:
-        """The next-token laws of policy and teacher after what each particle has read."""
+    def log_rows(self) -> tuple[ndarray, ndarray]:
+        """The next-token distributions of policy and teacher after what each particle has read."""
         ...
 
     def keep(self, rows: ndarray) -> None:
@@ -449,28 +430,18 @@ class TablePair:
         self._read = np.empty((num_particles, 0), dtype=np.int64)
 
     def log_rows(self) -> tuple[ndarray, ndarray]:
-        """See `Pair`."""
         ours, theirs = (law.log_rows(self._read) for law in self._laws)
         return ours, theirs
 
     def keep(self, rows: ndarray) -> None:
-        """See `Pair`."""
         self._read = self._read[rows]
 
     def extend(self, tokens: ndarray) -> None:
-        """See `Pair`."""
         self._read = np.column_stack([self._read, tokens])
 
 
 class ChainPair:
-    """Two Markov chains as a `Pair`, of any length.
-
-    Args:
-        log_first_policy: Log-probabilities of the policy's first state.
-        log_first_teacher: The teacher's.
-        transitions: The two transition matrices.
-        num_particles: How many chains are run at a time.
-    """
+    """Two Markov chains as a `Pair`, of any length, from log-probabilities of the first states."""
 
     def __init__(
         self,
@@ -486,7 +457,6 @@ class ChainPair:
         ]
 
     def log_rows(self) -> tuple[ndarray, ndarray]:
-        """See `Pair`."""
         return self._rows[0], self._rows[1]
 
     def keep(self, rows: ndarray) -> None:
@@ -494,7 +464,6 @@ class ChainPair:
         self._rows = [own[rows] for own in self._rows]
 
     def extend(self, tokens: ndarray) -> None:
-        """See `Pair`."""
         self._rows = [matrix[tokens] for matrix in self._matrices]
 
 
@@ -504,19 +473,16 @@ class Particles:
 
     Attributes:
         tokens: The sequences. Shape (particles, length).
-        log_weights: Normalised log-weights; all equal where the last step resampled. Shape
-            (particles,).
-        log_policy: The policy's log-probability of each sequence. Shape (particles,).
-        log_teacher: The teacher's. Shape (particles,).
+        log_weights: Normalised log-weights; all equal where the last step resampled.
+        log_policy: The policy's log-probability of each sequence.
+        log_teacher: The teacher's.
         log_partitions: log Z at every prefix of every sequence, in nats. Shape (particles, length).
         alphas: The exponent at every prefix. Shape (particles, length).
         log_partition: The log of an unbiased estimate of Z_seq, in nats; -inf if every particle ran
             into a prefix after which the parents share no token.
-        effective: The effective number of particles, (sum w)^2 / sum w^2, before each token. Shape
-            (length,).
+        effective: The effective number of particles, (sum w)^2 / sum w^2, before each token.
         resampled: Whether the particles were resampled before each token.
-        origin: The index of the initial particle that each sequence descends from. Shape
-            (particles,).
+        origin: The index of the initial particle that each sequence descends from.
     """
 
     tokens: ndarray
@@ -568,17 +534,12 @@ def smc(
 
 
 def sample_token_level(
-    pair: Pair,
-    length: int,
-    *,
-    num_particles: int,
-    generator: Generator,
-    alpha: float | None = None,
+    pair: Pair, length: int, *, num_particles: int, generator: Generator, alpha: float | None = None
 ) -> Particles:
-    """Independent draws from the token-level law q~; weights are equal.
+    """Independent draws from the token-level distribution q~; weights are equal.
 
     Args:
-        pair: The parents, with `num_particles` particles that have read nothing yet.
+        pair: As the three that follow, see `smc`.
         length: How many tokens to draw.
         num_particles: How many sequences.
         generator: The only source of randomness.
@@ -598,8 +559,8 @@ def sample_token_level(
     drawn = _run(pair, length, num_particles, generator, 0.0, choose)
     if not np.isfinite(drawn.log_partitions).all():
         raise ValueError(
-            "policy and teacher share no token after a prefix that was drawn: the token-level law "
-            "does not exist there. Use `smc`, which leaves such prefixes behind."
+            "policy and teacher share no token after a prefix that was drawn: the token-level "
+            "distribution does not exist there. Use `smc`, which leaves such prefixes behind."
         )
     even = np.full(num_particles, -np.log(num_particles))
     fields = {name: getattr(drawn, name) for name in Particles.__slots__}
@@ -642,8 +603,8 @@ def _run(
             log_parents, origin, log_w = log_parents[:, rows], origin[rows], np.zeros(count)
         alive = np.isfinite(log_z[:, t])
         # A particle without a shared token has weight zero for ever; any token will do.
-        log_law = np.where(alive[:, None], _mean(ours, theirs, alphas[:, t]), ours)
-        tokens[:, t] = _draw(log_law, generator)
+        log_q = np.where(alive[:, None], _mean(ours, theirs, alphas[:, t]), ours)
+        tokens[:, t] = _draw(log_q, generator)
         chosen = np.arange(count), tokens[:, t]
         log_parents = log_parents + np.stack([ours[chosen], theirs[chosen]])
         pair.extend(tokens[:, t])

@@ -66,6 +66,8 @@ WITH_TORCH = (
     "qstar._quiet",
     "qstar.rows_torch",
     "qstar.rows_triton",
+    "qstar.solve_torch",
+    "qstar.solve_torch_row",
     "qstar.sampling.",
     "qstar.decoding.",
     "qstar.adapters.",

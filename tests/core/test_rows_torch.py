@@ -9,7 +9,7 @@ from reference import CASES, cases, exact_balance, log_rows, number
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import qstar
-from qstar import STATUSES, rows_torch
+from qstar import STATUSES, rows_torch, solve_torch, solve_torch_row
 from qstar import rows as geometric
 
 PRECISIONS = {  # dtype -> allowed error of (alpha, q* in TV, C) on rows that are not adversarial
@@ -121,7 +121,7 @@ def test_agrees_with_the_reference(kind, vocab, dtype):
 def test_fixed_passes_give_the_same_answer(kind):
     """The road of an accelerator, taken on the CPU."""
     pair = random_pairs(kind, vocab=40)
-    fields = rows_torch._solve_block(*pair, accelerator_plan(torch.float64))
+    fields = solve_torch.solve_block(*pair, accelerator_plan(torch.float64))
     balance = qstar.Balance(*fields)
     assert_agrees(balance, *(rows.numpy() for rows in pair), PRECISIONS[torch.float64])
     early = rows_torch.solve_kl_symmetry(*pair)
@@ -130,7 +130,7 @@ def test_fixed_passes_give_the_same_answer(kind):
 
 
 def accelerator_plan(dtype, max_passes=rows_torch.FIXED_PASSES):
-    return rows_torch._Plan(
+    return solve_torch.Plan(
         rows_torch.TOLERANCE[dtype],
         (dtype, dtype),
         torch.float64 if dtype == torch.float64 else torch.float32,
@@ -194,7 +194,7 @@ def test_few_adversarial_rows_are_left_after_the_fixed_passes():
     for scale in (1.0, 1e2, 1e4):
         for vocab in (2, 8):
             pair = adversarial_pairs(scale, 0.2, vocab=vocab).to(torch.float32)
-            fields = rows_torch._solve_block(*pair, accelerator_plan(torch.float32))
+            fields = solve_torch.solve_block(*pair, accelerator_plan(torch.float32))
             assert (~fields.converged).sum() <= 4
             left, total = left + int((~fields.converged).sum()), total + len(pair[0])
     assert left <= total / 500
@@ -220,10 +220,13 @@ def test_language_model_like_rows_take_at_most_four_passes_in_the_median(dtype):
 def test_both_roads_agree_on_plain_rows():
     pair = random_pairs("language-model-like", vocab=rows_torch.ROW_VOCAB)
     plan = accelerator_plan(torch.float64)._replace(early_exit=True)
-    work = rows_torch._workspace(rows_torch.ROW_VOCAB, torch.float64)
-    alone = [rows_torch._solve_row(*rows, work, plan) for rows in zip(*pair, strict=True)]
+    work = solve_torch_row._workspace(rows_torch.ROW_VOCAB, torch.float64)
+    alone = [solve_torch_row._solve_row(*rows, work, plan) for rows in zip(*pair, strict=True)]
     assert None not in alone, "a plain row must not need the general road"
-    rows, block = rows_torch._from_rows(alone, [12], plan), rows_torch._solve_block(*pair, plan)
+    rows, block = (
+        solve_torch_row._from_rows(alone, [12], plan),
+        solve_torch.solve_block(*pair, plan),
+    )
     for name in ("alpha", "chernoff", "kl_to_policy", "kl_to_teacher", "slope", "curvature"):
         torch.testing.assert_close(getattr(rows, name), getattr(block, name), rtol=0, atol=1e-11)
 
@@ -233,7 +236,7 @@ def test_excluded_outcomes_are_condensed_without_changing_the_answer():
     for kind in ("nested", "partly shared", "same part of the vocabulary"):
         pair = random_pairs(kind, rows=5, vocab=2 * rows_torch.ROW_VOCAB)
         for log_policy, log_teacher in zip(*pair, strict=True):
-            small = rows_torch._condense(log_policy, log_teacher)
+            small = solve_torch_row._condense(log_policy, log_teacher)
             shared = (log_policy.isfinite() & log_teacher.isfinite()).sum()
             assert len(small[0]) <= shared + 2
             expected = qstar.solve_kl_symmetry(log_policy.numpy(), log_teacher.numpy())
@@ -304,7 +307,7 @@ def test_any_batch_shape_and_chunk_goes_in_and_out(vocab):
 
 def test_the_kept_workspace_ties_no_call_to_another():
     pair = random_pairs("flat", vocab=rows_torch.ROW_VOCAB + 7)
-    rows_torch._LOCAL.__dict__.clear()
+    solve_torch_row._LOCAL.__dict__.clear()
     with torch.inference_mode():
         first = rows_torch.solve_kl_symmetry(*pair)
     with FakeTensorMode(), pytest.raises(DataDependentOutputException):

@@ -10,7 +10,7 @@ import pytest
 import torch
 import triton_on_torch
 
-from qstar import rows_torch, solve_kl_symmetry
+from qstar import rows_torch, solve_kl_symmetry, solve_torch
 from qstar.rows import check_pair
 from qstar_book.records import stress
 from qstar_book.records.solver import language_model_like_rows
@@ -24,13 +24,13 @@ def plan_of(pair, *, tolerance=None, max_passes=rows_torch.MAX_PASSES):
     dtypes = tuple(side.dtype for side in pair)
     if tolerance is None:
         tolerance = max(rows_torch.TOLERANCE[dtype] for dtype in dtypes)
-    return rows_torch._Plan(
+    return solve_torch.Plan(
         tolerance, dtypes, torch.float32, max_passes, 64, early_exit=True, validate=False
     )
 
 
 def by_block(pair, **options):
-    return rows_torch._solve_block(*pair, plan_of(pair, **options))
+    return solve_torch.solve_block(*pair, plan_of(pair, **options))
 
 
 def fused(pair, *, module=FUSED, alone=FUSED.ALONE, **options):
@@ -40,11 +40,11 @@ def fused(pair, *, module=FUSED, alone=FUSED.ALONE, **options):
         tolerance=plan.tolerance,
         max_passes=plan.max_passes,
         allowed=tuple(rows_torch.NORMALISATION_TOLERANCE[dtype] for dtype in plan.came_as),
-        slack=tuple(map(rows_torch._slack, plan.came_as)),
+        slack=tuple(map(solve_torch.rounding_slack, plan.came_as)),
         most=math.log(pair[0].shape[-1]),
         alone=alone,
     )
-    return rows_torch._Fields(*found)
+    return solve_torch.Fields(*found)
 
 
 def given(family, *, rows, vocab, dtype=torch.float32, seed=0):
@@ -204,7 +204,7 @@ def on_fused_kernels(monkeypatch):
     """As if the CPU were a CUDA device with Triton."""
 
     def takes(*pair):
-        return rows_torch._computing_dtype(*(x.dtype for x in pair)) == torch.float32
+        return solve_torch.computing_dtype(*(x.dtype for x in pair)) == torch.float32
 
     monkeypatch.setitem(sys.modules, "qstar.rows_triton", FUSED)
     monkeypatch.setattr(rows_torch, "takes_fused_kernels", takes)

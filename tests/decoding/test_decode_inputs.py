@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import qstar
 from qstar.decoding import kv_cache, options, round
 from qstar.decoding.faults import SIGNS
-from qstar.decoding.filters import shaping
+from qstar.decoding.filters import filters_for
 from qstar.decoding.generate import EqualParentsWarning, generate
 from qstar.decoding.judging import Rule
 from qstar.decoding.observations import Observations
@@ -648,7 +648,7 @@ def fake_round(plan, *, filtered="target", steps=(), greedy=False):
         parents=FakeParents(),
         rule=Rule(
             alpha=None,
-            filters=shaping(temperature=0.7, top_k=5, logits_processor=steps, greedy=greedy),
+            filters=filters_for(temperature=0.7, top_k=5, logits_processor=steps, greedy=greedy),
             filtered=filtered,
             disjoint="mixture",
         ),

@@ -1,11 +1,11 @@
 """Decoded tokens follow q* exactly: every choice enumerated, then sampled, with controls that fail.
 
-Three kinds of test. `decoder_laws.enumerated_law` runs the decoder on a batch with one row per
-sequence of choices, rows of three prompts among them, and its law must be the token-level law to
-1e-12: no odds, and every rejection in one row is ragged against another. `every_outcome` does the
-same with a single row, where an adaptive choice of schemes rests on that row's own text. Then
-seeds: chi-squared on the joint outcomes of three tokens. The chance that a correct decoder fails
-any of these is below 1e-9; what they catch is asserted in
+Three kinds of test. `decoder_laws.enumerated_law` runs the decoder on a batch with one
+row per sequence of choices, rows of three prompts among them, and its law must be the token-level
+law to 1e-12: no odds, and every rejection in one row is ragged against another. `every_outcome`
+does the same with a single row, where an adaptive choice of schemes rests on that row's own text.
+Then seeds: chi-squared on the joint outcomes of three tokens. The chance that a correct decoder
+fails any of these is below 1e-9; what they catch is asserted in
 `test_the_sampling_tests_see_a_total_variation_of_16_percent`; smaller errors are for the exact
 ones. About a minute.
 """
@@ -44,7 +44,7 @@ from transformers import TopKLogitsWarper
 
 from qstar.decoding import kv_cache, planner
 from qstar.decoding.costs import PARENTS, Costs
-from qstar.decoding.filters import shaping
+from qstar.decoding.filters import filters_for
 from qstar.decoding.generate import generate
 from qstar.decoding.judging import Rule
 from qstar.sampling import chance, enumeration, rules
@@ -145,7 +145,7 @@ def test_filters_apply_in_their_order_though_only_some_read_the_text():
                 laws[row, position] = step(ids, laws[row, position][None])[0]
         return laws.log_softmax(-1)
 
-    actual = shaping(logits_processor=steps)(log_law, texts, drafts)
+    actual = filters_for(logits_processor=steps)(log_law, texts, drafts)
     torch.testing.assert_close(actual, one_by_one(steps), rtol=0, atol=1e-6)
     assert not torch.allclose(actual, one_by_one(steps[::-1]), atol=1e-3)
 

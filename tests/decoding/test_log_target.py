@@ -1,6 +1,6 @@
 """The log-probabilities of drawn tokens: with them a rollout of q* is a weighted one of a parent.
 
-Every choice is enumerated (`decoder_laws`), so that each identity holds to rounding: no odds.
+Every choice is enumerated (`decoder_laws`), so that each identity holds to rounding.
 """
 
 import numpy as np

@@ -1,7 +1,8 @@
 """The law of a decoder's tokens: what it should be, and what the very code that samples makes it.
 
 `expected_law` computes the token-level law by forwards over whole texts and the NumPy reference.
-`enumerated_law` is `qstar.decoding.enumeration.decoder_laws`, of the decoder or of a mistaken one.
+`enumerated_law` is `qstar.decoding.enumeration.decoder_laws`, of the decoder or of a
+mistaken one.
 """
 
 import itertools

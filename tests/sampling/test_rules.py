@@ -803,7 +803,7 @@ def test_bad_drafts_are_refused():
         verify(tokens, log_draft, log_target, drafted=torch.tensor([0, 1, 3]))
     with pytest.raises(ValueError, match=r"drafted counts .* expected shape \(3,\), got \(2,\)"):
         verify(tokens, log_draft, log_target, drafted=torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match=r"one draft law and one target law per row"):
+    with pytest.raises(ValueError, match=r"one row of the draft and one of the target per row"):
         picks.accept_or_redraw(tokens, log_draft, log_target[:, :2], generator=torch.Generator())
     with pytest.raises(ValueError, match=r"has no mass under log_draft"):
         picks.accept_or_redraw(

@@ -173,7 +173,7 @@ def test_a_sequence_level_mean_exists_where_a_decoder_would_be_stuck():
         resample_below=1.0,
     )
     assert (drawn.tokens[:, 0] == 1).all()
-    with pytest.raises(ValueError, match="the token-level law does not exist"):
+    with pytest.raises(ValueError, match="the token-level distribution does not exist"):
         sample_token_level(
             TablePair(policy, teacher, 400), 2, num_particles=400, generator=generator
         )
@@ -552,7 +552,7 @@ def test_mistakes_are_named():
         SequenceLaw((np.zeros(3),))
     with pytest.raises(ValueError, match="square transition matrix"):
         markov_chain(logs([0.5, 0.5]), logs([[1.0]]), 3)
-    with pytest.raises(ValueError, match="laws of the same sequences"):
+    with pytest.raises(ValueError, match="distributions of the same sequences"):
         token_level(policy, random_pair(0, length=2)[0])
     with pytest.raises(ValueError, match="its probabilities sum to 2"):
         from_joint(logs([1.0, 1.0]))

@@ -1,7 +1,13 @@
 """The records of what cannot be measured anew in every build: how each is made, and read."""
 
+import platform
+from importlib.metadata import version
+from typing import Any
+
 import numpy as np
 from numpy import ndarray
+
+from ..files import command_line
 
 
 def median_with_interval(values: ndarray, *, seed: int = 0, draws: int = 2_000) -> dict[str, float]:
@@ -10,3 +16,10 @@ def median_with_interval(values: ndarray, *, seed: int = 0, draws: int = 2_000) 
     medians = np.median(values[rounds].reshape(draws, -1), axis=1)
     low, high = np.quantile(medians, [0.025, 0.975])
     return {"median": float(np.median(values)), "low": float(low), "high": float(high)}
+
+
+def made_with(model: Any, *packages: str) -> dict[str, str]:
+    """How a record of a model's answers is being made: command, versions and place."""
+    versions = {name: version(name) for name in ("torch", "transformers", *packages)}
+    where = f"{model.device.type}, {platform.machine()}, {model.dtype}"
+    return {"command": command_line(), **versions, "device": where}

@@ -2,8 +2,9 @@
 
     qstar-book record answers --out data/results/answers_cpu.json
 
-makes the record that the chapter on sequences reads. Laws of whole answers cannot be enumerated;
-here they are sampled by `qstar.theory.sequences` and measured by `qstar.families.montecarlo`.
+makes the record that the chapter on sequences reads. Distributions of whole answers cannot be
+enumerated; here they are sampled by `qstar.theory.sequences` and measured by
+`qstar.families.montecarlo`.
 """
 
 import platform
@@ -57,28 +58,25 @@ class ModelPair:
             # How long texts get is not known here: as long as the model can read.
             cache_check.check(reader, reader.window or len(ids) + PREFILL_WIDTH, rows=num_particles)
             reader.start([ids.tolist()] * num_particles)
-        # Read only when their laws are asked for: nobody asks after the last token.
+        # Read only when their distributions are asked for: nobody asks after the last token.
         self._unread = [[ids[-1:].tolist()] * num_particles for ids in (policy_ids, teacher_ids)]
 
     def log_rows(self) -> tuple[ndarray, ndarray]:
-        """See `Pair`."""
         over = np.isin(self._last, self._ends)
         rows = []
         for reader, ids in zip(self._readers, self._unread, strict=True):
-            laws = reader.feed(ids)[:, -1].double().log_softmax(-1).cpu().numpy()
-            laws[over] = -np.inf
-            laws[over, self._last[over]] = 0.0
-            rows.append(laws)
+            log_p = reader.feed(ids)[:, -1].double().log_softmax(-1).cpu().numpy()
+            log_p[over] = -np.inf
+            log_p[over, self._last[over]] = 0.0
+            rows.append(log_p)
         return rows[0], rows[1]
 
     def keep(self, rows: ndarray) -> None:
-        """See `Pair`; the laws have been asked for, so that nothing is unread."""
         for reader in self._readers:
             reader.select(rows.tolist())
         self._last = self._last[rows]
 
     def extend(self, tokens: ndarray) -> None:
-        """See `Pair`."""
         self._last = tokens.copy()
         self._unread = [[[token] for token in tokens.tolist()]] * 2
 
@@ -103,8 +101,8 @@ def record(
     """Whole answers of one model under two system prompts, drawn in every way of this module.
 
     First `num_draws` answers from each parent and from the token-level q*; the parents' answers
-    give alpha* and C of the laws of whole answers (`qstar.families.montecarlo`). Then, at that
-    alpha, `num_runs` runs each of SMC and of plain importance sampling.
+    give alpha* and C of the distributions of whole answers (`qstar.families.montecarlo`). Then, at
+    that alpha, `num_runs` runs each of SMC and of plain importance sampling.
 
     Args:
         name: What `shipped_model.load` was given.

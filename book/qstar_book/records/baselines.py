@@ -7,15 +7,12 @@ for each kind of pair and each position C, alpha*, and what every rival of q* co
 """
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy import ndarray
 from tqdm import tqdm
 
@@ -24,8 +21,9 @@ from qstar.solve import solve_kl_symmetry
 from qstar.theory import mixtures
 
 from .. import shipped_model
-from ..files import command_line, write_json
+from ..files import write_json
 from . import corpus as experiments
+from . import made_with
 
 LIKED = 10.0
 """A token is one-sided if one parent gives it more than so many times what the other gives it."""
@@ -47,8 +45,8 @@ class Rivals:
             Shape (positions,).
         excess: Rival -> its larger divergence KL(q || parent), minus C. Shape (positions,).
         strayed: Rival -> KL(q* || q). Shape (positions,).
-        forward: Law -> its larger forward divergence KL(parent || q), "q*" among them. Shape
-            (positions,).
+        forward: Distribution -> its larger forward divergence KL(parent || q), "q*" among them.
+            Shape (positions,).
     """
 
     chernoff: ndarray
@@ -72,23 +70,23 @@ def compare(log_policy: ndarray, log_teacher: ndarray) -> Rivals:
     """
     balance = solve_kl_symmetry(log_policy, log_teacher)
     log_q = rows.log_geometric_mean(log_policy, log_teacher, balance.alpha)
-    laws = {"q*": log_q}
+    rivals = {"q*": log_q}
     for alpha in (0.5, 0.3, 0.7):
         fixed = np.full(len(log_q), alpha)
-        laws[f"alpha {alpha:g}"] = rows.log_geometric_mean(log_policy, log_teacher, fixed)
-    laws["mixture alpha*"] = mixtures.log_mixture(log_policy, log_teacher, balance.alpha)
-    laws["midpoint"] = mixtures.log_mixture(log_policy, log_teacher, np.full(len(log_q), 0.5))
-    laws["best mixture"] = mixtures.reverse_mixture(log_policy, log_teacher)[1]
-    laws["forward centre"] = mixtures.forward_mixture(log_policy, log_teacher)[1]
-    costs = {name: mixtures.cost(law, log_policy, log_teacher) for name, law in laws.items()}
+        rivals[f"alpha {alpha:g}"] = rows.log_geometric_mean(log_policy, log_teacher, fixed)
+    rivals["mixture alpha*"] = mixtures.log_mixture(log_policy, log_teacher, balance.alpha)
+    rivals["midpoint"] = mixtures.log_mixture(log_policy, log_teacher, np.full(len(log_q), 0.5))
+    rivals["best mixture"] = mixtures.reverse_mixture(log_policy, log_teacher)[1]
+    rivals["forward centre"] = mixtures.forward_mixture(log_policy, log_teacher)[1]
+    costs = {name: mixtures.cost(log_p, log_policy, log_teacher) for name, log_p in rivals.items()}
     one_sided = np.abs(rows.check_pair(log_policy, log_teacher).log_ratio) > np.log(LIKED)
     return Rivals(
         chernoff=balance.chernoff,
         alpha=balance.alpha,
         one_sided=(np.exp(log_q) * one_sided).sum(axis=-1),
-        excess={name: costs[name].worse - balance.chernoff for name in laws if name != "q*"},
-        strayed={name: rows.kl(log_q, laws[name]) for name in laws if name != "q*"},
-        forward={name: costs[name].worse_forward for name in laws},
+        excess={name: costs[name].worse - balance.chernoff for name in rivals if name != "q*"},
+        strayed={name: rows.kl(log_q, rivals[name]) for name in rivals if name != "q*"},
+        forward={name: costs[name].worse_forward for name in rivals},
     )
 
 
@@ -172,14 +170,7 @@ def command(*, out: Path) -> None:
     for index in tqdm(range(len(corpus.continuations)), "comparing", unit="answer"):
         for kind, rivals in measure(model, tokenizer, corpus, index).items():
             parts.setdefault(kind, []).append(rivals)
-    made_by = {
-        "command": command_line(),
-        "model": corpus.model,
-        "answers": "data/continuations.json",
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "numpy": np.__version__,
-        "device": f"{model.device.type}, {platform.machine()}, {model.dtype}",
-    }
+    read = {"model": corpus.model, "answers": "data/continuations.json"}
+    made_by = read | made_with(model, "numpy")
     write({kind: join(found) for kind, found in parts.items()}, made_by, out)
     print(out)

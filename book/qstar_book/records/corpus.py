@@ -8,10 +8,8 @@ measured on recorded tokens, by one forward of each parent over the whole text.
 """
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,8 @@ from qstar.decoding.diagnostics import Comparison, concatenate, measure, to_cpu
 from qstar.decoding.generate import generate
 
 from .. import shipped_model
-from ..files import command_line, write_json
+from ..files import write_json
+from . import made_with
 
 TEMPERATURES = (0.6, 0.3)
 """Of the sharper copies of the policy that `score` pairs it with."""
@@ -104,13 +103,7 @@ def draw(
             )
             tokens = result.tokens[: int(result.lengths)].tolist()
             answers.append(Continuation(prompt, tuple(tokens), tokenizer.decode(tokens)))
-    made_by = {
-        "command": command_line(),
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "device": f"{model.device.type}, {platform.machine()}, {model.dtype}",
-    }
-    return Corpus(name, seed, max_new_tokens, made_by, tuple(answers))
+    return Corpus(name, seed, max_new_tokens, made_with(model), tuple(answers))
 
 
 def score(

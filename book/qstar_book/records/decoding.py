@@ -200,8 +200,8 @@ def seconds_by_width(
             for width in WIDTHS:
                 drafts = prompt[:1].repeat(rows, width - 1)
                 begun = time.perf_counter(), time.process_time()
-                law = reader.feed([[int(prompt[-1])]] * rows, drafts, positions=width)
-                float(law[0, 0, 0])  # waits for a device
+                log_p = reader.feed([[int(prompt[-1])]] * rows, drafts, positions=width)
+                float(log_p[0, 0, 0])  # waits for a device
                 now = time.perf_counter(), time.process_time()
                 reader.truncate(read)
                 spent[width].append((now[0] - begun[0], now[1] - begun[1]))

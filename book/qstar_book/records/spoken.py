@@ -51,7 +51,7 @@ def record(
         for model, prompt in zip(models, prompts, strict=True)
     )
     log_q = log_geometric_mean(log_policy, log_teacher, trace.alpha[:length].double().numpy())
-    laws = log_policy, log_q, log_teacher
+    shown = log_policy, log_q, log_teacher
     found = []
     for at, token in enumerate(tokens.tolist()):
         by = PROPOSERS[int(trace.proposer[at])]
@@ -64,16 +64,16 @@ def record(
                 "alpha": round(float(trace.alpha[at]), 4),
                 "chernoff": round(float(trace.balance.chernoff[at]), 5),
                 "accept": None if accept is None else round(float(accept[at]), 4),
-                "top": [_top(law[at], token, tokenizer) for law in laws],
+                "top": [_top(p[at], token, tokenizer) for p in shown],
             }
         )
     return found
 
 
-def _top(log_law: ndarray, token: int, tokenizer: Any) -> list[list[Any]]:
-    likeliest = np.argsort(-log_law)[:TOP].tolist()
-    law = np.exp(log_law)
-    return [[_text(tokenizer, x), round(float(law[x]), 4)] for x in (*likeliest, token)]
+def _top(log_p: ndarray, token: int, tokenizer: Any) -> list[list[Any]]:
+    likeliest = np.argsort(-log_p)[:TOP].tolist()
+    p = np.exp(log_p)
+    return [[_text(tokenizer, x), round(float(p[x]), 4)] for x in (*likeliest, token)]
 
 
 def _text(tokenizer: Any, token: int) -> str:

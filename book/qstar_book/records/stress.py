@@ -149,11 +149,6 @@ class Count(NamedTuple):
 Solver = Callable[[torch.Tensor, torch.Tensor], "rows_torch.TorchBalance"]
 
 
-def fixed_passes(policy: torch.Tensor, teacher: torch.Tensor) -> "rows_torch.TorchBalance":
-    """The accelerator's road, on the CPU."""
-    return rows_torch.solve_as_on_an_accelerator(policy, teacher)
-
-
 def run(
     rows: int, *, seed: int = 0, large: int | None = None, solve: Solver | None = None
 ) -> dict[tuple[str, str], Count]:
@@ -174,7 +169,7 @@ def run(
             name = str(dtype).removeprefix("torch.")
             for label, way in (
                 (name, solve or rows_torch.solve_kl_symmetry),
-                (f"{name}, fixed passes", fixed_passes),
+                (f"{name}, fixed passes", rows_torch.solve_as_on_an_accelerator),
             ):
                 key = family, label
                 found = _count(way, sides, dtype)
