@@ -19,7 +19,7 @@ from docutils import nodes
 from docutils.parsers.rst import directives
 from myst_nb.ext.glue.crossref import PendingGlueReference, read_glue_cache
 from myst_nb.ext.glue.utils import create_pending_glue_ref
-from sphinx.addnodes import pending_xref
+from sphinx.addnodes import pending_xref, translatable
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
@@ -30,8 +30,21 @@ from sphinx.util.nodes import make_refnode
 from sphinx.util.typing import ExtensionMetadata
 
 from qstar_book.publishing import VERDICTS
+from qstar_book.sphinx.verdicts import WORDS
 
 BRANCH = "main"
+
+
+class _PendingFigure(PendingGlueReference, translatable):
+    """A figure that is not pasted yet, with its description, which can be translated."""
+
+    def preserve_original_messages(self) -> None: ...
+
+    def extract_original_messages(self) -> list[str]:
+        return [self["alt"]]
+
+    def apply_translated_message(self, original: str, translated: str) -> None:
+        self["alt"] = translated
 
 
 class PastedFigure(SphinxDirective):
@@ -56,13 +69,17 @@ class PastedFigure(SphinxDirective):
         pending = create_pending_glue_ref(
             self.state.document, self.get_source_info()[0], self.lineno, chapter, key
         )
-        figure = nodes.figure("", pending, alt=self.options["alt"], classes=["pasted-figure"])
+        pending = _PendingFigure("", **pending.attributes, alt=self.options["alt"])
+        figure = nodes.figure("", pending, classes=["pasted-figure"])
+        self.set_source_info(pending)
         self.set_source_info(figure)
         self.add_name(figure)
         caption = nodes.Element()
         self.state.nested_parse(self.content, self.content_offset, caption)
         if caption.children:
-            figure += nodes.caption("", "", *caption[0].children)
+            shown = nodes.caption(caption[0].rawsource, "", *caption[0].children)
+            shown.source, shown.line = caption[0].source, caption[0].line
+            figure += shown
         return [figure]
 
 
@@ -73,7 +90,7 @@ class _PasteFigures(SphinxPostTransform):
 
     def run(self, **kwargs: object) -> None:
         for figure in self.document.findall(nodes.figure):
-            for pending in list(figure.findall(PendingGlueReference)):
+            for pending in list(figure.findall(_PendingFigure)):
                 folder = self.env.mystnb_config.output_folder  # type: ignore[attr-defined]
                 glued = read_glue_cache(folder, pending.refdoc)
                 shown = glued.get(pending.key, {}).get("data", {})
@@ -84,7 +101,9 @@ class _PasteFigures(SphinxPostTransform):
                 file.write_text(shown["image/svg+xml"], encoding="utf8")
                 page = (Path(self.app.outdir) / self.env.docname).parent
                 uri = os.path.relpath(file, page)
-                pending.replace_self(nodes.image(uri=uri, candidates={"*": uri}, alt=figure["alt"]))
+                pending.replace_self(
+                    nodes.image(uri=uri, candidates={"*": uri}, alt=pending["alt"])
+                )
 
 
 class _Verdicts(SphinxPostTransform):
@@ -95,7 +114,10 @@ class _Verdicts(SphinxPostTransform):
     def run(self, **kwargs: object) -> None:
         for node in self.document.findall(nodes.inline):
             if "pasted-text" in node["classes"] and node.astext() in VERDICTS:
-                node["classes"] += ["verdict", f"verdict-{node.astext().replace(' ', '-')}"]
+                verdict = node.astext()
+                node["classes"] += ["verdict", f"verdict-{verdict.replace(' ', '-')}"]
+                node.children = []
+                node += nodes.Text(str(WORDS[verdict]))
 
 
 def _repository(app: Sphinx) -> str:
