@@ -44,6 +44,21 @@ document.addEventListener("DOMContentLoaded", () => {
   again();
   window.addEventListener("load", again);
   window.addEventListener("resize", again);
+  // The meaning of a word stays within the window, and Escape shuts it.
+  const words = [...document.querySelectorAll(".qs-word")];
+  const show = ({ currentTarget: word }) => {
+    word.classList.remove("qs-shut");
+    word.style.setProperty("--shift", "0px");
+    const over = word.querySelector(".qs-tip").getBoundingClientRect().right - document.body.clientWidth;
+    if (over > 0) word.style.setProperty("--shift", `${-over - 8}px`);
+  };
+  for (const word of words) {
+    word.addEventListener("mouseenter", show);
+    word.addEventListener("focusin", show);
+  }
+  document.addEventListener("keydown", ({ key }) => {
+    if (key === "Escape") for (const word of words) word.classList.add("qs-shut");
+  });
   // The same place in the other language.
   for (const link of document.querySelectorAll("a.qs-edition")) {
     link.addEventListener("click", () => { link.hash = location.hash; });

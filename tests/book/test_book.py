@@ -1134,7 +1134,7 @@ def test_a_chapter_says_when_and_with_what_it_was_computed(built: Path, chapter:
 def test_the_book_is_cited_as_its_file_says():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf8"))
     entry = provenance.bibtex(citation)
-    assert f"{{{citation['version']}}}" in entry
+    assert f"Version {citation['version']}" in entry
     assert citation["title"] in entry
     assert "url" not in provenance.bibtex(citation | {"url": ""})
     assert "{https://x.y/}" in provenance.bibtex(citation | {"url": "https://x.y/"})

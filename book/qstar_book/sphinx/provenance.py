@@ -31,11 +31,11 @@ def bibtex(citation: dict[str, Any]) -> str:
     fields = {"author": authors, "title": "{" + citation["title"] + "}"}
     if released := str(citation.get("date-released", ""))[:4]:
         fields["year"] = released
-    fields["version"] = str(citation["version"])
+    fields["note"] = f"Version {citation['version']}"
     if address := citation.get("url") or citation.get("repository-code"):
         fields["url"] = address
-    lines = ",\n".join(f"  {name:<7} = {{{text}}}" for name, text in fields.items())
-    return f"@software{{qstar,\n{lines}\n}}"
+    lines = ",\n".join(f"  {name:<6} = {{{text}}}" for name, text in fields.items())
+    return f"@misc{{qstar,\n{lines}\n}}"
 
 
 class HowToCite(SphinxDirective):
