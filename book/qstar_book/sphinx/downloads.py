@@ -17,9 +17,14 @@ from pathlib import Path
 import nbformat
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.locale import get_translation
 from sphinx.util.typing import ExtensionMetadata
 
 from qstar_book.numbers import read_glued
+
+from .edition import CATALOG
+
+_ = get_translation(CATALOG)
 
 FOLDER = "_downloads"
 FIGURE = re.compile(
@@ -115,8 +120,9 @@ def _offer(
     body = TABLE.sub(table, FIGURE.sub(figure, context["body"]))
     (folder / f"{chapter}.json").write_text(numbers(notebook), encoding="utf8")
     source = f"{up}_sources/{pagename}.ipynb"
-    links = (link("notebook", notebook.name, source), link("numbers (JSON)", f"{chapter}.json"))
-    context["body"] = f'{body}<p class="qs-get">This chapter: {", ".join(links)}</p>'
+    links = (link("notebook", notebook.name, source), link(_("numbers (JSON)"), f"{chapter}.json"))
+    words = _("This chapter: {}").format(", ".join(links))
+    context["body"] = f'{body}<p class="qs-get">{words}</p>'
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:

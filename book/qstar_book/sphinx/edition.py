@@ -21,9 +21,10 @@ from sphinx.builders.gettext import MessageCatalogBuilder
 from sphinx.builders.html import StandaloneHTMLBuilder
 from sphinx.config import Config
 from sphinx.environment import CONFIG_OK, BuildEnvironment
-from sphinx.locale import get_translation, get_translator
+from sphinx.locale import get_translation, get_translator, init
 from sphinx.transforms import SphinxTransform
 from sphinx.util.fileutil import copy_asset_file
+from sphinx.util.i18n import docname_to_domain
 from sphinx.util.osutil import ensuredir
 from sphinx.util.typing import ExtensionMetadata
 
@@ -37,7 +38,9 @@ WORDS = "words.js"
 OWN = ("documentation_options.js", "language_data.js", "translations.js", WORDS)
 """What an edition has of its own in `_static`."""
 
-SHARED = re.compile(r"""(?<=["'])((?:\.\./|\./)*)(_static|_images|_sources)/([^"'?#]*)""")
+SHARED = re.compile(
+    r"""(?<=["'])((?:\.\./|\./)*)(_static|_images|_sources|_downloads)/([^"'?#]*)"""
+)
 TO_ENGLISH = re.compile(
     r'<a(?P<tag>(?![^>]*hreflang)[^>]*\bhref="(?:\.\./)*\.\./(?!_)[^"]*"[^>]*)>(?P<text>.*?)</a>',
     re.DOTALL,
@@ -106,6 +109,23 @@ class _TranslateCaptions(SphinxTransform):
         for tree in self.document.findall(toctree):
             if tree.get("caption"):
                 tree["caption"] = _(tree["caption"])
+
+
+class _TranslateFormulas(SphinxTransform):
+    """Words in a displayed formula, before Sphinx takes their translation for a paragraph."""
+
+    default_priority = 19
+
+    def apply(self, **kwargs: object) -> None:
+        domain = docname_to_domain(self.env.docname, self.config.gettext_compact)
+        catalog, _known = init(list(self.config.locale_dirs), self.config.language, domain)
+        for formula in self.document.findall(nodes.math_block):
+            text = formula.rawsource or formula.astext()
+            said = catalog.gettext(text)
+            if text and said != text:
+                formula.rawsource = said
+                formula.children = []
+                formula += nodes.Text(said)
 
 
 def shared(page: str) -> str:
@@ -185,7 +205,7 @@ def _share_the_files(app: Sphinx, exception: Exception | None) -> None:
     for file in out.rglob("*.html"):
         page = shared(with_languages(file.read_text(encoding="utf8")))
         file.write_text(page, encoding="utf8")
-    for folder in ("_images", "_sources"):
+    for folder in FILES[1:]:
         shutil.rmtree(out / folder, ignore_errors=True)
 
 
@@ -199,6 +219,7 @@ def setup(app: Sphinx) -> ExtensionMetadata:
         app.add_builder(EditionBuilder, override=True)
         app.add_js_file(WORDS, priority=150)
         app.add_transform(_TranslateCaptions)
+        app.add_transform(_TranslateFormulas)
     app.connect("config-inited", _say_it_in_the_language, priority=300)
     app.connect("builder-inited", _keep_the_environment)
     app.connect("env-get-outdated", _read_again)
