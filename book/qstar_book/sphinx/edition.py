@@ -38,9 +38,8 @@ WORDS = "words.js"
 OWN = ("documentation_options.js", "language_data.js", "translations.js", WORDS)
 """What an edition has of its own in `_static`."""
 
-SHARED = re.compile(
-    r"""(?<=["'])((?:\.\./|\./)*)(_static|_images|_sources|_downloads)/([^"'?#]*)"""
-)
+FILES = ("_static", "_images", "_sources", "_downloads")
+SHARED = re.compile(rf"""(?<=["'])((?:\.\./|\./)*)({"|".join(FILES)})/([^"'?#]*)""")
 TO_ENGLISH = re.compile(
     r'<a(?P<tag>(?![^>]*hreflang)[^>]*\bhref="(?:\.\./)*\.\./(?!_)[^"]*"[^>]*)>(?P<text>.*?)</a>',
     re.DOTALL,
