@@ -132,8 +132,13 @@ def _said_by(root: Path) -> Iterator[tuple[str, str]]:
 
 def extract(root: Path, out: Path) -> bool:
     """Write the templates of all catalogues, `NAME.pot`, from the English text."""
-    with tempfile.TemporaryDirectory() as doctrees:
-        if not _run_sphinx(root, out, "gettext", {}, doctreedir=doctrees, really_quiet=True):
+    first, *others = settings(root)["translated_pages"]
+    contents = {"format": "jb-book", "root": first, "chapters": [{"file": name} for name in others]}
+    with tempfile.TemporaryDirectory() as folder:
+        toc = Path(folder, "_toc.yml")
+        toc.write_text(yaml.safe_dump(contents))
+        said = {"external_toc_path": str(toc)}
+        if not _run_sphinx(root, out, "gettext", said, doctreedir=folder, really_quiet=True):
             return False
     found: dict[str, Catalog] = {}
     for name, text in _said_by(root):

@@ -193,7 +193,7 @@ def _read_again(
 
 
 def _read_only_what_is_translated(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
-    if is_translation(app.config) or app.builder.name == "gettext":
+    if is_translation(app.config):
         docnames[:] = [name for name in docnames if name in app.config.translated_pages]
 
 

@@ -204,7 +204,7 @@ class _CellsThatDecide(SphinxTransform):
         file = Path(self.env.doc2path(self.env.docname))
         if file.suffix != ".ipynb" or PAGE not in self.env.found_docs:
             return
-        claims, _ = _register(Path(self.env.srcdir))
+        claims, _decisions = _register(Path(self.env.srcdir))
         decided: dict[str, list[Claim]] = {}
         for claim in claims:
             if claim.notebook == file.stem:
@@ -246,7 +246,7 @@ class _LinksOfClaims(SphinxPostTransform):
     def run(self, **kwargs: object) -> None:
         if PAGE not in self.env.found_docs:  # nowhere to lead to
             return
-        claims, _ = _register(Path(self.env.srcdir))
+        claims, _decisions = _register(Path(self.env.srcdir))
         known = {claim.key for claim in claims} | {_legend_id(verdict) for verdict in VERDICTS}
         for node in list(self.document.findall(nodes.inline)):
             if row := node.get("claim_row"):
