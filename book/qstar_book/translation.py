@@ -140,9 +140,16 @@ def extract(root: Path, out: Path) -> bool:
         said = {"external_toc_path": str(toc)}
         if not _run_sphinx(root, out, "gettext", said, doctreedir=folder, really_quiet=True):
             return False
+    messages = [
+        (name, str(message.id))
+        for name, catalog in read_templates(out).items()
+        for message in catalog
+        if message.id
+    ]
     found: dict[str, Catalog] = {}
-    for name, text in _said_by(root):
-        found.setdefault(name, Catalog(project="qstar")).add(text)
+    for name, text in [*messages, *_said_by(root)]:
+        if needs_words(text):
+            found.setdefault(name, Catalog(project="qstar", charset="utf-8")).add(text)
     for name, catalog in found.items():
         with (out / f"{name}.pot").open("wb") as stream:
             write_po(stream, catalog, width=WIDTH)
@@ -151,7 +158,7 @@ def extract(root: Path, out: Path) -> bool:
 
 def needs_words(text: str) -> bool:
     """Whether a message says anything that can be translated: not so a formula, or code."""
-    bare = re.sub(r"\{[\w:-]+\}`[^`]*`|\$[^$]+\$|`[^`]+`|\[\d", "", text)
+    bare = re.sub(r"\{[\w:-]+\}`[^`]*`|\$[^$]+\$|`[^`]+`", "", text)
     return re.search(r"[A-Za-z]{2}", bare) is not None
 
 
@@ -162,7 +169,7 @@ def behind(name: str, ours: Catalog | None, template: Catalog) -> list[str]:
     found = []
     for message in template:
         translated: Message | None = ours.get(message.id)
-        if message.id and needs_words(message.id):
+        if message.id:
             if translated is None or not translated.string:
                 found.append(f"{name}: not translated: {message.id}")
             elif translated.fuzzy:

@@ -96,7 +96,22 @@ class MessagesBuilder(MessageCatalogBuilder):
 
     def _write_serial(self, docnames: Iterable[str]) -> None:
         for docname in sorted(set(docnames) & set(self.config.translated_pages)):
-            self.write_doc(docname, self.env.get_doctree(docname))
+            document = self.env.get_doctree(docname)
+            for formula in document.findall(nodes.math_block):
+                formula["translatable"] = r"\text" in formula.astext()
+            self.write_doc(docname, document)
+
+
+class _CellsOfTables(SphinxTransform):
+    """Within a directive the text of a table does not say where it is from, as gettext wants."""
+
+    default_priority = 5
+
+    def apply(self, **kwargs: object) -> None:
+        for table in self.document.findall(nodes.table):
+            for text in table.findall(nodes.paragraph):
+                if text.rawsource and text.source is None:
+                    text.source, text.line = self.document["source"], table.line or 0
 
 
 class _TranslateCaptions(SphinxTransform):
@@ -106,8 +121,8 @@ class _TranslateCaptions(SphinxTransform):
 
     def apply(self, **kwargs: object) -> None:
         for tree in self.document.findall(toctree):
-            if tree.get("caption"):
-                tree["caption"] = _(tree["caption"])
+            if caption := tree.get("caption"):
+                tree["caption"] = _(caption)
 
 
 class _TranslateFormulas(SphinxTransform):
@@ -214,6 +229,7 @@ def setup(app: Sphinx) -> ExtensionMetadata:
         for catalog in (CATALOG, SCRIPTS):
             app.add_message_catalog(catalog, folder)
     app.add_builder(MessagesBuilder, override=True)
+    app.add_transform(_CellsOfTables)
     if is_translation(app.config):
         app.add_builder(EditionBuilder, override=True)
         app.add_js_file(WORDS, priority=150)

@@ -39,6 +39,7 @@ from sphinx.builders import Builder
 from sphinx.domains import Domain
 from sphinx.domains.std import StandardDomain
 from sphinx.environment import BuildEnvironment
+from sphinx.locale import _ as words
 from sphinx.locale import get_translation
 from sphinx.roles import XRefRole
 from sphinx.transforms import SphinxTransform
@@ -328,7 +329,7 @@ def _visit_title(translator: HTML5Translator, node: nodes.Element) -> None:
 
 
 def _depart_title(translator: HTML5Translator, node: nodes.Element) -> None:
-    translator.add_permalink_ref(node.parent, str(_("Link to this")))
+    translator.add_permalink_ref(node.parent, str(words("Link to this")))
     translator.body.append("</p>\n")
 
 
