@@ -25,8 +25,12 @@ from .fresh import accelerators, installed_version
 NAMED = ("numpy", "scipy", "matplotlib", "torch", "transformers")
 """The packages whose versions an executed copy states."""
 
-DRAWING = ("--InlineBackend.figure_formats=svg", "--InlineBackend.rc=svg.hashsalt=qstar")
-"""What the kernel is told: figures as SVG, with the same names inside in every run."""
+DRAWING = (
+    "--InlineBackend.figure_formats=svg",
+    "--InlineBackend.figure_formats=png",
+    "--InlineBackend.rc=svg.hashsalt=qstar",
+)
+"""What the kernel is told: figures as SVG, with the same names inside in every run, and as PNG."""
 
 MANAGERS = list[Any]()
 

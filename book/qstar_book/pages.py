@@ -37,6 +37,10 @@ def build(root: Path) -> bool:
     # Its standard output only names a folder that is moved below; what is wrong goes to stderr.
     command = [tool, "build", root / "book", "--path-output", fresh, *OPTIONS]
     run = subprocess.run(list(map(str, command)), cwd=root, stdout=subprocess.DEVNULL)
+    if run.returncode == 0:
+        english = fresh / "_build" / "html"
+        chinese = [sys.executable, "-m", "qstar_book.translation", str(root), str(english)]
+        run = subprocess.run(chinese, cwd=root, stdout=subprocess.DEVNULL)
     if run.returncode != 0:
         print(f"The book was not built. What there is of it: {fresh / '_build' / 'html'}")
         return False

@@ -23,7 +23,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from qstar_book import pages as book_pages
-from qstar_book.sphinx.excerpts import bibtex
+from qstar_book.sphinx.provenance import bibtex
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))

@@ -49,6 +49,7 @@ from .models import alpha_by_kind, decode_trace, solving_gain, spoken
 from .page import messages, texts
 from .pairs import concentration, divergence_by_question
 from .path import kl_crossing, minimax
+from .related import related_map
 from .sampling import acceptance_bounds, alpha_acceptance, loop_bias, redraw_panels
 from .sequences import answer_divergences, gap_growth, two_means, useful_share
 from .solver import alpha_error, convergence, log_partition_panels, passes_histogram, solver_cost
@@ -109,6 +110,7 @@ __all__ = [
     "proposed_text",
     "range_bound",
     "redraw_panels",
+    "related_map",
     "rivals",
     "round_shares",
     "sampler_power",

@@ -1,11 +1,8 @@
-"""What a page shows of elsewhere: an executed cell of a chapter, and how to cite the book."""
+"""What a page shows of elsewhere: an executed cell of a chapter."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import nbformat
-import yaml
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
@@ -45,29 +42,6 @@ class ExecutedCell(SphinxDirective):
         return [nodes.container("", *shown, classes=["cell", "qs-excerpt"])]
 
 
-def bibtex(citation: Mapping[str, Any]) -> str:
-    """A CITATION.cff as an entry of BibTeX."""
-    fields = {
-        "author": " and ".join(f"{{{author['name']}}}" for author in citation["authors"]),
-        "title": citation["title"],
-        "note": f"Version {citation['version']}",
-        "url": citation.get("repository-code", citation.get("url")),
-    }
-    said = [f"  {name:6} = {{{value}}}" for name, value in fields.items() if value]
-    return "@misc{qstar,\n" + ",\n".join(said) + "\n}"
-
-
-class CitationBibtex(SphinxDirective):
-    """The entry of BibTeX that `CITATION.cff` makes."""
-
-    def run(self) -> list[nodes.Node]:
-        file = Path(self.env.srcdir).parent / "CITATION.cff"
-        self.env.note_dependency(str(file))
-        entry = bibtex(yaml.safe_load(file.read_text(encoding="utf8")))
-        return [nodes.literal_block(entry, entry, language="bibtex")]
-
-
 def setup(app: Sphinx) -> ExtensionMetadata:
-    app.add_directive("citation-bibtex", CitationBibtex)
     app.add_directive("executed-cell", ExecutedCell)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -7,6 +7,7 @@ addition; `setup` lists when they run.
 import ast
 import dataclasses
 import inspect
+import io
 import os
 import re
 import textwrap
@@ -19,7 +20,7 @@ from docutils import nodes
 from docutils.parsers.rst import directives
 from myst_nb.ext.glue.crossref import PendingGlueReference, read_glue_cache
 from myst_nb.ext.glue.utils import create_pending_glue_ref
-from sphinx.addnodes import pending_xref
+from sphinx.addnodes import pending_xref, translatable
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
@@ -29,12 +30,51 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import make_refnode
 from sphinx.util.typing import ExtensionMetadata
 
+from qstar_book import figures
 from qstar_book.publishing import VERDICTS
+from qstar_book.sphinx.verdicts import WORDS
 
 BRANCH = "main"
 
 
-class PastedFigure(SphinxDirective):
+class described(nodes.Element, translatable):  # noqa: N801
+    """What a figure shows, for readers who cannot see it; gettext finds it here."""
+
+    def preserve_original_messages(self) -> None: ...
+
+    def extract_original_messages(self) -> list[str]:
+        return [self["alt"]]
+
+    def apply_translated_message(self, original: str, translated: str) -> None:
+        self["alt"] = translated
+
+
+class _Shown(SphinxDirective):
+    """A figure, a caption and alternative text."""
+
+    required_arguments = 1
+    has_content = True
+    option_spec = {"alt": directives.unchanged_required, "name": directives.unchanged}  # noqa: RUF012
+
+    def around(self, picture: nodes.Element) -> list[nodes.Node]:
+        if "alt" not in self.options:
+            raise self.error(f"{self.name} needs :alt:, a description for readers who cannot see")
+        alt = described("", alt=self.options["alt"])
+        figure = nodes.figure("", alt, picture, classes=["pasted-figure"])
+        self.set_source_info(alt)
+        self.set_source_info(figure)
+        self.add_name(figure)
+        caption = nodes.Element()
+        self.state.nested_parse(self.content, self.content_offset, caption)
+        if caption.children:
+            said = nodes.caption("", "", *caption[0].children)
+            said.source, said.line = caption[0].source, caption[0].line
+            said.rawsource = caption[0].rawsource  # what is translated
+            figure += said
+        return [figure]
+
+
+class PastedFigure(_Shown):
     """A figure that a chapter glued, shown on another page, with a caption and alternative text.
 
     MyST-NB pastes an image across documents, but bare: `{glue:figure}` works only at home.
@@ -45,25 +85,23 @@ class PastedFigure(SphinxDirective):
         :::
     """
 
-    required_arguments = 1
-    has_content = True
-    option_spec = {"alt": directives.unchanged_required, "name": directives.unchanged}  # noqa: RUF012
+    def run(self) -> list[nodes.Node]:
+        chapter, _, key = self.arguments[0].partition("::")
+        source = self.get_source_info()[0]
+        return self.around(
+            create_pending_glue_ref(self.state.document, source, self.lineno, chapter, key)
+        )
+
+
+class drawn(nodes.General, nodes.Element):  # noqa: N801
+    """A figure to be drawn by the function of this name."""
+
+
+class DrawnFigure(_Shown):
+    """A figure that needs no data, from a function of `qstar_book.figures` without arguments."""
 
     def run(self) -> list[nodes.Node]:
-        if "alt" not in self.options:
-            raise self.error("pasted-figure needs :alt:, a description for readers who cannot see")
-        chapter, _, key = self.arguments[0].partition("::")
-        pending = create_pending_glue_ref(
-            self.state.document, self.get_source_info()[0], self.lineno, chapter, key
-        )
-        figure = nodes.figure("", pending, alt=self.options["alt"], classes=["pasted-figure"])
-        self.set_source_info(figure)
-        self.add_name(figure)
-        caption = nodes.Element()
-        self.state.nested_parse(self.content, self.content_offset, caption)
-        if caption.children:
-            figure += nodes.caption("", "", *caption[0].children)
-        return [figure]
+        return self.around(drawn("", name=self.arguments[0]))
 
 
 class _PasteFigures(SphinxPostTransform):
@@ -73,18 +111,33 @@ class _PasteFigures(SphinxPostTransform):
 
     def run(self, **kwargs: object) -> None:
         for figure in self.document.findall(nodes.figure):
+            for said in list(figure.findall(described)):
+                figure["alt"] = said["alt"]
+                figure.remove(said)
             for pending in list(figure.findall(PendingGlueReference)):
                 folder = self.env.mystnb_config.output_folder  # type: ignore[attr-defined]
                 glued = read_glue_cache(folder, pending.refdoc)
                 shown = glued.get(pending.key, {}).get("data", {})
-                if "image/svg+xml" not in shown:
-                    continue  # MyST-NB warns of it
-                file = Path(self.app.outdir) / self.app.builder.imagedir / f"{pending.key}.svg"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(shown["image/svg+xml"], encoding="utf8")
-                page = (Path(self.app.outdir) / self.env.docname).parent
-                uri = os.path.relpath(file, page)
-                pending.replace_self(nodes.image(uri=uri, candidates={"*": uri}, alt=figure["alt"]))
+                if "image/svg+xml" in shown:  # else MyST-NB warns of it
+                    self.put(figure, pending, pending.key, shown["image/svg+xml"])
+            for picture in list(figure.findall(drawn)):
+                self.put(figure, picture, picture["name"], draw(picture["name"]))
+
+    def put(self, figure: nodes.figure, place: nodes.Element, name: str, svg: str) -> None:
+        file = Path(self.app.outdir) / self.app.builder.imagedir / f"{name}.svg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(svg, encoding="utf8")
+        page = (Path(self.app.outdir) / self.env.docname).parent
+        uri = os.path.relpath(file, page)
+        place.replace_self(nodes.image(uri=uri, candidates={"*": uri}, alt=figure["alt"]))
+
+
+def draw(name: str) -> str:
+    """The SVG of a figure function without arguments."""
+    with figures.style():
+        file = io.StringIO()
+        getattr(figures, name)().savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
 
 
 class _Verdicts(SphinxPostTransform):
@@ -95,7 +148,10 @@ class _Verdicts(SphinxPostTransform):
     def run(self, **kwargs: object) -> None:
         for node in self.document.findall(nodes.inline):
             if "pasted-text" in node["classes"] and node.astext() in VERDICTS:
-                node["classes"] += ["verdict", f"verdict-{node.astext().replace(' ', '-')}"]
+                verdict = node.astext()
+                node["classes"] += ["verdict", f"verdict-{verdict.replace(' ', '-')}"]
+                node.children = []
+                node += nodes.Text(str(WORDS[verdict]))
 
 
 def _repository(app: Sphinx) -> str:
@@ -270,6 +326,7 @@ def _defaults_as_written(app: Sphinx, documented: Any, bound_method: bool) -> No
 
 def setup(app: Sphinx) -> ExtensionMetadata:
     app.add_directive("pasted-figure", PastedFigure)
+    app.add_directive("drawn-figure", DrawnFigure)
     app.add_post_transform(_PasteFigures)
     app.add_post_transform(_Verdicts)
     app.connect("config-inited", _drop_thebe)
