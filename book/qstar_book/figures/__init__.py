@@ -29,9 +29,11 @@ from .gaussians import (
     PATH_COLOURS,
     covariance_rules,
     densities,
+    density_path,
     gaussian_cases,
     kl_order,
     path_evolution,
+    precision_ellipses,
     scale_law,
 )
 from .geometry import simplex
@@ -78,6 +80,7 @@ __all__ = [
     "covariance_rules",
     "decode_trace",
     "densities",
+    "density_path",
     "divergence_by_question",
     "draft_acceptances",
     "draft_overlaps",
@@ -106,6 +109,7 @@ __all__ = [
     "overlap_law",
     "passes_histogram",
     "path_evolution",
+    "precision_ellipses",
     "precision_shares",
     "proposed_text",
     "range_bound",
