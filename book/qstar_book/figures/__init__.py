@@ -14,7 +14,7 @@ from .beyond import (
     one_scale_law,
     tail_weight,
 )
-from .coin import draft_overlaps
+from .coin import coin_acceptance, draft_overlaps
 from .decoding import forwards_by_acceptance, one_round, proposed_text, speed_ratios, width_costs
 from .dimension import collapse, overlap_law, precision_shares, shells
 from .drafters import (
@@ -23,6 +23,7 @@ from .drafters import (
     law_scores,
     length_costs,
     sampler_power,
+    table,
 )
 from .front import balanced
 from .gaussians import (
@@ -74,6 +75,7 @@ __all__ = [
     "answer_divergences",
     "away_by_range",
     "balanced",
+    "coin_acceptance",
     "collapse",
     "concentration",
     "convergence",
@@ -128,6 +130,7 @@ __all__ = [
     "speed_ratios",
     "spoken",
     "style",
+    "table",
     "tail_weight",
     "texts",
     "token_bars",
