@@ -217,6 +217,7 @@ def test_recorded_mixtures_are_kept_at_least_as_often_as_the_parents_on_average(
     assert [(cell["pair"], cell["layers"]) for cell in record["cells"]] == [
         ("two prompts", "packed"),
         ("noised copy", "packed"),
+        *((adapter, "packed") for adapter in decoding.ADAPTERS),
     ]
     for cell in record["cells"]:
         assert {"plain", "alternating 1", "coin"} <= {run["way"] for run in cell["runs"]}

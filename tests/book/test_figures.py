@@ -67,6 +67,28 @@ def covariance_rules(ax):
     return figures.covariance_rules(CROSSED, Gaussian([0, 0], 2 * np.eye(2)), ax=ax)
 
 
+CONCENTRIC = solve_pair(
+    "one mean", Gaussian([0, 0], [[3, 1.2], [1.2, 1]]), Gaussian([0, 0], np.diag([0.5, 2.5]))
+)
+AVERAGED = Gaussian(
+    [0, 0],
+    CONCENTRIC.balance.alpha * CONCENTRIC.policy.covariance
+    + (1 - CONCENTRIC.balance.alpha) * CONCENTRIC.teacher.covariance,
+)
+LINE = solve_pair("on the line", Gaussian(-1.5, 0.5), Gaussian(1.5, 2.0))
+
+
+def precision_ellipses(ax):
+    return figures.precision_ellipses(CONCENTRIC, AVERAGED, ax=ax)
+
+
+def density_path(ax):
+    x, alphas = np.linspace(-5, 7, 101), np.linspace(0, 1, 5)
+    steps = [geometric_mean(LINE.policy, LINE.teacher, alpha) for alpha in alphas]
+    rows = np.exp([step.log_density(x[:, None]) for step in steps])
+    return figures.density_path(x, alphas, rows, LINE, ax=ax)
+
+
 def kl_order(ax):
     ratios = np.array([-1.0, 2.0]), np.array([0.5, -0.5])
     return figures.kl_order(ratios, (ratios[0] / 9 + 0.5, ratios[1] / 9 + 0.5), ("a", "b"), ax=ax)
@@ -101,6 +123,8 @@ ON_AXES = {
         crossing,
         scale_law,
         covariance_rules,
+        precision_ellipses,
+        density_path,
         kl_order,
         loop_bias,
         alpha_acceptance,
@@ -207,7 +231,7 @@ def test_the_star_of_a_symbol_is_written_one_way():
     assert not any("^*" in word for word in words)
 
 
-def test_contours_are_one_and_two_standard_deviations_from_the_mean():
+def test_contours_are_one_standard_deviation_from_the_mean():
     fig = figures.gaussian_cases([CROSSED], fig=new_figure())
     for law, role in ((CROSSED.policy, "policy"), (CROSSED.q_star, "q*")):
         distances = set()
@@ -216,28 +240,56 @@ def test_contours_are_one_and_two_standard_deviations_from_the_mean():
             squared = np.einsum("ni,ij,nj->n", step, np.linalg.inv(law.covariance), step)
             assert np.ptp(np.sqrt(squared)) < 1e-9
             distances.add(round(float(np.sqrt(squared).mean()), 9))
-        assert distances == {1.0, 2.0}
+        assert distances == {1.0}
 
 
-def test_every_panel_has_the_same_scale_and_shows_the_whole_pair():
+def test_every_panel_has_one_scale_for_both_axes_and_shows_the_whole_pair():
     other = solve_pair("other", Gaussian([0, 9], np.eye(2)), Gaussian([2, 9], np.eye(2)))
-    fig = figures.gaussian_cases([CROSSED, other], fig=new_figure(), half_width=5.5)
+    fig = figures.gaussian_cases([CROSSED, other], fig=new_figure())
     for ax, case in zip(fig.axes, (CROSSED, other), strict=False):
         (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
-        assert right - left == pytest.approx(11)
-        assert high - low == pytest.approx(11)
+        assert right - left == pytest.approx(high - low)
         assert ax.get_aspect() == 1
+        assert len(ax.get_xticks()) > 1
         for law in (case.policy, case.teacher, case.q_star):
-            reach = 2 * np.sqrt(np.diag(law.covariance))
+            reach = np.sqrt(np.diag(law.covariance))
             assert (law.mean - reach >= (left, low)).all()
             assert (law.mean + reach <= (right, high)).all()
 
 
 def test_a_panel_says_its_case_and_alpha_star():
     fig = figures.gaussian_cases([CROSSED], fig=new_figure())
-    assert CROSSED.name in [text.get_text() for text in fig.axes[0].texts]
-    assert f"{CROSSED.balance.alpha:.3f}" in fig.axes[0].get_xlabel()
+    texts = [text.get_text() for text in fig.axes[0].texts]
+    assert CROSSED.name in texts
+    assert any(f"{CROSSED.balance.alpha:.3f}" in text for text in texts)
     assert star(fig.axes[0]) == tuple(CROSSED.q_star.mean)
+
+
+def test_the_marked_points_are_on_three_ellipses_and_the_lines_touch_the_others():
+    ax = precision_ellipses(new_axes())
+    (marks,) = [line for line in ax.lines if line.get_marker() == "o"]
+    points = np.array(marks.get_data()).T
+    assert len(np.unique(points.round(9), axis=0)) == 4
+    for law in (CONCENTRIC.policy, CONCENTRIC.teacher, CONCENTRIC.q_star):
+        squared = np.einsum("ni,ij,nj->n", points, np.linalg.inv(law.covariance), points)
+        np.testing.assert_allclose(squared, 1, atol=1e-12)
+    lines = [line for line in ax.lines if line.get_linestyle() != "None" and "_xy1" in vars(line)]
+    assert len(lines) == 4
+    for line in lines:
+        foot = np.array(line.get_xy1())
+        normal = foot / (foot @ foot)
+        for law in (CONCENTRIC.policy, CONCENTRIC.teacher, AVERAGED):
+            assert normal @ law.covariance @ normal == pytest.approx(1, abs=1e-12)
+
+
+def test_the_path_of_densities_goes_from_teacher_to_policy():
+    ax = density_path(new_axes())
+    shown = {line.get_color(): line for line in ax.lines}
+    for role in ("teacher", "policy", "q*"):
+        law = {"teacher": LINE.teacher, "policy": LINE.policy, "q*": LINE.q_star}[role]
+        x, y = shown[figures.COLOURS[role]].get_data()
+        np.testing.assert_allclose(y, np.exp(law.log_density(np.asarray(x)[:, None])))
+    assert len(ax.lines) == 5 + 3
 
 
 def test_the_path_is_drawn_from_teacher_to_policy_through_the_star():

@@ -32,6 +32,11 @@ def test_a_round_shows_every_slot_and_marks_what_is_taken_back(ax):
     assert [bool(box.get_hatch()) for box in boxes] == [False] * 4 + [True]
     words = [text.get_text() for text in ax.texts]
     assert words == ["policy", "a", "b", "c", "proposes", "teacher", "b", "c", "rejects"]
+    (shaft, _) = ax.lines  # an arrow from the proposal of the policy to where the teacher reads it
+    assert {mpl.colors.to_hex(line.get_color()) for line in ax.lines} == {
+        figures.COLOURS["policy"].lower()
+    }
+    assert set(shaft.get_xdata()) == {1.5}
     proposal = mpl.colors.to_hex(boxes[2].get_edgecolor())
     assert proposal == figures.COLOURS["policy"].lower()
 
@@ -63,7 +68,7 @@ def test_a_recorded_mark_is_named_and_no_two_hide_each_other(ax):
     figures.forwards_by_acceptance(grid, curves, points, ax=ax)
     named = [text.get_text() for text in ax.get_legend().get_texts()]
     assert named == [
-        "alternating 1, and as recorded", "alternating 2, and as recorded", "one-sided 4",
+        "alternating 1, recorded", "alternating 2, recorded", "one-sided 4",
     ]  # fmt: skip
     marks = [line for line in ax.lines if line.get_marker() not in (None, "None", "")]
     assert len({mark.get_markersize() for mark in marks}) == 2

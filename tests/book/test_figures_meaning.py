@@ -71,11 +71,22 @@ def test_the_star_of_ends_and_middle_sits_at_the_solution():
     np.testing.assert_allclose(slopes, [-kl(LOG_R, LOG_P), kl(LOG_P, LOG_R)])
 
 
-def test_rivals_draws_every_excess_at_its_value():
-    ax = rivals(new_figure().subplots())
-    marks = next(line for line in ax.lines if line.get_marker() == "o")
-    np.testing.assert_array_equal(marks.get_xdata(), [0.1, 0.2])
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["one", "two"]
+def test_rivals_says_every_excess_as_a_share_of_its_own_chernoff_information():
+    with figures.style():
+        costs = {"kind": {"one": 0.2, "two": 0.1}, "another kind": {"one": 0.1, "two": 0.3}}
+        ax = figures.rivals(costs, {"kind": 0.1, "another kind": 0.2}, ax=new_figure().subplots())
+        ax.figure.canvas.draw()
+    said = {text.get_position(): text.get_text() for text in ax.texts}
+    assert said == {(0, 0): "100%", (1, 0): "150%", (0, 1): "200%", (1, 1): "50%"}
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["two", "one"]
+
+
+def test_the_dearer_a_rival_the_darker():
+    ax = figures.rivals({"kind": {"one": 1, "two": 9}}, {"kind": 1}, ax=new_figure().subplots())
+    (cells,) = ax.collections
+    cheap, dear = cells.to_rgba(cells.get_array().ravel())[:, :3].sum(axis=1)
+    assert cheap > dear
+    assert [text.get_color() for text in ax.texts] == ["black", "white"]
 
 
 def test_error_bars_are_two_standard_errors():

@@ -14,7 +14,7 @@ from .beyond import (
     one_scale_law,
     tail_weight,
 )
-from .coin import draft_overlaps
+from .coin import coin_acceptance, draft_overlaps
 from .decoding import forwards_by_acceptance, one_round, proposed_text, speed_ratios, width_costs
 from .dimension import collapse, overlap_law, precision_shares, shells
 from .drafters import (
@@ -23,15 +23,18 @@ from .drafters import (
     law_scores,
     length_costs,
     sampler_power,
+    table,
 )
 from .front import balanced
 from .gaussians import (
     PATH_COLOURS,
     covariance_rules,
     densities,
+    density_path,
     gaussian_cases,
     kl_order,
     path_evolution,
+    precision_ellipses,
     scale_law,
 )
 from .geometry import simplex
@@ -72,12 +75,14 @@ __all__ = [
     "answer_divergences",
     "away_by_range",
     "balanced",
+    "coin_acceptance",
     "collapse",
     "concentration",
     "convergence",
     "covariance_rules",
     "decode_trace",
     "densities",
+    "density_path",
     "divergence_by_question",
     "draft_acceptances",
     "draft_overlaps",
@@ -106,6 +111,7 @@ __all__ = [
     "overlap_law",
     "passes_histogram",
     "path_evolution",
+    "precision_ellipses",
     "precision_shares",
     "proposed_text",
     "range_bound",
@@ -124,6 +130,7 @@ __all__ = [
     "speed_ratios",
     "spoken",
     "style",
+    "table",
     "tail_weight",
     "texts",
     "token_bars",

@@ -16,13 +16,15 @@ DASHES = {"policy": "-", "teacher": (0, (4.5, 2.2))}
 
 
 def one_round(steps: Sequence[tuple[str, Sequence[tuple[str, str]], str]], *, ax: Axes) -> Axes:
-    """Forwards one below the other: which slots of its cache a parent has, reads and takes back.
+    """Forward passes one below the other, over the same positions: who proposes, and who judges.
+
+    An arrow leads from a proposal to the forward pass that judges it.
 
     Args:
-        steps: For each forward the parent that makes it, its slots from left to right as (word,
-            kind), and what comes of it. Kinds: "cached", "read" (in this forward), "draft" (a
-            proposal, read in this forward), "masked" (read, and taken back), "next" (what the law
-            after the last slot gives: a proposal).
+        steps: For each forward pass the parent that makes it, the positions of the text from left
+            to right as (word, kind), and what comes of it. Kinds: "cached", "read" (in this
+            forward pass), "draft" (a proposal, read in this forward pass and kept), "masked" (a
+            proposal, read and rejected), "next" (a proposal for the position after the last).
         ax: Where to draw.
     """
     looks: dict[str, dict[str, Any]] = {
@@ -33,10 +35,10 @@ def one_round(steps: Sequence[tuple[str, Sequence[tuple[str, str]], str]], *, ax
         "next": {"facecolor": "none", "edgecolor": COLOURS["ink"]},
     }
     widest = max(len(slots) for _, slots, _ in steps)
+    pitch, begun = 1.4, None
     for row, (parent, slots, note) in enumerate(steps):
-        y = -1.55 * row
-        colour = COLOURS[parent]
-        ax.text(-0.15, y + 0.4, parent, ha="right", va="center", color=INK[parent], weight="bold")
+        y = -pitch * row
+        ax.text(-0.12, y + 0.4, parent, ha="right", va="center", color=INK[parent], weight="bold")
         for place, (word, kind) in enumerate(slots):
             look = looks[kind] | {"linewidth": 1.2}
             if kind in ("draft", "next"):
@@ -46,34 +48,34 @@ def one_round(steps: Sequence[tuple[str, Sequence[tuple[str, str]], str]], *, ax
                     "linestyle": DASHES[proposer],
                     "linewidth": 2.2,
                 }
-            ax.add_patch(Rectangle((place + 0.04, y), 0.92, 0.8, **look))
+            ax.add_patch(Rectangle((place + 0.05, y), 0.9, 0.8, **look))
+            if kind in ("draft", "masked") and begun is not None:
+                colour = COLOURS[_other(parent)]
+                ax.plot([place + 0.5] * 2, [begun - 0.04, y + 0.98], color=colour, linewidth=1.6)
+                ax.plot([place + 0.5], [y + 0.94], marker="v", markersize=6, color=colour)
             shade = COLOURS["quiet"] if kind in ("cached", "masked") else COLOURS["ink"]
-            label = ax.text(
-                place + 0.5, y + 0.4, word, ha="center", va="center", fontsize=10.5, color=shade
-            )
+            label = ax.text(place + 0.5, y + 0.4, word, ha="center", va="center", color=shade)
             if kind == "masked":
                 halo(label)
-        first = next(i for i, (_, kind) in enumerate(slots) if kind in ("read", "draft"))
-        last = max(i for i, (_, kind) in enumerate(slots) if kind in ("read", "draft", "masked"))
-        ax.plot([first + 0.06, last + 0.94], [y + 0.9] * 2, color=colour, linewidth=2.4)
-        ax.text(0.04, y - 0.12, note, va="top", fontsize=10.5).set_in_layout(False)
+        begun = y if slots[-1][1] == "next" else None
+        ax.text(len(slots) + 0.15, y + 0.4, note, va="center").set_in_layout(False)
     handles = [
-        Patch(**looks["cached"], label="in the cache"),
-        Patch(**looks["read"], label="emitted, read now"),
-        Patch(facecolor="none", edgecolor=COLOURS["policy"], linewidth=2, label="proposal"),
-        Patch(**looks["masked"], label="rejected: masked"),
+        Patch(**looks["cached"], label="read before"),
+        Patch(**looks["read"], label="read now"),
+        Patch(facecolor="none", edgecolor=COLOURS["policy"], linewidth=2, label="proposed"),
+        Patch(**looks["masked"], label="rejected"),
     ]
     ax.legend(
         handles=handles,
-        loc="lower left",
-        bbox_to_anchor=(0.0, 1.0),
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
         ncols=4,
-        fontsize=10.5,
-        handlelength=1.3,
-        handletextpad=0.5,
-        columnspacing=1.0,
+        handlelength=1.2,
+        handletextpad=0.4,
+        columnspacing=0.9,
+        borderaxespad=0.2,
     )
-    ax.set(xlim=(-1.35, widest + 0.1), ylim=(-1.55 * (len(steps) - 1) - 0.45, 1.0))
+    ax.set(xlim=(-1.2, widest + 2.1), ylim=(-pitch * (len(steps) - 1) - 0.1, 0.95))
     ax.axis("off")
     return ax
 
@@ -135,18 +137,19 @@ def forwards_by_acceptance(
             ax.plot(
                 *measured[name], **mark, markersize=size, linestyle="none", color=colour, zorder=5
             )
-        counted = f"{name}, and as recorded" if name in measured else name
+        counted = f"{name}, recorded" if name in measured else name
         handles.append(Line2D([], [], **line, **(mark if name in measured else {}), label=counted))
     ax.axhline(2, color=COLOURS["ink"], linewidth=1.2)
-    halo(ax.text(0.01, 2.04, "plain", va="bottom"))
+    halo(ax.text(0.99, 2.04, "plain decoding", va="bottom", ha="right"))
     ax.axhline(1, **LINES["guide"])
     ax.set(
         xlabel="acceptance probability of a draft, $a$",
-        ylabel="forwards per token",
+        ylabel="forward passes per token",
         xlim=(0, 1),
         ylim=(0, 4),
     )
-    ax.legend(handles=handles, loc="upper right", fontsize=10.5, handlelength=3.2)
+    above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0)}
+    ax.legend(handles=handles, **above, ncols=2, handlelength=2.6, columnspacing=1.0)
     return ax
 
 
@@ -182,7 +185,7 @@ def speed_ratios(
         y += 0.4
     ax.axvline(1, color=COLOURS["ink"], linewidth=1.0, zorder=1)
     ax.set_yticks(ticks, labels)
-    ax.set(xlabel="times faster than plain decoding", ylim=(y - 0.6, -0.6))
+    ax.set(xlabel="times as fast as plain decoding", ylim=(y - 0.6, -0.6))
     ax.set_xlim(min(0.5, ax.get_xlim()[0]), None)
     ax.tick_params(axis="y", length=0)
     handles = [

@@ -1,4 +1,4 @@
-"""High dimension: what collapses, what stays, and where the laws sit."""
+"""High dimension: what collapses, what stays, and where distributions lie."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -51,7 +51,7 @@ def shells(
     *,
     fig: Figure,
 ) -> Figure:
-    """Where the three laws have their mass, by the mean square of a coordinate.
+    """Where policy, teacher and q* have their mass, by the mean square of a coordinate.
 
     Args:
         dimensions: The number of coordinates in each panel.
@@ -61,11 +61,11 @@ def shells(
         fig: Where to draw, one panel above the other.
     """
     axes = fig.subplots(len(dimensions), 1, sharex=True)
-    for ax, n, laws in zip(axes, dimensions, densities, strict=True):
-        for party, values in laws.items():
+    for ax, n, curves in zip(axes, dimensions, densities, strict=True):
+        for party, values in curves.items():
             ax.fill_between(radii, 0, values, color=COLOURS[party], alpha=FILL, linewidth=0)
             ax.plot(radii, values, **LINES[party] | {"linewidth": 1.6})
-        ax.set(yticks=(), ylim=(0, 1.12 * max(float(v.max()) for v in laws.values())))
+        ax.set(yticks=(), ylim=(0, 1.12 * max(float(v.max()) for v in curves.values())))
         ax.spines["left"].set_visible(False)
         ax.text(0.99, 0.8, f"$n={n}$", transform=ax.transAxes, ha="right", va="center")
     axes[-1].set(xlabel=r"$|x|^2/n$", xlim=(radii[0], radii[-1]))
@@ -115,7 +115,7 @@ def overlap_law(
     *,
     ax: Axes,
 ) -> Axes:
-    """Divergence per coordinate from the overlap's law, against the dimension.
+    """Divergence per coordinate from the overlap's distribution, against the dimension.
 
     Args:
         dimensions: Numbers of coordinates, increasing.

@@ -1,5 +1,6 @@
-"""Laws made of two models and what they answer; draft models, what is accepted and when it pays."""
+"""Distributions made of two models and what they answer; draft models, and when they pay."""
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,39 @@ MARKS: dict[str, dict[str, Any]] = {
 OTHER = {"color": COLOURS["quiet"], "marker": "^", "markerfacecolor": "white"}
 
 
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, aligned: bool = True) -> str:
+    """HTML of a table, which scrolls in itself where the page is narrower.
+
+    Args:
+        head: What stands above each column, none of it empty.
+        rows: The cells, row by row.
+        aligned: Whether the columns after the first are numbers, and so end on one line.
+    """
+    ends = (
+        "text-align:right;white-space:nowrap"
+        if aligned
+        else "text-align:left;overflow-wrap:anywhere"
+    )
+    styles = ["text-align:left", *[ends] * (len(head) - 1)]
+    above = "".join(
+        f'<th scope="col" style="{style}">{html.escape(name)}</th>'
+        for name, style in zip(head, styles, strict=True)
+    )
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<td style="{style}">{html.escape(str(cell))}</td>'
+            for cell, style in zip(row, styles, strict=True)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<div style="overflow-x:auto"><table class="table"><thead><tr>{above}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
 def law_scores(
     panels: Mapping[str, Mapping[str, tuple[Interval, Sequence[float]]]], *, fig: Figure
 ) -> Figure:
@@ -28,8 +62,10 @@ def law_scores(
         panels: Pair -> law -> (mean and the ends of its interval, the mean of each seed).
         fig: Where to draw.
     """
-    axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for ax, (heading, laws) in zip(axes, panels.items(), strict=True):
+    axes = fig.subplots(-(-len(panels) // 2), 2, sharex=True, sharey=True, squeeze=False).flat
+    for ax in list(axes)[len(panels) :]:
+        ax.axis("off")
+    for ax, (heading, laws) in zip(axes, panels.items(), strict=False):
         for y, (law, ((mean, low, high), seeds)) in enumerate(laws.items()):
             look = {"markersize": 6, **MARKS.get(law, OTHER)}
             ax.plot([low, high], [y, y], color=look["color"], linewidth=2)
@@ -38,8 +74,9 @@ def law_scores(
         ax.set_yticks(range(len(laws)), list(laws))
         ax.set(xlim=(-0.04, 1.04), ylim=(len(laws) - 0.5, -0.6))
         ax.set_xticks([0, 0.5, 1], ["0", "½", "1"])
-        ax.set_xlabel(heading, fontsize=10)
+        ax.set_title(heading, fontsize=10.5)
         ax.grid(axis="y", color="#EEEEEE")
+    fig.supxlabel("probability of the right answer", fontsize=10.5)
     return fig
 
 
@@ -54,7 +91,7 @@ def sampler_power(shares: ndarray, power: ndarray, level: float, *, ax: Axes) ->
     """
     ax.plot(shares, power, marker="o", color=COLOURS["ink"])
     ax.axhline(level, **LINES["guide"])
-    ax.text(1, level + 0.02, f"level {level:g}", ha="right", va="bottom", fontsize=9.5)
+    ax.text(1, level + 0.02, f"level {level:g}", ha="right", va="bottom", fontsize=10.5)
     ax.set(xlim=(0, 1.03), ylim=(0, 1.05))
     ax.set_xlabel("share of answers that the source's loop gave")
     ax.set_ylabel("tests that find it out")
@@ -79,7 +116,7 @@ def draft_acceptances(
             ax.plot([mean], [at], linestyle="none", **look)
     for label, value in guides.items():
         ax.axvline(value, **LINES["guide"] | {"color": COLOURS["ink"]})
-        ax.text(value, -0.75, label, ha="center", va="bottom", fontsize=9.5)
+        ax.text(value, -0.75, label, ha="center", va="bottom", fontsize=10.5)
     ax.set_yticks(range(len(drafters)), list(drafters))
     ax.set_ylim(len(drafters) - 0.4, -0.7)
     ax.set_xlabel("acceptance probability, mean over texts of q*")
@@ -107,11 +144,11 @@ def draft_payoff(
         ax.plot(grid, values, label=name, **look)  # type: ignore[arg-type]
     for label, cost in marks.items():
         ax.axvline(cost, **LINES["guide"])
-        ax.text(cost, 0.02, f" {label}", transform=ax.get_xaxis_transform(), fontsize=9.5)
+        ax.text(cost, 0.02, f" {label}", transform=ax.get_xaxis_transform(), fontsize=10.5)
     ax.axhline(1, color=COLOURS["quiet"], linewidth=0.8)
-    ax.set(xscale="log", xlabel="cost of a draft forward, in forwards of a parent")
-    ax.set_ylabel("times as fast as plain")
-    ax.legend(loc="upper right", fontsize=9.5)
+    ax.set(xscale="log", xlabel="cost of a draft forward pass, in those of a parent")
+    ax.set_ylabel("times as fast as plain decoding")
+    ax.legend(loc="upper right", fontsize=10.5)
     return ax
 
 
@@ -130,7 +167,7 @@ def length_costs(panels: Mapping[str, Mapping[str, Interval]], *, fig: Figure) -
         ax.axvline(0, **LINES["guide"])
         ax.set_yticks(range(len(rules)), list(rules))
         ax.set_ylim(len(rules) - 0.5, -0.5)
-        ax.set_xlabel(heading, fontsize=10)
+        ax.set_xlabel(heading, fontsize=10.5)
         ax.locator_params(axis="x", nbins=3)
         ax.grid(axis="y", color="#EEEEEE")
     return fig

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from numpy import ndarray
 
 from qstar.gaussian import Gaussian, SolvedPair
@@ -46,49 +47,133 @@ def plane(ax: Axes, *, half_width: float, centre: tuple[float, float] = (0, 0)) 
     )
 
 
-def gaussian_cases(cases: Sequence[SolvedPair], *, fig: Figure, half_width: float = 4.7) -> Figure:
-    """Small multiples of pairs in the plane: contours of policy, teacher and q* at 1 and 2 sigma.
+def gaussian_cases(cases: Sequence[SolvedPair], *, fig: Figure) -> Figure:
+    """Small multiples of pairs in the plane: contours of policy, teacher and q* at one sigma.
 
-    Every panel has the same scale, given by the bar in the first, and is centred on what it shows.
+    Every panel has the scale that its own pair needs, the same on both axes.
 
     Args:
         cases: The solved pairs, three to a row; `name` labels the panel.
         fig: Where to draw: an empty figure, slightly higher than wide for nine cases.
-        half_width: Half the side of each panel, in the units of the coordinates.
     """
     rows = -(-len(cases) // 3)
     axes = fig.subplots(rows, 3, squeeze=False)
     for ax, case in zip(axes.flat, cases, strict=False):
-        draw_contours(case.teacher, "teacher", ax)
-        draw_contours(case.policy, "policy", ax)
-        draw_contours(case.q_star, "q*", ax)
+        draw_contours(case.teacher, "teacher", ax, radii=(1,))
+        draw_contours(case.policy, "policy", ax, radii=(1,))
+        draw_contours(case.q_star, "q*", ax, radii=(1,))
         x, y = case.q_star.mean
         star(ax, x, y, size=9)
-        shown = np.hstack([contour(law, 2) for law in (case.policy, case.teacher)])
-        x, y = (shown.min(axis=1) + shown.max(axis=1)) / 2
-        plane(ax, half_width=half_width, centre=(x, y))
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set(visible=True, color="#C8C8C8")
-        ax.annotate(
-            case.name,
-            (0, 1),
-            xytext=(1, 4),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            fontsize=10.5,
-        )
-        ax.set_xlabel(rf"$\alpha^\star = {case.balance.alpha:.3f}$", color=INK["q*"])
-    corner = axes.flat[0].get_xlim()[0] + 0.5, axes.flat[0].get_ylim()[0] + 0.6
-    axes.flat[0].plot(
-        [corner[0], corner[0] + 2], [corner[1]] * 2, color=COLOURS["ink"], linewidth=1.5
-    )
-    axes.flat[0].annotate(
-        "length 2", (corner[0], corner[1]), (0, 3), textcoords="offset points", fontsize=9
-    )
+        shown = np.hstack([contour(law, 1) for law in (case.policy, case.teacher, case.q_star)])
+        low, high = shown.min(axis=1), shown.max(axis=1)
+        x, y = (low + high) / 2
+        plane(ax, half_width=0.56 * float((high - low).max()), centre=(x, y))
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        ax.tick_params(labelsize=9.5)
+        alpha = rf"$\alpha^\star = {case.balance.alpha:.3f}$"
+        for text, height, colour in ((case.name, 18, COLOURS["ink"]), (alpha, 4, INK["q*"])):
+            ax.annotate(
+                text,
+                (0, 1),
+                xytext=(0, height),
+                xycoords="axes fraction",
+                textcoords="offset points",
+                color=colour,
+            )
     for ax in axes.flat[len(cases) :]:
         ax.set_axis_off()
     role_legend(fig)
     return fig
+
+
+def _level(matrix: ndarray, factor: ndarray) -> ndarray:
+    """The four x with |factor x| = 1 and x' matrix x = 1."""
+    inverse = np.linalg.inv(factor)
+    (low, high), turn = np.linalg.eigh(inverse.T @ matrix @ inverse)
+    cosine = np.sqrt((high - 1) / (high - low))
+    signs = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]])
+    return signs * [cosine, np.sqrt(1 - cosine**2)] @ (inverse @ turn).T
+
+
+def precision_ellipses(case: SolvedPair, averaged: Gaussian, *, ax: Axes) -> Axes:
+    """One contour each of two parents, of q*, and of the Gaussian with the averaged covariance.
+
+    Marked are the four points where the parents' contours cross, through which that of q* goes,
+    and the four lines that touch both, which that of the averaged covariance touches.
+
+    Args:
+        case: The pair in the plane, with mean zero, neither parent wider in every direction.
+        averaged: The Gaussian with the weighted average of the parents' covariances.
+        ax: Where to draw.
+    """
+    covariances = case.policy.covariance, case.teacher.covariance
+    precisions = [np.linalg.inv(covariance) for covariance in covariances]
+    for normal in _level(covariances[1], np.linalg.cholesky(covariances[0]).T):
+        foot = normal / (normal @ normal)
+        along = np.array([-normal[1], normal[0]])
+        ax.axline(foot, foot + along, **LINES["guide"] | {"zorder": 1})
+    for law, role in ((case.teacher, "teacher"), (case.policy, "policy"), (case.q_star, "q*")):
+        draw_contours(law, role, ax, radii=(1,))
+    ax.plot(*contour(averaged, 1), **LINES["other"])
+    points = _level(precisions[1], np.linalg.cholesky(precisions[0]).T)
+    ax.plot(*points.T, "o", color=COLOURS["ink"], markersize=5.5, markeredgecolor="white", zorder=6)
+    reach = 1.12 * max(np.sqrt(np.diag(covariance)).max() for covariance in covariances)
+    plane(ax, half_width=float(reach))
+    ax.set(xlabel="$x_1$", ylabel="$x_2$")
+    names = {
+        "policy": "policy",
+        "teacher": "teacher",
+        "q*": "$q^\\star$: average\nof the precisions",
+        "other": "average of the\ncovariances",
+    }
+    handles = [Line2D([], [], **LINES[role], label=name) for role, name in names.items()]
+    ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.03, 0.5), labelspacing=1.1)
+    return ax
+
+
+def density_path(
+    points: ndarray, alphas: ndarray, densities: ndarray, case: SolvedPair, *, ax: Axes
+) -> Axes:
+    """The densities of q_alpha on the line, from the teacher's to the policy's, and that of q*.
+
+    Args:
+        points: Where the densities are given. Shape (points,).
+        alphas: The exponents, from 0 to 1. Shape (steps,).
+        densities: The density of q_alpha for each exponent, at each point. Shape (steps, points).
+        case: The solved pair on the line, for q*.
+        ax: Where to draw.
+    """
+    for alpha, density in zip(alphas, densities, strict=True):
+        ax.plot(points, density, color=PATH_COLOURS(float(alpha)), linewidth=1.2)
+    for row, role in ((0, "teacher"), (-1, "policy")):
+        ax.fill_between(points, densities[row], color=COLOURS[role], alpha=FILL, linewidth=0)
+        ax.plot(points, densities[row], **LINES[role] | {"linewidth": 2.4})
+    q_star = np.exp(case.q_star.log_density(points[:, None]))
+    ax.plot(points, q_star, **LINES["q*"])
+    labels = (  # curve, party, its label, how high on the curve, and on which side
+        (densities[0], "teacher", r"teacher, $\alpha = 0$", 0.75, 1),
+        (densities[-1], "policy", r"policy, $\alpha = 1$", 0.75, -1),
+        (q_star, "q*", rf"$q^\star$, $\alpha^\star = {case.balance.alpha:.3f}$", 1.0, 1),
+    )
+    for curve, role, text, height, side in labels:
+        above = np.flatnonzero(curve >= height * curve.max())
+        note = ax.annotate(
+            text,
+            (points[above[-1 if side > 0 else 0]], height * curve.max()),
+            xytext=(side * (9 if height < 1 else 32), 5),
+            textcoords="offset points",
+            ha="left" if side > 0 else "right",
+            color=INK[role],
+        )
+        halo(note)
+    ax.set(
+        xlabel="$x$",
+        ylabel="density",
+        xlim=(points[0], points[-1]),
+        ylim=(0, 1.08 * float(densities.max())),
+    )
+    return ax
 
 
 def path_evolution(
@@ -209,7 +294,7 @@ def scale_law(
         "ha": "right",
     }
     halo(ax.annotate(r"exponent $\alpha^\star$", (0, 0), (0.985, 0.09), color=INK["q*"], **label))
-    halo(ax.annotate("share of the precision", (0, 0), (0.985, 0.68), color=INK["other"], **label))
+    halo(ax.annotate("share of the precision", (0, 0), (0.985, 0.61), color=INK["other"], **label))
     for x, text, side in ((0.02, "policy wider", "left"), (0.98, "policy narrower", "right")):
         ax.text(
             x, 0.505, text, transform=ax.transAxes, ha=side, va="bottom", color=COLOURS["quiet"]

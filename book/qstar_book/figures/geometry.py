@@ -53,6 +53,10 @@ def simplex(
             crossing.append((1 - share) * CORNERS[i] + share * CORNERS[j])
     bisector = LINES["guide"] | {"color": COLOURS["ink"], "linewidth": 1.4}
     ax.plot(*np.transpose(crossing), **bisector)
+    right_end = max(crossing, key=lambda point: float(point[0]))
+    ax.annotate(
+        "equally far\nfrom both", right_end, (6, 0), textcoords="offset points", va="center"
+    )
     along = [log_geometric_mean(*logs, alpha) for alpha in np.linspace(0, 1, 61)]
     path = np.exp(along)
     ax.plot(*(path @ CORNERS).T, **LINES["q*"])
@@ -65,10 +69,10 @@ def simplex(
         )
         halo(label)
     star(ax, *(q @ CORNERS))
-    offsets = ((0, 6, "center"), (-6, -4, "right"), (6, -4, "left"))
+    offsets = ((0, 6, "center"), (0, -16, "center"), (0, -16, "center"))
     for name, (x, y), (right, up, ha) in zip(names, CORNERS, offsets, strict=True):
         ax.annotate(name, (x, y), (right, up), textcoords="offset points", ha=ha)
-    ax.set(xlim=(-0.08, 1.08), ylim=(-0.06, 0.95))
+    ax.set(xlim=(-0.1, 1.1), ylim=(-0.1, 0.95))
     return ax
 
 

@@ -1,10 +1,12 @@
 """What alpha* means: bounds, ends against middle, error exponents, training, rivals."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy import ndarray
 
@@ -26,9 +28,14 @@ RIVALS = {
     "alpha 0.5": r"$\alpha=\frac{1}{2}$",
     "alpha 0.3": r"$\alpha=0.3$",
     "alpha 0.7": r"$\alpha=0.7$",
-    "mixture alpha*": r"mixture, weight $\alpha^\star$",
+    "mixture alpha*": "mixture,\n" + r"weight $\alpha^\star$",
+    "best mixture": "best\nmixture",
+    "forward centre": "forward\ncentre",
 }
 """How the names of a record of `qstar_book.records.baselines` are written."""
+
+CHEAP, DEAR = 0.1, 5.0
+"""Shares of C that are drawn lightest and darkest."""
 
 
 def range_bound(
@@ -149,7 +156,7 @@ def token_bars(
     *,
     ax: Axes,
 ) -> Axes:
-    """Four laws on a few tokens, side by side: the parents, q*, and their normalised overlap.
+    """Four distributions on a few tokens: the parents, q*, and their normalised overlap.
 
     Args:
         tokens: A label for each token.
@@ -208,7 +215,7 @@ def error_exponent(
     ax.plot(n, 0.5 * np.exp(-n * chernoff), **LINES["guide"])
     ax.plot(n, np.exp(np.asarray(log_exact)), color=COLOURS["ink"], linewidth=1.4, label="exact")
     for found, marker, colour, label in (
-        (plain, "o", COLOURS["policy"], "simulated"),
+        (plain, "o", COLOURS["other"], "simulated"),
         (tilted, "D", COLOURS["q*"], "simulated from $q^\\star$"),
     ):
         ax.errorbar(
@@ -270,39 +277,33 @@ def training(
 def rivals(
     excess: Mapping[str, Mapping[str, float]], chernoff: Mapping[str, float], *, ax: Axes
 ) -> Axes:
-    """What each rival of q* costs beyond C on average: a row a rival, a mark a kind of pair.
+    """What the rivals of q* cost beyond C, as shares of C: a row a rival, a column a kind of pair.
+
+    The rows are in the order of what they cost on the first kind of pair.
 
     Args:
         excess: Kind of pair -> rival -> mean excess in nats per token, positive.
-        chernoff: Kind of pair -> mean C, drawn as a tick in every row.
-        ax: Where to draw; the horizontal axis is logarithmic.
+        chernoff: Kind of pair -> mean C.
+        ax: Where to draw: a table, the darker the dearer.
     """
-    names = list(next(iter(excess.values())))
-    rows = np.arange(len(names), dtype=float)
-    for i, ((kind, values), (colour, marker, _)) in enumerate(
-        zip(excess.items(), LOOKS, strict=False)
-    ):
-        shift = 0.18 * (i - (len(excess) - 1) / 2)
-        ax.plot(
-            [values[name] for name in names],
-            rows + shift,
-            marker,
-            color=colour,
-            markersize=5.5,
-            label=kind,
-        )
-        ax.plot([chernoff[kind]] * len(names), rows + shift, "|", color=colour, markersize=8)
-    for edge in rows[:-1] + 0.5:
-        ax.axhline(edge, color="#E4E4E4", linewidth=0.7, zorder=0)
-    ax.set(
-        xscale="log",
-        yticks=rows,
-        ylim=(len(names) - 0.5, -0.5),
-        xlabel="excess over $C$ (nats per token)",
-    )
-    ax.set_yticklabels([RIVALS.get(name, name) for name in names])
-    ax.tick_params(axis="y", length=0)
-    ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, handletextpad=0.3)
+    first = next(iter(excess.values()))
+    names = sorted(first, key=lambda name: first[name])
+    shares = np.array([[excess[kind][name] / chernoff[kind] for kind in excess] for name in names])
+    shade = np.clip(np.log(shares / CHEAP) / np.log(DEAR / CHEAP), 0, 1)
+    heat = LinearSegmentedColormap.from_list("heat", ("#FBF3F7", COLOURS["other"], "#5C2A4A"))
+    edges = [np.arange(size + 1) - 0.5 for size in reversed(shares.shape)]
+    ax.pcolormesh(*edges, shade, cmap=heat, vmin=0, vmax=1, edgecolors="white", linewidth=2)
+    for (row, column), share in np.ndenumerate(shares):
+        red, green, blue = np.power(heat(shade[row, column])[:3], 2.2)
+        light = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+        colour = "black" if light > 0.18 else "white"
+        ax.text(column, row, f"{share:.0%}", ha="center", va="center", color=colour)
+    heads = ["\n".join([*wrap(kind, 13), rf"$C={mean:.3f}$"]) for kind, mean in chernoff.items()]
+    ax.set_xticks(range(len(heads)), heads, linespacing=1.3)
+    ax.set_yticks(range(len(names)), [RIVALS.get(name, name) for name in names])
+    ax.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
+    ax.spines[:].set_visible(False)
+    ax.set(ylim=(len(names) - 0.5, -0.5), xlabel="cost beyond $C$, as a share of $C$")
     return ax
 
 
@@ -312,11 +313,11 @@ def adversaries(
     *,
     ax: Axes,
 ) -> Axes:
-    """The larger divergence of some laws, in units of C, as pairs become more extreme.
+    """The larger divergence of some distributions, in units of C, as pairs become more extreme.
 
     Args:
         steepness: How extreme, in nats. Shape (pairs,).
-        ratios: Law -> max KL(q || parent) / C; 1 is q*. Shape (pairs,).
+        ratios: Name -> max KL(q || parent) / C; 1 is q*. Shape (pairs,).
         ax: Where to draw; both axes are logarithmic.
     """
     ax.axhline(1, **LINES["q*"])
@@ -343,7 +344,7 @@ def adversaries(
         xlim=(steepness[0], steepness[-1]),
         ylim=(0.7, None),
         xlabel="how extreme the pair is, $M$ (nats)",
-        ylabel="worse divergence / $C$",
+        ylabel="larger divergence / $C$",
     )
     powers = 2 ** np.arange(1 + int(np.log2(max(np.max(v) for v in ratios.values()))))
     ax.set_yticks(powers, labels=[str(power) for power in powers])

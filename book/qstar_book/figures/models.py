@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike
 
 from .style import COLOURS, LINES, halo
 
+PARENTS = ("policy", "teacher")
+
 
 def decode_trace(
     trace: Any,
@@ -18,22 +20,27 @@ def decode_trace(
     *,
     fig: Figure,
     typical: tuple[float, float] = (0.3, 0.7),
+    most: int | None = None,
 ) -> Figure:
     """A decode, token by token: alpha*, the divergences around q*, and both acceptances.
+
+    The token that is accepted least is named.
 
     Args:
         trace: The `qstar.decoding.diagnostics.Comparison` of one sequence, on the CPU.
         words: Its tokens as text, one a position; numbers stand for them if there are none.
         fig: Where to draw, in three panels that share the axis of tokens.
         typical: The range of alpha to shade.
+        most: How many tokens to show, from the first; None for all.
     """
     top, middle, bottom = fig.subplots(3, 1, sharex=True, height_ratios=(1, 1.25, 1))
-    at = np.arange(1, len(trace.alpha) + 1)
+    at = np.arange(1, len(trace.alpha) + 1)[:most]
+    words = words[:most]
     dots: dict[str, Any] = {"marker": "o", "markersize": 3}
     thin = {party: LINES[party] | {"linewidth": 1.3} for party in ("policy", "teacher", "q*")}
     top.axhspan(*typical, color="#EFEFEF", linewidth=0, zorder=0)
     top.axhline(0.5, **LINES["guide"], zorder=1)
-    top.plot(at, trace.balance.alpha, **thin["q*"], **dots)
+    top.plot(at, trace.balance.alpha[:most], **thin["q*"], **dots)
     top.set(ylabel=r"$\alpha^\star$", ylim=(0, 1), yticks=(0, *typical, 1))
     curves = {
         "policy ‖ teacher": (trace.policy_to_teacher, "policy"),
@@ -41,18 +48,26 @@ def decode_trace(
         r"$q^\star$ ‖ either ($C$)": (trace.balance.chernoff, "q*"),
     }
     for label, (values, party) in curves.items():
-        middle.plot(at, values, **thin[party], **(dots if party == "q*" else {}), label=label)
+        middle.plot(
+            at, values[:most], **thin[party], **(dots if party == "q*" else {}), label=label
+        )
     middle.set(ylabel="KL (nats)", yscale="log")
     middle.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, columnspacing=1.1)
-    bottom.plot(at, trace.accept_policy, **thin["policy"], label="draft: policy")
-    bottom.plot(at, trace.accept_teacher, **thin["teacher"], label="draft: teacher")
+    accepts = {who: np.asarray(getattr(trace, f"accept_{who}"))[:most] for who in PARENTS}
+    for who, values in accepts.items():
+        bottom.plot(at, values, **thin[who], label=f"draft: {who}")
     bottom.set(xlabel="new token", ylabel="acceptance\nprobability", ylim=(None, 1.005))
     bottom.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     bottom.set_xlim(0.5, len(at) + 0.5)
     if words:
         shown = [word.strip().replace("$", r"\$") or "␣" for word in words]
-        bottom.set_xticks(at, shown, rotation=90, fontsize=8, family="DejaVu Sans Mono")
+        bottom.set_xticks(at, shown, rotation=90)
         bottom.set_xlabel("new token, as drawn")
+        lower = np.minimum(*accepts.values())
+        least, right = int(lower.argmin()), lower.argmin() > len(at) / 2
+        beside = {"ha": "right" if right else "left", "va": "center"}
+        place = at[least] + (-0.4 if right else 0.4), lower[least]
+        halo(bottom.text(*place, f"“{shown[least]}”: {lower[least]:.2f}", **beside))
     fig.align_ylabels()
     return fig
 

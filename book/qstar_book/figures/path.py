@@ -74,7 +74,7 @@ def minimax(
     ax: Axes,
     alone: tuple[ndarray, ndarray] | None = None,
 ) -> Axes:
-    """The worse of the two divergences of many distributions, above the bound C + KL(q || q*).
+    """The larger of the two divergences of many distributions, above the bound C + KL(q || q*).
 
     Args:
         strayed: KL(q || q*) of each distribution, in nats. Shape (challengers,).
@@ -118,7 +118,7 @@ def minimax(
     )
     ax.set(
         xlabel=r"KL($q$ ‖ $q^\star$) (nats)",
-        ylabel="worse of the two\ndivergences (nats)",
+        ylabel="larger of the two\ndivergences (nats)",
         xlim=(0, reach),
         ylim=(0, 1.08 * float(np.max(worse[strayed <= reach]))),
     )

@@ -174,7 +174,7 @@ def alpha_acceptance(
     )
     ax.plot(
         *printed,
-        **LINES["teacher"] | {"linewidth": 1.4},
+        **LINES["other"] | {"linewidth": 1.6},
         marker="s",
         markersize=6.5,
         label="the source's table",

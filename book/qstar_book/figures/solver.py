@@ -61,6 +61,7 @@ def log_partition_panels(
     lowest = min(float(np.min(log_z)) for _, log_z, _ in panels.values())
     for ax in axes:
         ax.set(xlim=(0, 1), ylim=(1.2 * lowest, 0.3))
+        ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     for ax in axes[2:]:
         ax.set_xlabel(r"$\alpha$")
     for ax in axes[::2]:
@@ -116,7 +117,8 @@ def passes_histogram(counts: Mapping[str, ndarray], *, ax: Axes) -> Axes:
     ax.set(
         xlabel="passes over the vocabulary",
         ylabel="share of the rows",
-        xlim=(0.4, most + 0.6),
+        xticks=range(1, most + 1),
+        xlim=(0.3, most + 0.7),
         ylim=(0, None),
     )
     ax.legend(loc="upper right")
@@ -161,10 +163,10 @@ def solver_cost(record: Mapping[str, Any], *, threads: int, ax: Axes) -> Axes:
     ax.axvline(1, **LINES["guide"])
     ax.set(
         xscale="log",
-        xlabel="time per row, as a multiple of qstar.rows_torch in float32",
+        xlabel="time per row (1: qstar.rows_torch, float32)",
         yticks=range(len(names)),
         yticklabels=names.values(),
         ylim=(len(names) - 0.5, -0.5),
     )
-    ax.legend(loc="upper right", fontsize=10.5)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.3, 1.0), ncols=2, handletextpad=0.3)
     return ax

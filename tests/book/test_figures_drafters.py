@@ -1,0 +1,36 @@
+"""Figures and tables of draft models and of what is answered show what they are given."""
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pytest
+
+from qstar_book import figures
+
+mpl.use("Agg")
+
+
+def test_a_table_has_its_heads_and_is_safe_to_show():
+    page = figures.table(("rule", "<cost>"), [("a & b", "0.5"), ("c", "1.5")])
+    assert page.count("<th ") == 2
+    assert page.count("<td ") == 4
+    assert "&lt;cost&gt;" in page
+    assert "a &amp; b" in page
+    assert "<cost>" not in page
+
+
+def test_a_row_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="zip"):
+        figures.table(("a", "b"), [("only one",)])
+
+
+@pytest.mark.parametrize("pairs", [1, 3, 4])
+def test_each_pair_has_a_panel_with_its_distributions(pairs):
+    one = {"policy": ((0.5, 0.4, 0.6), [0.5]), "q*": ((0.3, 0.2, 0.4), [0.3])}
+    with figures.style():
+        fig = figures.law_scores({f"pair {i}": one for i in range(pairs)}, fig=plt.figure())
+        fig.canvas.draw()
+    shown = [ax for ax in fig.axes if ax.axison]
+    assert [ax.get_title() for ax in shown] == [f"pair {i}" for i in range(pairs)]
+    for ax in shown:
+        assert [line.get_xdata()[0] for line in ax.lines[2::3]] == [0.5, 0.3]
+    plt.close(fig)
