@@ -50,16 +50,16 @@ def compile_catalogs(root: Path, out: Path) -> None:
             write_mo(stream, catalog)
 
 
-def settings(root: Path) -> dict[str, Any]:
-    """The configuration of Sphinx in `_config.yml`."""
+def translated_pages(root: Path) -> list[str]:
+    """The pages that are to be shown in Chinese, too, by `_config.yml`."""
     config = yaml.safe_load((root / "book" / "_config.yml").read_text(encoding="utf8"))
-    return dict(config["sphinx"]["config"])
+    return list(config.get("sphinx", {}).get("config", {}).get("translated_pages", []))
 
 
 def _sources(root: Path) -> list[str]:
     book = root / "book"
     found = []
-    for name in settings(root)["translated_pages"]:
+    for name in translated_pages(root):
         (file,) = (f for end in ("md", "ipynb") if (f := book / f"{name}.{end}").is_file())
         found.append(str(file))
     return found
@@ -131,7 +131,7 @@ def _said_by(root: Path) -> Iterator[tuple[str, str]]:
 
 def extract(root: Path, out: Path) -> bool:
     """Write the templates of all catalogues, `NAME.pot`, from the English text."""
-    first, *others = settings(root)["translated_pages"]
+    first, *others = translated_pages(root)
     contents = {"format": "jb-book", "root": first, "chapters": [{"file": name} for name in others]}
     with tempfile.TemporaryDirectory() as folder:
         toc = Path(folder, "_toc.yml")

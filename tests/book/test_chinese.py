@@ -26,7 +26,7 @@ from qstar_book import translation
 from qstar_book.sphinx import edition
 
 FONT = BOOK / "_static" / "fonts" / "chinese.woff2"
-TRANSLATED = translation.settings(ROOT)["translated_pages"]
+TRANSLATED = translation.translated_pages(ROOT)
 CHINESE = [*TRANSLATED, "search"]
 WANTED = {
     "index",
