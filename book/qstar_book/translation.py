@@ -67,7 +67,7 @@ def _sources(root: Path) -> list[str]:
 
 def _run_sphinx(root: Path, out: Path, builder: str, said: Mapping[str, Any], **how: Any) -> bool:
     """Jupyter Book's own way to call Sphinx, for these pages alone."""
-    from jupyter_book.sphinx import build_sphinx
+    from jupyter_book.sphinx import build_sphinx  # type: ignore[import-untyped]
 
     book = root / "book"
     overrides = {
@@ -188,7 +188,7 @@ def read_templates(folder: Path) -> dict[str, Catalog]:
 
 def command(*, root: Path | None = None, check: bool = False) -> int:
     """`qstar-book translate`."""
-    from sphinx_intl.basic import update
+    from sphinx_intl.basic import update  # type: ignore[import-untyped]
 
     root = find_checkout(root)
     with tempfile.TemporaryDirectory() as folder:

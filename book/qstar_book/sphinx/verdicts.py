@@ -182,6 +182,8 @@ def _as_written(claim: Claim) -> list[nodes.Node]:
 class _ClaimText(PasteTextRole):
     """`{glue:text}`: a claim's verdict leads to its row of the register."""
 
+    text: str
+
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         if "::" not in self.text and "nb_renderer" not in self.document:
             # A translated paragraph is parsed by itself, away from its chapter.
