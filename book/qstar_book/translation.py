@@ -101,7 +101,6 @@ def build(root: Path, english: Path) -> bool:
         "locale_dirs": [str(locale)],
         "nitpicky": True,
         "html_search_language": "en",  # ours, which finds Chinese by pairs of characters
-        "redirects": {},
     }
     pages = english.with_name(FOLDER)
     how = {"doctreedir": english.with_name(".doctrees"), "warningiserror": True}

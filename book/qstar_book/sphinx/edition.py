@@ -21,6 +21,7 @@ from sphinx.builders.gettext import MessageCatalogBuilder
 from sphinx.builders.html import StandaloneHTMLBuilder
 from sphinx.config import Config
 from sphinx.environment import CONFIG_OK, BuildEnvironment
+from sphinx.environment.collectors.toctree import TocTreeCollector
 from sphinx.locale import get_translation, get_translator, init
 from sphinx.transforms import SphinxTransform
 from sphinx.util.fileutil import copy_asset_file
@@ -81,6 +82,7 @@ class EditionBuilder(StandaloneHTMLBuilder):
         text = json.dumps(said, ensure_ascii=False, separators=(",", ":"))
         (static / WORDS).write_text(f"globalThis.qstarWords = {text};\n", encoding="utf8")
 
+    def load_indexer(self, docnames: Iterable[str]) -> None: ...  # it indexes its own pages
     def copy_image_files(self) -> None: ...
     def copy_download_files(self) -> None: ...
     def copy_extra_files(self) -> None: ...
@@ -192,13 +194,25 @@ def _say_it_in_the_language(app: Sphinx, config: Config) -> None:
         config.nb_code_prompt_hide = _("Hide code cell {type}")
         config.togglebutton_hint = _("Click to show")
         config.togglebutton_hint_hide = _("Click to hide")
+        config.redirects = {}
 
 
 def _keep_the_environment(app: Sphinx) -> None:
-    """What the English edition read is read: only the language has changed."""
-    if is_translation(app.config):
-        app.env.config_status = CONFIG_OK
-        app.env.config_status_extra = ""
+    """What the English edition read is read, and counted: only the language has changed."""
+    if not is_translation(app.config):
+        return
+    app.env.config_status = CONFIG_OK
+    app.env.config_status_extra = ""
+    counted = dict(app.env.toc_fignumbers)  # a page that is read again loses its own
+
+    def count(env: BuildEnvironment) -> list[str]:
+        env.toc_fignumbers.update(counted)
+        return []
+
+    for listener in app.events.listeners["env-get-updated"]:
+        collector = getattr(listener.handler, "__self__", None)
+        if isinstance(collector, TocTreeCollector):
+            collector.assign_figure_numbers = count  # type: ignore[method-assign]
 
 
 def _read_again(
@@ -221,6 +235,9 @@ def _share_the_files(app: Sphinx, exception: Exception | None) -> None:
         file.write_text(page, encoding="utf8")
     for folder in FILES[1:]:
         shutil.rmtree(out / folder, ignore_errors=True)
+    for file in (out / "_static").iterdir():
+        if file.name not in OWN:
+            file.unlink()
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:

@@ -32,6 +32,7 @@ from sphinx.util.typing import ExtensionMetadata
 
 from qstar_book import figures
 from qstar_book.publishing import VERDICTS
+from qstar_book.sphinx.edition import is_translation
 from qstar_book.sphinx.verdicts import WORDS
 
 BRANCH = "main"
@@ -238,6 +239,8 @@ def _plain_titles_in_links(app: Sphinx, env: BuildEnvironment) -> None:
 
 def _renew_pages_that_quote(app: Sphinx, env: BuildEnvironment) -> Iterator[str]:
     """A page that shows another chapter's results is written again in every build."""
+    if is_translation(app.config):  # all of whose pages are
+        return
     for docname in env.found_docs:
         doctree = env.get_doctree(docname)
         if any(doctree.findall(PendingGlueReference)):
