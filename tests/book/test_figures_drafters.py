@@ -18,9 +18,15 @@ def test_a_table_has_its_heads_and_is_safe_to_show():
     assert "<cost>" not in page
 
 
+def test_only_columns_of_numbers_end_on_one_line():
+    page = figures.table(("rule", "cost", "said"), [("2", "-0.5 to 1", "5"), ("c", "1.5", "5, 6")])
+    assert page.count('style="text-align:right;white-space:nowrap"') == 3
+    assert page.count('style="text-align:left"') == 6
+
+
 def test_a_row_of_another_length_is_refused():
     with pytest.raises(ValueError, match="zip"):
-        figures.table(("a", "b"), [("only one",)])
+        figures.table(("a",), [("one", "more")])
 
 
 @pytest.mark.parametrize("pairs", [1, 3, 4])

@@ -47,7 +47,7 @@ def one_scale_law(
             ax.annotate(
                 name,
                 (ratio, alpha),
-                xytext=(9 * side, 2.5 * side),
+                xytext=(9 * side, 7 * side),
                 textcoords="offset points",
                 ha="left" if side > 0 else "right",
                 va="center",
@@ -201,7 +201,7 @@ def modes_along_path(
             )
         )
     axes[0, 0].set_ylabel("density")
-    axes[1, 0].set_ylabel(r"$\alpha$ at which a mode is there")
+    axes[1, 0].set_ylabel(r"$\alpha$ (modes of $q_\alpha$)")
     role_legend(fig)
     return fig
 
@@ -290,7 +290,7 @@ def enclosing_balls(
                 ax.annotate(
                     f"{weight:.2f}" if weight > 0 else "0",
                     mean,
-                    xytext=tuple(18 * away),
+                    xytext=tuple(21 * away),
                     textcoords="offset points",
                     ha="center",
                     va="center",
@@ -298,7 +298,7 @@ def enclosing_balls(
             )
         star(ax, *centre)
         ax.set_aspect("equal")
-        reach = 1.55 * radius
+        reach = 1.8 * radius
         ax.set(
             xlim=(centre[0] - reach, centre[0] + reach),
             ylim=(centre[1] - reach, centre[1] + reach),

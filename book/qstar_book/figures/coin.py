@@ -1,6 +1,7 @@
 """What a draft has in common with q*, the share that is kept; and why a coin keeps more."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,7 +9,7 @@ from numpy import ndarray
 
 from .style import COLOURS, INK, LINES, halo
 
-MIXTURE = {"color": "#555555", "linestyle": "-", "linewidth": 1.8}
+MIXTURE: dict[str, Any] = {"color": "#555555", "linestyle": "-", "linewidth": 1.8}
 SHADES = {"policy": COLOURS["policy"], "teacher": COLOURS["teacher"], "mixture": "#555555"}
 
 
@@ -58,9 +59,9 @@ def coin_acceptance(
     ax.plot(weights, kept, **MIXTURE)
     ax.plot(weights, floor, color=INK["q*"], linestyle=(0, (1.2, 1.4)), linewidth=1.8)
     ax.plot(weights[[0, -1]], kept[[0, -1]], **LINES["guide"])
-    for at, name in ((0, "teacher"), (-1, "policy")):
-        mark = {"marker": "s" if at == 0 else "o", "color": COLOURS[name], "markersize": 7}
-        ax.plot(weights[at], kept[at], **mark, linestyle="none", clip_on=False, zorder=4)
+    for at, name, marker in ((0, "teacher", "s"), (-1, "policy", "o")):
+        (mark,) = ax.plot(weights[at], kept[at], marker, color=COLOURS[name], markersize=7)
+        mark.set(clip_on=False, zorder=4)
     top = float(np.interp(alpha, weights, floor))
     ax.plot([alpha], [top], marker="o", color=INK["q*"], markersize=6, linestyle="none")
     halo(ax.text(alpha, float(np.max(kept)) + 0.012, "the mixture", ha="center", color="#444444"))

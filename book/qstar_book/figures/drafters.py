@@ -1,6 +1,7 @@
 """Distributions made of two models and what they answer; draft models, and when they pay."""
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy import ndarray
 from .style import COLOURS, INK, LINES
 
 Interval = tuple[float, float, float]
+NUMBER = re.compile(r"[-+]?[0-9.]+( to [-+]?[0-9.]+)?$")
 
 MARKS: dict[str, dict[str, Any]] = {
     "policy": {"color": COLOURS["policy"], "marker": "s"},
@@ -20,35 +22,26 @@ MARKS: dict[str, dict[str, Any]] = {
 OTHER = {"color": COLOURS["quiet"], "marker": "^", "markerfacecolor": "white"}
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, aligned: bool = True) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """HTML of a table, which scrolls in itself where the page is narrower.
 
     Args:
         head: What stands above each column, none of it empty.
-        rows: The cells, row by row.
-        aligned: Whether the columns after the first are numbers, and so end on one line.
+        rows: The cells, row by row. A column of numbers, or of intervals, ends on one line.
     """
-    ends = (
-        "text-align:right;white-space:nowrap"
-        if aligned
-        else "text-align:left;overflow-wrap:anywhere"
-    )
-    styles = ["text-align:left", *[ends] * (len(head) - 1)]
-    above = "".join(
-        f'<th scope="col" style="{style}">{html.escape(name)}</th>'
-        for name, style in zip(head, styles, strict=True)
-    )
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f'<td style="{style}">{html.escape(str(cell))}</td>'
-            for cell, style in zip(row, styles, strict=True)
-        )
-        + "</tr>"
-        for row in rows
-    )
+    numeric = [all(NUMBER.match(row[i]) for row in rows) for i in range(len(head))]
+    styles = ["text-align:right;white-space:nowrap" if x else "text-align:left" for x in numeric]
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        parts = [
+            f'<{tag} style="{style}">{html.escape(cell)}</{tag.split()[0]}>'
+            for cell, style in zip(cells, styles, strict=True)
+        ]
+        return f"<tr>{''.join(parts)}</tr>"
+
+    above, body = line(head, 'th scope="col"'), "".join(line(row, "td") for row in rows)
     return (
-        f'<div style="overflow-x:auto"><table class="table"><thead><tr>{above}</tr></thead>'
+        f'<div style="overflow-x:auto"><table class="table"><thead>{above}</thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 
@@ -62,8 +55,9 @@ def law_scores(
         panels: Pair -> law -> (mean and the ends of its interval, the mean of each seed).
         fig: Where to draw.
     """
-    axes = fig.subplots(-(-len(panels) // 2), 2, sharex=True, sharey=True, squeeze=False).flat
-    for ax in list(axes)[len(panels) :]:
+    rows = -(-len(panels) // 2)
+    axes = list(fig.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).flat)
+    for ax in axes[len(panels) :]:
         ax.axis("off")
     for ax, (heading, laws) in zip(axes, panels.items(), strict=False):
         for y, (law, ((mean, low, high), seeds)) in enumerate(laws.items()):
@@ -148,7 +142,7 @@ def draft_payoff(
     ax.axhline(1, color=COLOURS["quiet"], linewidth=0.8)
     ax.set(xscale="log", xlabel="cost of a draft forward pass, in those of a parent")
     ax.set_ylabel("times as fast as plain decoding")
-    ax.legend(loc="upper right", fontsize=10.5)
+    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 0.2))
     return ax
 
 
@@ -168,6 +162,6 @@ def length_costs(panels: Mapping[str, Mapping[str, Interval]], *, fig: Figure) -
         ax.set_yticks(range(len(rules)), list(rules))
         ax.set_ylim(len(rules) - 0.5, -0.5)
         ax.set_xlabel(heading, fontsize=10.5)
-        ax.locator_params(axis="x", nbins=3)
+        ax.locator_params(axis="x", nbins=2)
         ax.grid(axis="y", color="#EEEEEE")
     return fig
