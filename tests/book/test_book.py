@@ -14,6 +14,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from axe_playwright_python.sync_playwright import Axe
 from browsers import require_browser
 from filelock import FileLock
 from fontTools.ttLib import TTFont
+from html_rules import html_faults
 from playwright.sync_api import Browser, BrowserContext, Page
 
 from qstar_book import claims
@@ -55,6 +57,7 @@ VIEWS: dict[str, dict[str, Any]] = {
     view: {"viewport": viewport, "color_scheme": scheme, "reduced_motion": "reduce"}
     for view, viewport, scheme in (
         ("phone", {"width": 375, "height": 800}, "light"),
+        ("narrow", {"width": 320, "height": 640}, "light"),
         ("light", {"width": 1280, "height": 900}, "light"),
         ("dark", {"width": 1280, "height": 900}, "dark"),
     )
@@ -66,7 +69,7 @@ NO_COLOURS = {
 }
 COLOURS = {"runOnly": ["color-contrast"]}
 # The dark view differs from the light one in its colours, and the phone's in all but those.
-RULES = {"phone": [NO_COLOURS], "light": [COLOURS, NO_COLOURS], "dark": [COLOURS]}
+RULES = {"phone": [NO_COLOURS], "narrow": [], "light": [COLOURS, NO_COLOURS], "dark": [COLOURS]}
 
 # What a reader would see, asked of the page itself. Code is shown as it is: `{ref}` in it is fine.
 INSPECT = r"""
@@ -451,6 +454,30 @@ def test_text_in_the_wrong_language_is_caught():
 
 
 @pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_html(built: Path, name: str):
+    assert html_faults((built / f"{name}.html").read_text(encoding="utf8")) == set()
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        ("<p>a</i></p>", "unexpected-end-tag, line 1"),
+        ("<b id=x></b><b id=x></b>", "2 places named 'x'"),
+        ("<b id='x y'></b>", "a place named 'x y'"),
+        ("<span><div>a</div></span>", "div in span"),
+        ("<ul><p>a</p></ul>", "p in ul"),
+        ("<a href=x><button>a</button></a>", "button in a"),
+        ("<details><p>a</p></details>", "details without a summary"),
+        ("<img src=x>", "img without alt or src"),
+    ],
+)
+def test_what_is_not_html_is_caught(body: str, fault: str):
+    page = "<!doctype html><html><head><title>A page</title></head><body>{}</body></html>"
+    assert html_faults(page.format(body)) == {fault}
+    assert html_faults(page.format("<details><summary><p>a</p></summary></details>")) == set()
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_the_head_of_a_page_says_each_thing_once(texts: dict[str, Texts], name: str):
     metas = [attributes for tag, attributes in texts[name].elements if tag == "meta"]
     named = [meta.get("name") for meta in metas]
@@ -462,21 +489,46 @@ def test_the_head_of_a_page_says_each_thing_once(texts: dict[str, Texts], name: 
     assert texts[name].title.count("balanced geometric mean") == 1
 
 
+@dataclass(frozen=True)
+class Load:
+    """What a page does to a browser when it is opened.
+
+    Attributes:
+        size: Bytes that are loaded at first, unpacked.
+        scripts: Of these, the scripts and what stands of them in the page.
+        elements: How many there are, once the scripts have run.
+        shift: How far the layout shifts.
+    """
+
+    size: int
+    scripts: int
+    elements: int
+    shift: float
+
+
+WATCH_SHIFTS = """window.shift = 0; new PerformanceObserver((list) => {
+  for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.shift += entry.value;
+}).observe({ type: "layout-shift", buffered: true });"""
+INLINE = "() => [...document.scripts].map((one) => one.src ? 0 : one.text.length)"
+
+
 @pytest.fixture(scope="session")
-def first_loads(site: str, browser: Browser) -> dict[str, tuple[int, float]]:
-    """Page -> the bytes that it loads at first, unpacked, and how far its layout shifts."""
+def first_loads(site: str, browser: Browser) -> dict[str, Load]:
     found = {}
-    watch = """window.shift = 0; new PerformanceObserver((list) => {
-      for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.shift += entry.value;
-    }).observe({ type: "layout-shift", buffered: true });"""
     for name in PAGES:
         context = browser.new_context(viewport={"width": 1280, "height": 900})
-        context.add_init_script(watch)
+        context.add_init_script(WATCH_SHIFTS)
         page = context.new_page()
         sizes: dict[str, int] = {}
         page.on("requestfinished", lambda one, sizes=sizes: sizes.update({one.url: length(one)}))
         page.goto(f"{site}/{name}.html", wait_until="networkidle")
-        found[name] = sum(sizes.values()), page.evaluate("window.shift")
+        scripts = [size for address, size in sizes.items() if ".js" in urlsplit(address).path]
+        found[name] = Load(
+            sum(sizes.values()),
+            sum(scripts) + sum(page.evaluate(INLINE)),
+            page.evaluate("document.querySelectorAll('*').length"),
+            page.evaluate("window.shift"),
+        )
         context.close()
     return found
 
@@ -486,12 +538,16 @@ def length(request: Any) -> int:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_is_light_and_its_layout_keeps_still(
-    first_loads: dict[str, tuple[int, float]], name: str
-):
-    loaded, shift = first_loads[name]
-    assert 200_000 < loaded <= 1_200_000
-    assert shift <= 0.1  # the aim, .05, is missed by the API pages and the first chapter
+def test_a_page_is_light_and_its_layout_keeps_still(first_loads: dict[str, Load], name: str):
+    """How long it blocks depends on the machine and its load; on what, does not.
+
+    Half a second of a slow core is what a page of this many elements and scripts takes.
+    """
+    load = first_loads[name]
+    assert 200_000 < load.size <= 1_200_000
+    assert load.scripts <= 400_000 or name in ("search", "explorers")
+    assert load.elements <= 20_000
+    assert load.shift <= 0.05
 
 
 def test_every_sign_of_a_formula_is_in_the_font_of_the_book(texts: dict[str, Texts]):

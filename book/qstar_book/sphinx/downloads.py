@@ -15,7 +15,9 @@ import re
 from pathlib import Path
 
 import nbformat
+import numpy as np
 from docutils import nodes
+from matplotlib.image import imread, imsave
 from sphinx.application import Sphinx
 from sphinx.locale import get_translation
 from sphinx.util.typing import ExtensionMetadata
@@ -51,6 +53,17 @@ def drawn_twice(notebook: Path) -> dict[str, bytes]:
                 name = hashlib.sha256(data["image/svg+xml"].encode()).hexdigest()
                 found[name] = base64.b64decode(data["image/png"])
     return found
+
+
+def on_white(png: bytes) -> bytes:
+    """A picture whose ground is transparent, on white: a viewer may put anything behind it."""
+    picture = np.asarray(imread(io.BytesIO(png), format="png"))
+    if picture.ndim != 3 or picture.shape[-1] != 4:
+        return png
+    colour, opacity = picture[..., :3], picture[..., 3:]
+    out = io.BytesIO()
+    imsave(out, colour * opacity + 1 - opacity, format="png")
+    return out.getvalue()
 
 
 def rows_of(table: str) -> list[list[str]]:
@@ -101,7 +114,7 @@ def _offer(
         name = f"{chapter}-{found['id'].removeprefix('fig-')}"
         links = [link("SVG", f"{name}.svg", found["src"])]
         if png := pngs.get(Path(found["src"]).stem):
-            (folder / f"{name}.png").write_bytes(png)
+            (folder / f"{name}.png").write_bytes(on_white(png))
             links.append(link("PNG", f"{name}.png"))
         begin = found[0][: -len(found["end"])]
         return f'{begin}<p class="qs-get">{" ".join(links)}</p>{found["end"]}'
@@ -120,9 +133,11 @@ def _offer(
     body = TABLE.sub(table, FIGURE.sub(figure, context["body"]))
     (folder / f"{chapter}.json").write_text(numbers(notebook), encoding="utf8")
     source = f"{up}_sources/{pagename}.ipynb"
-    links = (link("notebook", notebook.name, source), link(_("numbers (JSON)"), f"{chapter}.json"))
-    words = _("This chapter: {}").format(", ".join(links))
-    context["body"] = f'{body}<p class="qs-get">{words}</p>'
+    links = [
+        link(str(_("Notebook")), notebook.name, source),
+        link(str(_("Numbers (JSON)")), f"{chapter}.json"),
+    ]
+    context["body"] = f'{body}<p class="qs-get">{" ".join(links)}</p>'
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:

@@ -29,7 +29,7 @@ def plain(markup: str) -> str:
 def meanings(builder: StandaloneHTMLBuilder, page: str) -> dict[str, str]:
     """Of each entry of a page's glossary, by its place: the first paragraph, as HTML."""
     document = builder.env.get_and_resolve_doctree(page, builder)
-    found = {}
+    found: dict[str, str] = {}
     for item in document.findall(nodes.definition_list_item):
         terms = [place for term in item.findall(nodes.term) for place in term["ids"]]
         first = next(item.findall(nodes.paragraph), None)

@@ -24,6 +24,12 @@ FONT_LINK = (
     r'\n    <link rel="stylesheet" type="text/css" href="\2maths.css" />'
     "\n    <script>document.fonts.load(\"1em 'qstar maths'\")</script>"
 )
+THEME_LATER = 'document.documentElement.dataset.theme = localStorage.getItem("theme") || "auto";'
+THEME_AT_ONCE = """const said = document.documentElement.dataset;
+    const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+    said.theme = said.mode === "auto" ? (dark ? "dark" : "light") : said.mode;"""
+"""Light or dark before the first line is laid: until then borders are missing and logos double."""
+
 FIRST_IMAGES = 1
 """Of a page's images, how many are loaded at once; the others when one scrolls to them."""
 
@@ -121,6 +127,12 @@ def used_rules(css: str, words: set[str]) -> str:
     return "".join(kept)
 
 
+def _begins_at_once(page: str) -> bool:
+    """Whether the first section begins within the first screen."""
+    first = re.search(r"</h1>(.*?)<h2\b", page, re.DOTALL)
+    return first is not None and len(re.sub("<[^>]*>", "", first[1])) < 500
+
+
 def light_page(page: str, icons: dict[str, tuple[str, str]], *, searches: bool) -> str:
     """A page that loads what it needs."""
     page = with_icons(page, icons)
@@ -131,9 +143,11 @@ def light_page(page: str, icons: dict[str, tuple[str, str]], *, searches: bool) 
         page = re.sub(rf'\s*<script src="[^"]*{unneeded}[^"]*"></script>', "", page)
     if "<math" in page:  # within a style sheet its font is there before the first line is laid
         page = re.sub(r'(<link [^>]*href="([^"]*)qstar\.css[^>]*>)', r"\1" + FONT_LINK, page)
-    # Of the page's own contents the first entry is open, as the theme's script will find it.
-    entry = r'(toc-h2 nav-item toc-entry"><a class="reference internal nav-link)"'
-    page = re.sub(entry, r'\1 active"', page, count=1)
+    page = page.replace(THEME_LATER, THEME_AT_ONCE)
+    if _begins_at_once(page):
+        # Of the page's own contents the first entry is open, as the theme's script will find it.
+        first = r'(section-nav flex-column">\s*<li class="toc-h2[^"]*)("><a class="[^"]*nav-link)"'
+        page = re.sub(first, r'\1 active\2 active"', page)
     number = 0
 
     def later(image: re.Match[str]) -> str:

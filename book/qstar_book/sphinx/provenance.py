@@ -28,7 +28,7 @@ def bibtex(citation: dict[str, Any]) -> str:
         "{" + one["name"] + "}" if "name" in one else f"{one['family-names']}, {one['given-names']}"
         for one in citation["authors"]
     )
-    fields = {"author": authors, "title": "{" + citation["title"] + "}"}
+    fields = {"author": authors, "title": citation["title"]}
     if released := str(citation.get("date-released", ""))[:4]:
         fields["year"] = released
     fields["note"] = f"Version {citation['version']}"

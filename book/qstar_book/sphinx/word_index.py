@@ -28,8 +28,12 @@ class word_index(nodes.General, nodes.Element):  # noqa: N801
 
 
 class WordIndex(SphinxDirective):
+    """Words and theorems; with `functions` as its argument the functions."""
+
+    optional_arguments = 1
+
     def run(self) -> list[nodes.Node]:
-        return [word_index()]
+        return [word_index(code=self.arguments == ["functions"])]
 
 
 @dataclass(frozen=True, order=True)
@@ -79,14 +83,15 @@ class _WriteIndex(SphinxPostTransform):
 
     def run(self, **kwargs: object) -> None:
         for node in list(self.document.findall(word_index)):
-            node.replace_self(list(self._letters()))
+            node.replace_self(list(self._letters(code=node["code"])))
 
-    def _letters(self) -> Iterator[nodes.Node]:
+    def _letters(self, *, code: bool) -> Iterator[nodes.Node]:
         places: dict[Word, list[tuple[str, str]]] = defaultdict(list)
         for one, place in entries(self.env):
-            if place not in places[one]:
+            if one.code == code and place not in places[one]:
                 places[one].append(place)
-        for letter, words in itertools.groupby(sorted(places), key=lambda one: one.letter):
+        words_in_order = sorted(places, key=lambda one: (one.letter, one))
+        for letter, words in itertools.groupby(words_in_order, key=lambda one: one.letter):
             yield nodes.rubric("", letter, classes=["qs-letter"])
             lines = (nodes.list_item("", self._line(one, places[one])) for one in words)
             yield nodes.bullet_list("", *lines, classes=["qs-index"])
