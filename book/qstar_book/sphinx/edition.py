@@ -256,6 +256,7 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.connect("builder-inited", _keep_the_environment)
     app.connect("env-get-outdated", _read_again)
     app.connect("env-before-read-docs", _read_only_what_is_translated)
-    app.connect("html-page-context", _switch_languages, priority=820)
+    # Before the theme drops the parts of the header that are empty.
+    app.connect("html-page-context", _switch_languages, priority=400)
     app.connect("build-finished", _share_the_files, priority=950)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
