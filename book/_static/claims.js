@@ -2,8 +2,9 @@
 document.addEventListener("DOMContentLoaded", () => {
   const table = document.querySelector("table.qs-register");
   if (!table) return;
+  const _ = (text) => globalThis.qstarWords?.[text] ?? text;
   const rows = [...table.tBodies[0].rows];
-  const facets = { verdict: "Verdict", kind: "Kind", chapter: "Chapter" };
+  const facets = { verdict: _("Verdict"), kind: _("Kind"), chapter: _("Chapter") };
   const value = (row, facet) => {
     const prefix = `of-${facet}-`;
     return [...row.classList].find((name) => name.startsWith(prefix)).slice(prefix.length);
@@ -16,13 +17,13 @@ document.addEventListener("DOMContentLoaded", () => {
 
   const form = document.createElement("form");
   form.className = "qs-filter";
-  form.setAttribute("aria-label", "Filter the claims");
+  form.setAttribute("aria-label", _("Filter the claims"));
   const selects = {};
   for (const [facet, label] of Object.entries(facets)) {
     const options = new Map(rows.map((row) => [value(row, facet), words(row, facet)]));
     const select = document.createElement("select");
     select.name = facet;
-    select.add(new Option("all", ""));
+    select.add(new Option(_("all"), ""));
     for (const [key, text] of [...options].sort()) {
       const count = rows.filter((row) => value(row, facet) === key).length;
       select.add(new Option(`${text} (${count})`, key));
@@ -34,7 +35,7 @@ document.addEventListener("DOMContentLoaded", () => {
   }
   const reset = document.createElement("button");
   reset.type = "reset";
-  reset.textContent = "Show all";
+  reset.textContent = _("Show all");
   const status = document.createElement("p");
   status.setAttribute("role", "status");
   form.append(reset, status);
@@ -48,7 +49,7 @@ document.addEventListener("DOMContentLoaded", () => {
       row.hidden = !fits;
       shown += fits;
     }
-    status.textContent = `${shown} of ${rows.length} claims`;
+    status.textContent = _("{shown} of {all} claims").replace("{shown}", shown).replace("{all}", rows.length);
   };
   // A link to a verdict sets the filter; a link to a row must find it shown.
   const follow = () => {

@@ -1,6 +1,6 @@
 // Two Gaussians on the plane: drag them, slide alpha, and see where the two divergences meet.
 qstarExplorers.gaussians = (root, data, saved, keeper) => {
-  const { button, canvas, choice, clamp, handle, html, line, number, set, shapes, short, slider, svg, teller } = qstarTools;
+  const { _, button, canvas, choice, clamp, handle, html, line, number, set, shapes, short, slider, svg, teller } = qstarTools;
   const presets = Object.values(data.presets).flat();
   const PARENTS = ["policy", "teacher"];
   let preset = data.start;
@@ -54,20 +54,22 @@ qstarExplorers.gaussians = (root, data, saved, keeper) => {
   }
 
   // --- What is on the page
-  const drawing = canvas("Two Gaussians on the plane, and their geometric mean", draw);
-  const curves = canvas("The two divergences from the geometric mean, against alpha", draw, "img");
+  const drawing = canvas(_("Two Gaussians on the plane, and their geometric mean"), draw);
+  const curves = canvas(_("The two divergences from the geometric mean, against alpha"), draw, "img");
   const view = {};
   const moved = () => {
     preset = -1;
     draw();
   };
+  const NAMES = { policy: _("policy"), teacher: _("teacher") };
+  const AXES = [_("first axis of the {}"), _("second axis of the {}")];
   const marks = PARENTS.flatMap((name, who) => {
     const shape = { policy: shapes.disc, teacher: shapes.square }[name];
     const law = () => parents[who];
     const put = (mean) => {
       law().mean = mean.map((at, axis) => clamp(at, centre[axis] - 0.97 * half, centre[axis] + 0.97 * half));
     };
-    const mean = handle(drawing, { path: shape, class: name }, `mean of the ${name}`, {
+    const mean = handle(drawing, { path: shape, class: name }, _("mean of the {}", NAMES[name]), {
       move: (x, y) => {
         put([(x - view.width / 2) / view.scale, (view.width / 2 - y) / view.scale].map((at, axis) => at + centre[axis]));
         moved();
@@ -79,7 +81,7 @@ qstarExplorers.gaussians = (root, data, saved, keeper) => {
       done: settle,
     });
     const ends = [0, 1].map((axis) =>
-      handle(drawing, { path: shapes.diamond, class: `${name} qs-end` }, `${axis ? "second" : "first"} axis of the ${name}`, {
+      handle(drawing, { path: shapes.diamond, class: `${name} qs-end` }, _(AXES[axis], NAMES[name]), {
         move: (x, y) => {
           const [right, up] = [(x - view.x(law().mean[0])) / view.scale, (view.y(law().mean[1]) - y) / view.scale];
           law().angle = Math.atan2(up, right) - (axis ? Math.PI / 2 : 0);
@@ -109,7 +111,7 @@ qstarExplorers.gaussians = (root, data, saved, keeper) => {
   const shown = svg("g");
   drawing.append(shown, ...marks.flatMap(({ mean, ends }) => [...ends, mean]).reverse());
 
-  const picker = choice("Pair", { "": [["-1", "your own"]], ...indexed() }, (value) => {
+  const picker = choice(_("Pair"), { "": [["-1", _("your own")]], ...indexed() }, (value) => {
     if (Number(value) < 0) return;
     alpha = null;
     load(Number(value));
@@ -121,14 +123,14 @@ qstarExplorers.gaussians = (root, data, saved, keeper) => {
     for (const [group, cases] of Object.entries(data.presets)) groups[group] = cases.map(({ name }) => [String(at++), name]);
     return groups;
   }
-  const exponent = slider("α: 0 teacher, 1 policy", {
+  const exponent = slider(_("α: 0 teacher, 1 policy"), {
     min: 0, max: 1, step: 0.001, say: (value) => number(Number(value)),
     set: (value) => {
       alpha = value;
       draw();
     },
   });
-  const star = button("to α*", () => {
+  const star = button(_("to α*"), () => {
     alpha = null;
     draw();
   });
@@ -136,28 +138,28 @@ qstarExplorers.gaussians = (root, data, saved, keeper) => {
   const row = (key, ...name) => html("tr", {}, html("th", { scope: "row" }, ...name), (cells[key] = html("td")));
   const i = (text, role) => html("i", { class: role }, text);
   const q = () => i("q", "qstar");
-  const policy = () => i("policy", "policy");
-  const teacher = () => i("teacher", "teacher");
+  const policy = () => i(NAMES.policy, "policy");
+  const teacher = () => i(NAMES.teacher, "teacher");
   const table = html("table", {}, html("tbody", {},
-    row("star", "α*, where they meet"),
-    row("chernoff", "C, the divergence there"),
+    row("star", _("α*, where they meet")),
+    row("chernoff", _("C, the divergence there")),
     row("toPolicy", "KL(", q(), " ‖ ", policy(), ")"),
     row("toTeacher", "KL(", q(), " ‖ ", teacher(), ")"),
     row("policyTeacher", "KL(", policy(), " ‖ ", teacher(), ")"),
     row("teacherPolicy", "KL(", teacher(), " ‖ ", policy(), ")"),
-    row("acceptPolicy", "kept of ", policy(), "’s drafts"),
-    row("acceptTeacher", "kept of ", teacher(), "’s drafts"),
+    row("acceptPolicy", _("kept of "), policy(), _("’s drafts")),
+    row("acceptTeacher", _("kept of "), teacher(), _("’s drafts")),
   ));
   const { status, tell } = teller();
   root.append(
-    html("div", { class: "qs-bar" }, picker.field, button("Reset", () => {
+    html("div", { class: "qs-bar" }, picker.field, button(_("Reset"), () => {
       alpha = null;
       load(data.start);
       draw();
     }), keeper.link),
     html("div", { class: "qs-columns" },
-      html("div", {}, drawing, html("p", { class: "qs-key" }, html("span", { class: "policy" }, "● policy"), " ", html("span", { class: "teacher" }, "■ teacher"), " ", html("span", { class: "qstar" }, "★ q"), ", contours at one and two standard deviations; ◆ turns and stretches.")),
-      html("div", {}, html("p", { class: "qs-key" }, html("span", { class: "policy" }, "— KL(q ‖ policy)"), " ", html("span", { class: "teacher" }, "╌ KL(q ‖ teacher)"), " against α, in nats"), curves, html("div", { class: "qs-row" }, exponent.field, star), table)),
+      html("div", {}, drawing, html("p", { class: "qs-key" }, html("span", { class: "policy" }, `● ${NAMES.policy}`), " ", html("span", { class: "teacher" }, `■ ${NAMES.teacher}`), " ", html("span", { class: "qstar" }, "★ q"), _(", contours at one and two standard deviations; ◆ turns and stretches."))),
+      html("div", {}, html("p", { class: "qs-key" }, html("span", { class: "policy" }, `— KL(q ‖ ${NAMES.policy})`), " ", html("span", { class: "teacher" }, `╌ KL(q ‖ ${NAMES.teacher})`), _(" against α, in nats")), curves, html("div", { class: "qs-row" }, exponent.field, star), table)),
     status,
   );
 
@@ -212,13 +214,13 @@ qstarExplorers.gaussians = (root, data, saved, keeper) => {
         const reach = 2 * widths[axis];
         const degrees = Math.round(((turned * 180) / Math.PI + 540) % 360 - 180);
         end.put(view.x(x + reach * Math.cos(turned)), view.y(y + reach * Math.sin(turned)), widths[axis],
-          `standard deviation ${number(widths[axis], 2)} at ${number(degrees, 0)} degrees`);
+          _("standard deviation {} at {} degrees", number(widths[axis], 2), number(degrees, 0)));
       });
     }
     drawCurves(solved, at);
     const [toPolicy, toTeacher] = qstarCore.klToParents(solved.axes, at);
     const values = {
-      star: number(solved.alpha), chernoff: `${number(solved.chernoff)} nats`,
+      star: number(solved.alpha), chernoff: _("{} nats", number(solved.chernoff)),
       toPolicy: number(toPolicy), toTeacher: number(toTeacher),
       policyTeacher: number(solved.klPolicyTeacher), teacherPolicy: number(solved.klTeacherPolicy),
     };
@@ -228,7 +230,8 @@ qstarExplorers.gaussians = (root, data, saved, keeper) => {
     exponent.show(short(at));
     star.disabled = alpha === null;
     picker.select.value = String(preset);
-    tell(`alpha star ${values.star}, C ${values.chernoff}; at alpha ${number(at)} the divergences are ${values.toPolicy} to the policy and ${values.toTeacher} to the teacher`);
+    tell(_("alpha star {}, C {}; at alpha {} the divergences are {} to the policy and {} to the teacher",
+      values.star, values.chernoff, number(at), values.toPolicy, values.toTeacher));
     save();
   }
 

@@ -4,6 +4,10 @@
 const qstarExplorers = {};
 
 const qstarTools = (() => {
+  const _ = (text, ...parts) => {
+    const said = globalThis.qstarWords?.[text] ?? text;
+    return parts.reduce((whole, part) => whole.replace("{}", part), said);
+  };
   function make(namespace, tag, attributes = {}, ...children) {
     const node = namespace ? document.createElementNS(namespace, tag) : document.createElement(tag);
     set(node, attributes);
@@ -136,7 +140,7 @@ const qstarTools = (() => {
   const query = new URLSearchParams(location.search);
   let following = 0;
   function keeper(name, root) {
-    const link = html("a", { class: "qs-link" }, "Link to this state");
+    const link = html("a", { class: "qs-link" }, _("Link to this state"));
     const write = (text) => {
       if (text) query.set(name, text);
       else query.delete(name);
@@ -176,7 +180,7 @@ const qstarTools = (() => {
   document.addEventListener("DOMContentLoaded", start);
 
   return {
-    button, canvas, choice, clamp, handle, html, line, number, reduced, set, shapes, short, slider,
+    _, button, canvas, choice, clamp, handle, html, line, number, reduced, set, shapes, short, slider,
     svg, teller,
   };
 })();

@@ -1,17 +1,18 @@
 // Repairs of the theme that a style sheet cannot make.
 document.addEventListener("DOMContentLoaded", () => {
+  const _ = (text) => globalThis.qstarWords?.[text] ?? text;
   // Buttons that show only an icon say what they do.
   for (const button of document.querySelectorAll("button.search-button, button.search-button__button")) {
-    button.setAttribute("aria-label", "Search");
+    button.setAttribute("aria-label", _("Search"));
   }
   for (const summary of document.querySelectorAll(".bd-sidebar-primary details > summary")) {
     const parent = summary.closest("li").querySelector("a").textContent.trim();
-    summary.setAttribute("aria-label", `The pages of ${parent}`);
+    summary.setAttribute("aria-label", _("The pages of {}").replace("{}", parent));
   }
   // The logo and the table of contents are a landmark too.
   const sidebar = document.querySelector(".bd-sidebar-primary");
   sidebar?.setAttribute("role", "complementary");
-  sidebar?.setAttribute("aria-label", "The book");
+  sidebar?.setAttribute("aria-label", _("The book"));
   // Boxes that scroll sideways can be scrolled from the keyboard, and show that there is more.
   const wide = ".pst-scrollable-table-container, table.table, div.math > div, .qs-figure, .text_html, pre";
   const boxes = [...document.querySelectorAll(`.bd-article :is(${wide})`)];
@@ -58,6 +59,10 @@ document.addEventListener("DOMContentLoaded", () => {
   document.addEventListener("keydown", ({ key }) => {
     if (key === "Escape") for (const word of words) word.classList.add("qs-shut");
   });
+  // The same place in the other language.
+  for (const link of document.querySelectorAll("a.qs-edition")) {
+    link.addEventListener("click", () => { link.hash = location.hash; });
+  }
   // The download button downloads, and does not open a tab full of JSON.
   for (const link of document.querySelectorAll("a.btn-download-source-button, a.btn-download-notebook-button")) {
     link.setAttribute("download", "");

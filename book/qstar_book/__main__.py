@@ -91,6 +91,13 @@ def _parser() -> argparse.ArgumentParser:
 
     option = _add(commands, "pages", "pages:command", "build the book's pages if out of date")
     option("--force", action="store_true", help="build what is up to date, too (so with CI set)")
+    option = _add(
+        commands,
+        "translate",
+        "translation:command",
+        "bring the catalogues of the Chinese pages up to date",
+    )
+    option("--check", action="store_true", help="change nothing, and fail where they are behind")
     option = _add(commands, "pdf", "pdf:command", "print the built pages into one PDF")
     option("--out", type=Path, help="where to (default: book/_build/qstar.pdf)")
     return parser

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .files import find_checkout
 from .fresh import digest_of_files
+from .translation import translated_pages
 
 HTML = Path("book", "_build", "html")
 """Where the pages are, in the checkout."""
@@ -37,6 +38,10 @@ def build(root: Path) -> bool:
     # Its standard output only names a folder that is moved below; what is wrong goes to stderr.
     command = [tool, "build", root / "book", "--path-output", fresh, *OPTIONS]
     run = subprocess.run(list(map(str, command)), cwd=root, stdout=subprocess.DEVNULL)
+    if run.returncode == 0 and translated_pages(root):
+        english = fresh / "_build" / "html"
+        chinese = [sys.executable, "-m", "qstar_book.translation", str(root), str(english)]
+        run = subprocess.run(chinese, cwd=root, stdout=subprocess.DEVNULL)
     if run.returncode != 0:
         print(f"The book was not built. What there is of it: {fresh / '_build' / 'html'}")
         return False

@@ -38,6 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"
 HTML = BOOK / "_build" / "html"
 TOC = yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf8"))
+SETTINGS = yaml.safe_load((BOOK / "_config.yml").read_text(encoding="utf8"))["sphinx"]["config"]
 
 
 def files_of(entries: list[dict[str, Any]]) -> list[str]:
@@ -379,8 +380,9 @@ def test_page_is_sound_in_light_in_dark_and_on_a_phone(
 
 def test_every_page_of_the_book_is_looked_at(built: Path):
     pages = {str(file.relative_to(built).with_suffix("")) for file in built.rglob("*.html")}
-    moved = yaml.safe_load((BOOK / "_config.yml").read_text())["sphinx"]["config"]["redirects"]
-    assert {page for page in pages if not page.startswith("_")} == {*PAGES, *moved}
+    moved = SETTINGS["redirects"]
+    chinese = {f"zh/{name}" for name in (*SETTINGS["translated_pages"], "search")}
+    assert {page for page in pages if not page.startswith("_")} == {*PAGES, *moved, *chinese}
 
 
 class Texts(HTMLParser):
@@ -1065,7 +1067,7 @@ def test_a_claim_and_its_deciding_cell_link_to_each_other(built: Path):
 
 
 def test_an_address_with_a_chapter_s_old_number_leads_to_the_chapter(built: Path, browser: Browser):
-    moved = yaml.safe_load((BOOK / "_config.yml").read_text())["sphinx"]["config"]["redirects"]
+    moved = SETTINGS["redirects"]
     assert {f"chapters/{new[: -len('.html')]}" for new in moved.values()} <= set(CHAPTERS)
     page = browser.new_page()
     for old, new in moved.items():
@@ -1274,6 +1276,7 @@ def test_with_an_address_every_button_leads_to_the_notebook(small_book: Path):
     assert re.findall("<loc>(.*?)</loc>", (pages / "sitemap.xml").read_text()) == [
         address,
         f"{address}chapters/01_x.html",
+        f"{address}zh/",  # its first page is one of those that are translated
     ]
 
 

@@ -7,7 +7,7 @@ from sphinx.util.typing import ExtensionMetadata
 from sphinxcontrib.bibtex.domain import BibtexDomain
 from sphinxcontrib.bibtex.transforms import node_text_transform
 
-from .theorems import CATALOG
+from .edition import CATALOG
 
 _ = get_translation(CATALOG)
 

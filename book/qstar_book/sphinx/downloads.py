@@ -24,9 +24,10 @@ from sphinx.util.typing import ExtensionMetadata
 
 from qstar_book.numbers import read_glued
 
-from .theorems import CATALOG
+from .edition import CATALOG
 
 _ = get_translation(CATALOG)
+
 FOLDER = "_downloads"
 FIGURE = re.compile(
     r'<figure\b[^>]*\bid="(?P<id>[^"]+)"[^>]*>.*?<img\b[^>]*\bsrc="(?P<src>[^"]+\.svg)"'

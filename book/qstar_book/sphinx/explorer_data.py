@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from sphinx.locale import get_translation
 
 from qstar.decoding.costs import PARENTS, Costs, expected_speedup
 from qstar.decoding.planner import COIN_GAMMA
@@ -21,6 +22,9 @@ from qstar_book import figures
 from qstar_book.numbers import read_expected
 from qstar_book.parameters import read_parameters
 from qstar_book.presets import PRESETS, preset_pair
+from qstar_book.sphinx.edition import CATALOG
+
+_ = get_translation(CATALOG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,26 +218,32 @@ EXPLORERS = {
     "gaussians": Explorer(
         _gaussians,
         _draw_gaussians,
-        "Two Gaussians on the plane, a narrow policy and a wide teacher, with the contours of "
-        "their geometric means between them; below, the two divergences from the geometric mean "
-        "against alpha, which cross once, at alpha star.",
+        _(
+            "Two Gaussians on the plane, a narrow policy and a wide teacher, with the contours of"
+            " their geometric means between them; below, the two divergences from the geometric "
+            "mean against alpha, which cross once, at alpha star."
+        ),
         ("data/expected/gaussians.json",),
     ),
     "tokens": Explorer(
         _tokens,
         _draw_tokens,
-        "The triangle of all distributions of three tokens. A curve leads from the teacher to the "
-        "policy; a dotted straight line, on which both divergences are equal, crosses it at q "
-        "star. The smallest ball around q star that holds both parents has them on its edge; the "
-        "two balls of the same size around the parents touch at q star.",
+        _(
+            "The triangle of all distributions of three tokens. A curve leads from the teacher to"
+            " the policy; a dotted straight line, on which both divergences are equal, crosses it"
+            " at q star. The smallest ball around q star that holds both parents has them on its "
+            "edge; the two balls of the same size around the parents touch at q star."
+        ),
         ("notebooks/exact_sampling.ipynb",),
     ),
     "pays": Explorer(
         _pays,
         _draw_pays,
-        "Times as fast as plain decoding against the acceptance probability: two rising curves, "
-        "what is expected of alternating drafts and of the coin, which cross one; and marks with "
-        "intervals, what was measured of both, at acceptances of 0.6 and more.",
+        _(
+            "Times as fast as plain decoding against the acceptance probability: two rising "
+            "curves, what is expected of alternating drafts and of the coin, which cross one; and"
+            " marks with intervals, what was measured of both, at acceptances of 0.6 and more."
+        ),
         (
             "data/results/decoding_cpu.json",
             "data/results/coin_cpu.json",
@@ -243,10 +253,12 @@ EXPLORERS = {
     "spoken": Explorer(
         _spoken,
         _draw_spoken,
-        "A text of some thirty tokens that was decoded from one model under two prompts. Above "
-        "each token alpha star, around one half, marked by which prompt proposed the token and "
-        "whether it was kept; and as bars the Chernoff information, a few hundredths of a nat at "
-        "most tokens and more at some.",
+        _(
+            "A text of some thirty tokens that was decoded from one model under two prompts. "
+            "Above each token alpha star, around one half, marked by which prompt proposed the "
+            "token and whether it was kept; and as bars the Chernoff information, a few "
+            "hundredths of a nat at most tokens and more at some."
+        ),
         ("data/results/spoken_cpu.json",),
     ),
 }

@@ -57,7 +57,7 @@ def markup(name: str, data: Mapping[str, Any], picture: str) -> str:
         f'<div class="qs-explorer" id="explorer-{name}" data-explorer="{name}">'
         f'<script type="application/json">{given}</script>'
         f'<noscript><figure><img src="{html.escape(picture)}" '
-        f'alt="{html.escape(EXPLORERS[name].alt)}"/></figure></noscript></div>'
+        f'alt="{html.escape(str(EXPLORERS[name].alt))}"/></figure></noscript></div>'
     )
 
 

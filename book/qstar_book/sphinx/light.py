@@ -14,6 +14,8 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.typing import ExtensionMetadata
 
+from .edition import is_translation
+
 OURS, FONT_CSS = "qstar.css", "maths.css"
 ICON = re.compile(r'<(i|span) class="([^"]*\bfa-[^"]*)"([^>]*)></\1>')
 WORD = re.compile(r"[A-Za-z_][\w-]*")
@@ -193,7 +195,8 @@ def _lighten(app: Sphinx, exception: Exception | None) -> None:
         return
     out = Path(app.outdir)
     static = out / "_static"
-    script = static / "scripts" / "fontawesome.js"
+    english = out.with_name("html") / "_static" if is_translation(app.config) else static
+    script = english / "scripts" / "fontawesome.js"
     icons = icon_paths(script.read_text(encoding="utf8"))
     words: set[str] = set()
     for file in out.rglob("*.html"):
@@ -207,6 +210,8 @@ def _lighten(app: Sphinx, exception: Exception | None) -> None:
             continue
         file.write_text(lighter, encoding="utf8")
         words |= set(WORD.findall(lighter))
+    if english != static:  # whose style sheets and figures these pages share
+        return
     for file in out.rglob("*.js"):
         if file != script and file.name != "searchindex.js":
             words |= set(WORD.findall(file.read_text(encoding="utf8")))

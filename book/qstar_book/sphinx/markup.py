@@ -20,7 +20,7 @@ from docutils import nodes
 from docutils.parsers.rst import directives
 from myst_nb.ext.glue.crossref import PendingGlueReference, read_glue_cache
 from myst_nb.ext.glue.utils import create_pending_glue_ref
-from sphinx.addnodes import pending_xref
+from sphinx.addnodes import pending_xref, translatable
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
@@ -32,8 +32,22 @@ from sphinx.util.typing import ExtensionMetadata
 
 from qstar_book import figures
 from qstar_book.publishing import VERDICTS
+from qstar_book.sphinx.edition import is_translation
+from qstar_book.sphinx.verdicts import WORDS
 
 BRANCH = "main"
+
+
+class described(nodes.Element, translatable):  # noqa: N801
+    """What a figure shows, for readers who cannot see it; gettext finds it here."""
+
+    def preserve_original_messages(self) -> None: ...
+
+    def extract_original_messages(self) -> list[str]:
+        return [self["alt"]]
+
+    def apply_translated_message(self, original: str, translated: str) -> None:
+        self["alt"] = translated
 
 
 class _Shown(SphinxDirective):
@@ -46,7 +60,9 @@ class _Shown(SphinxDirective):
     def around(self, picture: nodes.Element) -> list[nodes.Node]:
         if "alt" not in self.options:
             raise self.error(f"{self.name} needs :alt:, a description for readers who cannot see")
-        figure = nodes.figure("", picture, alt=self.options["alt"], classes=["pasted-figure"])
+        alt = described("", alt=self.options["alt"])
+        figure = nodes.figure("", alt, picture, classes=["pasted-figure"])
+        self.set_source_info(alt)
         self.set_source_info(figure)
         self.add_name(figure)
         caption = nodes.Element()
@@ -96,6 +112,9 @@ class _PasteFigures(SphinxPostTransform):
 
     def run(self, **kwargs: object) -> None:
         for figure in self.document.findall(nodes.figure):
+            for said in list(figure.findall(described)):
+                figure["alt"] = said["alt"]
+                figure.remove(said)
             for pending in list(figure.findall(PendingGlueReference)):
                 folder = self.env.mystnb_config.output_folder  # type: ignore[attr-defined]
                 glued = read_glue_cache(folder, pending.refdoc)
@@ -130,7 +149,10 @@ class _Verdicts(SphinxPostTransform):
     def run(self, **kwargs: object) -> None:
         for node in self.document.findall(nodes.inline):
             if "pasted-text" in node["classes"] and node.astext() in VERDICTS:
-                node["classes"] += ["verdict", f"verdict-{node.astext().replace(' ', '-')}"]
+                verdict = node.astext()
+                node["classes"] += ["verdict", f"verdict-{verdict.replace(' ', '-')}"]
+                node.children = []
+                node += nodes.Text(str(WORDS[verdict]))
 
 
 class _JoinFoldedCells(SphinxPostTransform):
@@ -238,6 +260,8 @@ def _plain_titles_in_links(app: Sphinx, env: BuildEnvironment) -> None:
 
 def _renew_pages_that_quote(app: Sphinx, env: BuildEnvironment) -> Iterator[str]:
     """A page that shows another chapter's results is written again in every build."""
+    if is_translation(app.config):  # all of whose pages are
+        return
     for docname in env.found_docs:
         doctree = env.get_doctree(docname)
         if any(doctree.findall(PendingGlueReference)):

@@ -12,14 +12,19 @@ from pathlib import Path
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.locale import get_translation
 from sphinx.search.en import SearchEnglish
 from sphinx.util.typing import ExtensionMetadata
 
+from .edition import CATALOG, is_translation
 from .maths import MATHS
+
+_ = get_translation(CATALOG)
 
 IDEOGRAPHS = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 WIDE = f"\u3001-\u303f\uff01-\uffef{IDEOGRAPHS}"  # with their punctuation
 CHINESE = re.compile(rf"[{WIDE}](?:[“”\s·…]*[{WIDE}])*")
+IDEOGRAPH = re.compile(f"[{IDEOGRAPHS}]")
 WORD = re.compile(rf"[{IDEOGRAPHS}]+|[^\W{IDEOGRAPHS}]+")
 
 # What is not text of the page: scripts, formulas, comments and tags.
@@ -65,12 +70,14 @@ function splitQuery(query) {{
         return found
 
 
-def _say_the_language(body: str) -> str:
-    """Chinese is marked as Chinese: a screen reader spells it out as English otherwise."""
+def _say_the_language(body: str, *, chinese: bool = False) -> str:
+    """Chinese is marked as Chinese, but in a Chinese page: a screen reader would spell it out."""
 
     def mark(text: str) -> str:
         # A straight quotation mark after a Chinese character was taken for a closing one.
         text = re.sub(rf"(?<=[{WIDE}])”([^“”]*)”", r"“\1”", text)
+        if chinese:
+            return text
         return CHINESE.sub(
             lambda run: (
                 f'<span lang="zh">{run[0]}</span>'
@@ -172,7 +179,11 @@ def _description(doctree: nodes.document) -> str:
                 plain_maths(text) if isinstance(text.parent, nodes.math) else str(text)
                 for text in paragraph.findall(nodes.Text)
             ]
-            words = "".join(parts).removeprefix("Claim.").split()
+            text = "".join(parts).removeprefix(_("Claim.")).strip()
+            if IDEOGRAPH.search(text):
+                whole = re.sub("[^，。；：]*$", "", text[:120]).rstrip("，；：")
+                return text if len(text) <= 120 else f"{whole}…"
+            words = text.split()
             short = ""
             for word in words:
                 if len(short) + len(word) > 190:
@@ -189,7 +200,7 @@ def _finish(
     body = _no_empty_heads(body)
     body = _let_names_break(_wrap_code(body))
     body = _keep_maths_with_its_punctuation(body)
-    context["body"] = _say_the_language(body)
+    context["body"] = _say_the_language(body, chinese=is_translation(app.config))
     # docutils writes <meta name="viewport">, and so does Sphinx.
     metatags = re.sub(r'<meta name="viewport"[^>]*>', "", context.get("metatags", ""))
     if doctree and (words := _description(doctree)):

@@ -10,8 +10,13 @@ import nbformat
 import yaml
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.locale import get_translation
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
+
+from .edition import CATALOG, FOLDER, is_translation
+
+_ = get_translation(CATALOG)
 
 SHOWN = {"numpy": "NumPy", "scipy": "SciPy", "torch": "torch", "transformers": "transformers"}
 """Package -> how the footer writes it."""
@@ -60,9 +65,10 @@ def computed(chapter: Path) -> str:
             versions.append(f"{shown} {version}")
     record = chapter.parent / ".runner" / f"{chapter.stem}.json"
     run = json.loads(record.read_bytes()).get("run", {}) if record.is_file() else {}
-    day = f" on {run['day']}" if run.get("day") else ""
-    commit = f", from commit {run['commit']}" if run.get("commit") else ""
-    return f"Computed{day} with {', '.join(versions)}{commit}."
+    day = _(" on {}").format(run["day"]) if run.get("day") else ""
+    commit = _(", from commit {}").format(run["commit"]) if run.get("commit") else ""
+    words = _("Computed{day} with {versions}{commit}.")
+    return words.format(day=day, versions=", ".join(versions), commit=commit)
 
 
 def public_address(repository: str) -> str:
@@ -84,10 +90,13 @@ def _say_where_from(
     app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None
 ) -> None:
     chapter = Path(app.srcdir) / f"{pagename}.ipynb"
-    if chapter.is_file() and (said := computed(chapter)):
-        licence = context.get("theme_extra_footer", "")
-        context["theme_extra_footer"] = f'<p class="qs-computed">{said}</p> {licence}'
+    said = computed(chapter) if chapter.is_file() else ""
+    if said:
+        said = f'<p class="qs-computed">{said}</p> '
+    licence = _("Text and figures: CC BY 4.0. Code: MIT.")
+    context["theme_extra_footer"] = f"{said}{licence}"
     if doctree and (address := _address(app)):
+        address += f"{FOLDER}/" if is_translation(app.config) else ""
         page = f"{address}{'' if pagename == app.config.root_doc else pagename + '.html'}"
         tags = f'\n    <link rel="canonical" href="{page}" />'
         tags += f'\n    <meta property="og:url" content="{page}" />'
@@ -97,9 +106,11 @@ def _say_where_from(
 def _map_the_site(app: Sphinx, exception: Exception | None) -> None:
     """`sitemap.xml`, once the pages have a public address."""
     address = _address(app) if exception is None and app.builder.format == "html" else ""
-    if not address:
+    if not address or is_translation(app.config):
         return
-    pages = ["", *(f"{name}.html" for name in sorted(app.env.found_docs) if name != "index")]
+    names = sorted(app.env.found_docs, key=lambda name: (name != "index", name))
+    names += [f"{FOLDER}/{name}" for name in app.config.translated_pages if name in names]
+    pages = [f"{name}.html".removesuffix("index.html") for name in names]
     urls = "".join(f"<url><loc>{address}{page}</loc></url>" for page in pages)
     head = '<?xml version="1.0" encoding="UTF-8"?>\n'
     space = 'xmlns="http://www.sitemaps.org/schemas/sitemap/0.9"'

@@ -29,7 +29,6 @@ A code cell with the tag `solution`, right after a solution, is folded into it.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -40,6 +39,7 @@ from sphinx.builders import Builder
 from sphinx.domains import Domain
 from sphinx.domains.std import StandardDomain
 from sphinx.environment import BuildEnvironment
+from sphinx.locale import _ as words
 from sphinx.locale import get_translation
 from sphinx.roles import XRefRole
 from sphinx.transforms import SphinxTransform
@@ -50,18 +50,18 @@ from sphinx.util.nodes import make_refnode
 from sphinx.util.typing import ExtensionMetadata
 from sphinx.writers.html5 import HTML5Translator
 
+from .edition import CATALOG
 from .pages import plain_maths
 
-CATALOG = "theorems"
 _ = get_translation(CATALOG)
 KINDS = {
-    "theorem": "Theorem",
-    "lemma": "Lemma",
-    "proposition": "Proposition",
-    "corollary": "Corollary",
-    "definition": "Definition",
-    "example": "Example",
-    "remark": "Remark",
+    "theorem": _("Theorem"),
+    "lemma": _("Lemma"),
+    "proposition": _("Proposition"),
+    "corollary": _("Corollary"),
+    "definition": _("Definition"),
+    "example": _("Example"),
+    "remark": _("Remark"),
 }
 """What shares one count: after Lemma 3.1 comes Theorem 3.2."""
 
@@ -104,7 +104,7 @@ class Entry:
 
     @property
     def word(self) -> str:
-        return str(_("Exercise") if self.kind == "exercise" else _(KINDS[self.kind]))
+        return str(_("Exercise") if self.kind == "exercise" else KINDS[self.kind])
 
 
 class _Box(SphinxDirective):
@@ -329,7 +329,7 @@ def _visit_title(translator: HTML5Translator, node: nodes.Element) -> None:
 
 
 def _depart_title(translator: HTML5Translator, node: nodes.Element) -> None:
-    translator.add_permalink_ref(node.parent, "Link to this")
+    translator.add_permalink_ref(node.parent, str(words("Link to this")))
     translator.body.append("</p>\n")
 
 
@@ -370,5 +370,4 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.add_transform(_FoldCells)
     app.add_post_transform(_ListTheorems)
     app.connect("doctree-read", _note_names)
-    app.add_message_catalog(CATALOG, str(Path(app.confdir) / "locale"))
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -14,21 +14,38 @@ import nbformat
 from docutils import nodes
 from myst_nb.ext.glue.roles import PasteTextRole
 from sphinx.application import Sphinx
+from sphinx.locale import get_translation
 from sphinx.transforms import SphinxTransform
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
 from qstar_book.claims import PREFIX, VERDICTS, Claim, Decision, read_claims, read_decisions
+from qstar_book.sphinx.edition import CATALOG, is_translation
 
 PAGE = "claims"
+_ = get_translation(CATALOG)
 MEANINGS = {
-    "confirmed": "True as stated; of a question, answered here by a computed check.",
-    "corrected": "The quantity is right, its value is not: here is the right one.",
-    "refuted": "A computed counterexample stands in the chapter.",
-    "qualified": "True under conditions the source does not state; a question answered in part.",
-    "not measured": "Nothing here decides it; the row says what would.",
+    "confirmed": _("True as stated; of a question, answered here by a computed check."),
+    "corrected": _("The quantity is right, its value is not: here is the right one."),
+    "refuted": _("A computed counterexample stands in the chapter."),
+    "qualified": _("True under conditions the source does not state; a question answered in part."),
+    "not measured": _("Nothing here decides it; the row says what would."),
 }
+WORDS = {
+    "confirmed": _("confirmed"),
+    "corrected": _("corrected"),
+    "refuted": _("refuted"),
+    "qualified": _("qualified"),
+    "not measured": _("not measured"),
+    "statement": _("statement"),
+    "number": _("number"),
+    "formula": _("formula"),
+    "algorithm": _("algorithm"),
+    "figure": _("figure"),
+    "future direction": _("future direction"),
+}
+"""Verdicts and kinds as the language of the book says them."""
 MARKUP = re.compile(r"\$\$(?P<block>.+?)\$\$|\$(?P<math>.+?)\$|`(?P<code>.+?)`", re.DOTALL)
 
 
@@ -63,8 +80,8 @@ class ClaimsRegister(_Claims):
                     line=self.lineno,
                 )
             body += self._row(claim, verdict)
-        heads = ("The source says", "Verdict", "What holds, and where")
-        head = nodes.thead("", nodes.row("", *(_entry(nodes.Text(text)) for text in heads)))
+        heads = (_("The source says"), _("Verdict"), _("What holds, and where"))
+        head = nodes.thead("", nodes.row("", *(_entry(nodes.Text(str(text))) for text in heads)))
         columns = [nodes.colspec(colwidth=width) for width in (35, 20, 45)]
         group = nodes.tgroup("", *columns, head, body, cols=3)
         table = nodes.table("", group, classes=["qs-claims", "qs-register", "colwidths-given"])
@@ -73,17 +90,20 @@ class ClaimsRegister(_Claims):
 
     def _row(self, claim: Claim, verdict: str) -> nodes.row:
         said = nodes.paragraph("", "", *_as_written(claim), classes=["qs-original"])
-        english = nodes.paragraph("", "", *self._text(claim.english), classes=["qs-english"])
-        kind = nodes.paragraph("", claim.kind, classes=["qs-kind"])
+        original: list[nodes.Node] = [said]
+        if not is_translation(self.config):  # whose readers read the source itself
+            original.append(self._paragraph(claim.english, "qs-english"))
+        kind = nodes.paragraph("", WORDS[claim.kind], classes=["qs-kind"])
         lines = ", ".join(map(str, claim.lines))
+        words = _("lines {} of the source") if len(claim.lines) > 1 else _("line {} of the source")
         where = nodes.paragraph("", "", classes=["qs-where"])
         where += nodes.inline("", "", claim_cell=(claim.notebook, claim.cell))
-        where += nodes.Text(f" · line{'s' if len(claim.lines) > 1 else ''} {lines} of the source")
+        where += nodes.Text(f" · {words.format(lines)}")
         return nodes.row(
             "",
-            nodes.entry("", said, english),
+            nodes.entry("", *original),
             nodes.entry("", nodes.paragraph("", "", badge(verdict)), kind),
-            nodes.entry("", nodes.paragraph("", "", *self._text(claim.statement)), where),
+            nodes.entry("", self._paragraph(claim.statement), where),
             ids=[claim.key],
             classes=[
                 f"of-verdict-{nodes.make_id(verdict)}",
@@ -92,9 +112,12 @@ class ClaimsRegister(_Claims):
             ],
         )
 
-    def _text(self, text: str) -> list[nodes.Node]:
+    def _paragraph(self, text: str, *classes: str) -> nodes.paragraph:
         inline, messages = self.state.inline_text(text, self.lineno)
-        return [*inline, *messages]
+        paragraph = nodes.paragraph(text, "", *inline, *messages, classes=list(classes))
+        self.set_source_info(paragraph)
+        paragraph["translatable"] = "qs-english" not in classes
+        return paragraph
 
 
 class ClaimsCount(_Claims):
@@ -123,7 +146,7 @@ class ClaimsLegend(SphinxDirective):
             nodes.definition_list_item(
                 "",
                 nodes.term("", "", badge(verdict), ids=[_legend_id(verdict)]),
-                nodes.definition("", nodes.paragraph("", meaning)),
+                nodes.definition("", nodes.paragraph("", str(meaning))),
             )
             for verdict, meaning in MEANINGS.items()
         ]
@@ -132,7 +155,8 @@ class ClaimsLegend(SphinxDirective):
 
 def badge(verdict: str) -> nodes.inline:
     """A verdict as the book shows it."""
-    return nodes.inline("", verdict, classes=["verdict", f"verdict-{nodes.make_id(verdict)}"])
+    words = str(WORDS.get(verdict, verdict))
+    return nodes.inline("", words, classes=["verdict", f"verdict-{nodes.make_id(verdict)}"])
 
 
 def _entry(*children: nodes.Node) -> nodes.entry:
@@ -158,7 +182,14 @@ def _as_written(claim: Claim) -> list[nodes.Node]:
 class _ClaimText(PasteTextRole):
     """`{glue:text}`: a claim's verdict leads to its row of the register."""
 
+    text: str
+
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        if "::" not in self.text and "nb_renderer" not in self.document:
+            # A translated paragraph is parsed by itself, away from its chapter.
+            env = self.document.settings.env
+            typed = "" if ":" in self.text else ":s"
+            self.text = f"/{env.doc2path(env.docname, base=False)}::{self.text}{typed}"
         pasted, messages = super().run()
         key = self.text.rpartition("::")[2].partition(":")[0]
         if key.startswith(PREFIX) and pasted:
@@ -175,7 +206,7 @@ class _CellsThatDecide(SphinxTransform):
         file = Path(self.env.doc2path(self.env.docname))
         if file.suffix != ".ipynb" or PAGE not in self.env.found_docs:
             return
-        claims, _ = _register(Path(self.env.srcdir))
+        claims, _decisions = _register(Path(self.env.srcdir))
         decided: dict[str, list[Claim]] = {}
         for claim in claims:
             if claim.notebook == file.stem:
@@ -187,7 +218,9 @@ class _CellsThatDecide(SphinxTransform):
             if cell.get("nb_element") != "cell_code" or ids[cell["cell_index"]] not in decided:
                 continue
             name = ids[cell["cell_index"]]
-            line = nodes.paragraph("", "Decides: ", ids=[_anchor(name)], classes=["qs-decides"])
+            line = nodes.paragraph(
+                "", _("Decides:") + " ", ids=[_anchor(name)], classes=["qs-decides"]
+            )
             for claim in decided[name]:
                 line += nodes.inline("", "", nodes.literal("", claim.id), claim_row=claim.key)
                 line += nodes.Text(" ")
@@ -215,7 +248,7 @@ class _LinksOfClaims(SphinxPostTransform):
     def run(self, **kwargs: object) -> None:
         if PAGE not in self.env.found_docs:  # nowhere to lead to
             return
-        claims, _ = _register(Path(self.env.srcdir))
+        claims, _decisions = _register(Path(self.env.srcdir))
         known = {claim.key for claim in claims} | {_legend_id(verdict) for verdict in VERDICTS}
         for node in list(self.document.findall(nodes.inline)):
             if row := node.get("claim_row"):

@@ -1,0 +1,303 @@
+"""The Chinese edition: complete, with the numbers of the English one, and as sound in a browser."""
+
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from babel.messages.catalog import Catalog
+from fontTools.ttLib import TTFont
+from playwright.sync_api import Browser, BrowserContext
+from test_book import (  # noqa: F401
+    BOOK,
+    IDEOGRAPH,
+    PAGES,
+    ROOT,
+    Texts,
+    built,
+    contexts,
+    length,
+    look_at,
+    site,
+)
+
+from qstar_book import translation
+from qstar_book.sphinx import edition
+
+FONT = BOOK / "_static" / "fonts" / "chinese.woff2"
+TRANSLATED = translation.translated_pages(ROOT)
+CHINESE = [*TRANSLATED, "search"]
+WANTED = {
+    "index",
+    "notation",
+    "claims",
+    *(
+        f"chapters/{name}"
+        for name in ("your_two_models", "kl_symmetry", "gaussians", "speculative_decoding")
+    ),
+}
+
+
+def test_these_pages_at_least_are_translated():
+    assert set(TRANSLATED) >= WANTED
+    assert set(TRANSLATED) <= set(PAGES)
+
+
+# --- Complete ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def templates(built: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Catalog]:  # noqa: F811
+    folder = tmp_path_factory.mktemp("gettext")
+    assert translation.extract(ROOT, folder)
+    return translation.read_templates(folder)
+
+
+@pytest.mark.parametrize("name", [*TRANSLATED, edition.CATALOG, edition.SCRIPTS])
+def test_a_translation_keeps_up_with_its_original(templates: dict[str, Catalog], name: str):
+    """Mended by `qstar-book translate`, and by a translator."""
+    ours = translation.catalogs(ROOT)
+    assert len(templates[name]) > 3
+    assert translation.behind(name, ours.get(name), templates[name]) == []
+
+
+def test_no_catalogue_is_of_a_page_that_is_not_translated(templates: dict[str, Catalog]):
+    assert set(translation.catalogs(ROOT)) == set(templates)
+
+
+def test_a_translation_that_is_behind_is_caught():
+    template, ours = Catalog(), Catalog()
+    for text in ("It is kept.", "It is new.", "It has changed.", "It is empty."):
+        template.add(text)
+    ours.add("It is kept.", "它保留了。")
+    ours.add("It has changed.", "它从前是这样。", flags=["fuzzy"])
+    ours.add("It is gone.", "它消失了。")
+    ours.add("It is empty.", "")
+    assert translation.behind("p", ours, template) == [
+        "p: not translated: It is new.",
+        "p: doubtful: It has changed.",
+        "p: not translated: It is empty.",
+        "p: no longer said: It is gone.",
+    ]
+    assert translation.behind("p", None, template) == ["p: no catalogue"]
+
+
+# --- The same numbers ----------------------------------------------------------------------------
+
+
+class Blocks(HTMLParser):
+    """The paragraphs, cells, titles and the like of a page's article, each with its text."""
+
+    BLOCKS = frozenset(
+        {"p", "li", "td", "th", "dt", "dd", "figcaption", "caption", "summary", "pre"}
+    )
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, str]] = []
+        self.open: list[list[str]] = []
+        self.left_out: list[str] = []  # the tags within a part that is not compared
+        article = re.search(r"<article\b.*?</article>", page, re.DOTALL)
+        assert article is not None
+        self.feed(article[0])
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        names = set((dict(attributes).get("class") or "").split())
+        if self.left_out or tag == "script" or names & {"qs-english", "qs-tip"}:
+            self.left_out += [tag] if tag not in Texts.VOID else []
+        elif tag in self.BLOCKS or re.fullmatch(r"h\d", tag):
+            self.open.append([tag])
+
+    def handle_endtag(self, tag: str) -> None:
+        if self.left_out:
+            self.left_out.pop()
+        elif self.open and tag == self.open[-1][0]:
+            name, *texts = self.open.pop()
+            if text := " ".join("".join(texts).split()):
+                self.found.append((name, text))
+
+    def handle_data(self, data: str) -> None:
+        if self.open and not self.left_out:
+            self.open[-1].append(data)
+
+
+NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+
+
+def numbers_of(page: str) -> list[tuple[str, Counter[str], str]]:
+    """Of each block that says a number: what it is, its numbers, and its text."""
+    found = [(tag, Counter(NUMBER.findall(text)), text) for tag, text in Blocks(page).found]
+    return [one for one in found if one[1]]
+
+
+def other_numbers(english: str, chinese: str) -> list[str]:
+    """Where a page and its translation do not say the same numbers."""
+    here, there = numbers_of(english), numbers_of(chinese)
+    found = [f"{a[2]} | {b[2]}" for a, b in zip(here, there, strict=False) if a[:2] != b[:2]]
+    return found + [one[2] for one in [*here[len(there) :], *there[len(here) :]]]
+
+
+@pytest.mark.parametrize("name", TRANSLATED)
+def test_every_number_is_that_of_the_english_page(built: Path, name: str):  # noqa: F811
+    english = (built / f"{name}.html").read_text(encoding="utf8")
+    chinese = (built / edition.FOLDER / f"{name}.html").read_text(encoding="utf8")
+    assert sum(sum(numbers.values()) for _, numbers, _ in numbers_of(english)) > 20
+    assert other_numbers(english, chinese) == []
+
+
+def test_another_number_is_caught():
+    english = "<article><p>It is 0.5 of 12.</p><ul><li><p>Two</p></li></ul><p>And 3</p></article>"
+    chinese = "<article><p>它是 12 的 0.5。</p><ul><li><p>二</p></li></ul><p>还有 3</p></article>"
+    assert other_numbers(english, chinese) == []
+    assert other_numbers(english, chinese.replace("0.5", "0.6")) == [
+        "It is 0.5 of 12. | 它是 12 的 0.6。"
+    ]
+    assert other_numbers(english, chinese.replace("<p>还有 3</p>", "")) == ["And 3"]
+    assert len(other_numbers(english, chinese.replace("二", "2"))) == 2
+
+
+# --- In a browser --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def chinese_texts(built: Path) -> dict[str, Texts]:  # noqa: F811
+    folder = built / edition.FOLDER
+    return {name: Texts((folder / f"{name}.html").read_text(encoding="utf8")) for name in CHINESE}
+
+
+@pytest.mark.parametrize("name", CHINESE)
+def test_a_chinese_page_is_sound_in_light_in_dark_and_on_a_phone(
+    site: str,  # noqa: F811
+    contexts: dict[str, BrowserContext],  # noqa: F811
+    name: str,
+):
+    assert look_at(contexts["phone"], f"{site}/{edition.FOLDER}/{name}.html") == []
+
+
+def test_a_chinese_page_opens_from_the_disk_without_a_server(
+    built: Path,  # noqa: F811
+    contexts: dict[str, BrowserContext],  # noqa: F811
+):
+    page = built / edition.FOLDER / f"{TRANSLATED[1]}.html"
+    assert look_at(contexts["dark"], page.as_uri(), ["dark"]) == []
+
+
+def test_no_chinese_page_is_wider_than_the_smallest_phone(site: str, browser: Browser):  # noqa: F811
+    page = browser.new_page(viewport={"width": 320, "height": 640})
+    for name in CHINESE:
+        page.goto(f"{site}/{edition.FOLDER}/{name}.html", wait_until="load")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320, name
+    page.close()
+
+
+@pytest.mark.parametrize("name", CHINESE)
+def test_a_chinese_page_says_that_it_is_chinese(chinese_texts: dict[str, Texts], name: str):
+    page = chinese_texts[name]
+    (html,) = [attributes for tag, attributes in page.elements if tag == "html"]
+    assert html["lang"] == "zh-CN"
+    assert len(IDEOGRAPH.findall(page.title)) > 3
+    said = [text for language, text in page.found if language == "en" and IDEOGRAPH.search(text)]
+    assert said == []
+
+
+@pytest.mark.parametrize("name", TRANSLATED)
+def test_each_page_of_both_editions_leads_to_the_other(built: Path, name: str):  # noqa: F811
+    editions = {"en": built / f"{name}.html", "zh-CN": built / edition.FOLDER / f"{name}.html"}
+    for file in editions.values():
+        page = Texts(file.read_text(encoding="utf8"))
+        alternates = {
+            str(a["hreflang"]): (file.parent / str(a["href"])).resolve()
+            for tag, a in page.elements
+            if tag == "link" and a.get("rel") == "alternate" and a.get("hreflang")
+        }
+        assert alternates == {language: there.resolve() for language, there in editions.items()}
+        (link,) = [a for tag, a in page.elements if "qs-edition" in (a.get("class") or "").split()]
+        there = editions[str(link["lang"])]
+        assert there != file
+        assert (file.parent / str(link["href"])).resolve() == there.resolve()
+
+
+def test_a_page_without_a_translation_offers_none(built: Path):  # noqa: F811
+    for name in set(PAGES) - set(TRANSLATED):
+        assert "qs-edition" not in (built / f"{name}.html").read_text(encoding="utf8"), name
+
+
+def test_the_switch_leads_to_the_same_place(site: str, contexts: dict[str, BrowserContext]):  # noqa: F811
+    page = contexts["light"].new_page()
+    page.goto(f"{site}/notation.html#symbols", wait_until="load")
+    page.get_by_role("link", name="中文").click()
+    page.wait_for_url(f"{site}/{edition.FOLDER}/notation.html#symbols")
+    assert page.locator("#symbols").count() == 1
+    page.get_by_role("link", name="English", exact=True).click()
+    page.wait_for_url(f"{site}/notation.html#symbols")
+    page.close()
+
+
+def test_every_chinese_character_that_is_shown_is_in_the_font(
+    built: Path,  # noqa: F811
+):
+    cmap = TTFont(FONT).getBestCmap()
+    used: set[str] = set()
+    for file in built.rglob("*.html"):
+        page = Texts(file.read_text(encoding="utf8"))
+        shown = "".join(text for _, text in page.found)
+        used |= set(re.findall("[\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]", shown))
+    assert len(used) > 700
+    assert {sign for sign in used if ord(sign) not in cmap} == set()
+    assert set("“”‘’—…") <= {chr(code) for code in cmap}
+    assert len(cmap) < len(used) + 300  # and little else
+    assert FONT.stat().st_size <= 300_000
+    assert (FONT.parent / "OFL-chinese.txt").is_file()
+
+
+def test_chinese_is_shown_in_the_font_of_the_book(site: str, contexts: dict[str, BrowserContext]):  # noqa: F811
+    page = contexts["light"].new_page()
+    loaded = """async () => {
+      await document.fonts.ready;
+      return [...document.fonts].filter((face) => face.status === "loaded")
+        .map((face) => face.family.replaceAll('"', ""));
+    }"""
+    page.goto(f"{site}/{edition.FOLDER}/index.html", wait_until="load")
+    assert "qstar chinese" in page.evaluate(loaded)
+    page.goto(f"{site}/bibliography.html", wait_until="load")
+    assert "qstar chinese" not in page.evaluate(loaded)
+    page.close()
+
+
+def test_a_chinese_page_is_light(site: str, browser: Browser):  # noqa: F811
+    for name in CHINESE:
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        sizes: dict[str, int] = {}
+        page.on("requestfinished", lambda one, sizes=sizes: sizes.update({one.url: length(one)}))
+        page.goto(f"{site}/{edition.FOLDER}/{name}.html", wait_until="networkidle")
+        page.close()
+        assert 200_000 < sum(sizes.values()) <= 1_200_000, name
+
+
+QUERIES = ["几何平均", "交集", "投机采样", "教师", "Chernoff"]
+
+
+def test_search_finds_chinese_within_runs_of_it(
+    built: Path,  # noqa: F811
+    contexts: dict[str, BrowserContext],  # noqa: F811
+    chinese_texts: dict[str, Texts],
+):
+    """From the disk, without a server behind it."""
+    page = contexts["light"].new_page()
+    page.goto((built / edition.FOLDER / "search.html").as_uri(), wait_until="load")
+    found = page.evaluate(
+        """(queries) => queries.map((query) =>
+          Search._performSearch(...Search._parseQuery(query)).map((result) => result[0]))""",
+        QUERIES,
+    )
+    for query, pages in zip(QUERIES, found, strict=True):
+        holding = {name for name in TRANSLATED if query in chinese_texts[name].text}
+        assert holding, query
+        assert holding <= set(pages) <= set(TRANSLATED), query
+    page.goto(f"{(built / edition.FOLDER / 'search.html').as_uri()}?q=几何平均", wait_until="load")
+    link = page.locator("#search-results li a").first
+    link.wait_for(timeout=10_000)
+    target = str(link.get_attribute("href")).partition("#")[0].partition("?")[0]
+    page.close()
+    assert (built / edition.FOLDER / target).is_file()
