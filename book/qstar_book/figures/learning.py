@@ -112,7 +112,8 @@ def learning_curves(
             bars = np.stack([mean - low, high - mean])
             ax.errorbar(
                 at + shift, mean, yerr=bars, color=colour, marker=marker, linestyle=dash,
-                markersize=4, capsize=2, linewidth=1.3, elinewidth=0.9, label=way,
+                markersize=4, capsize=2, linewidth=1.3, elinewidth=0.9,
+                label=way.replace("q*", r"$q^\star$").replace("half", "$q_{1/2}$"),
             )  # fmt: skip
         ax.set_ylabel(quantity)
     axes[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
