@@ -12,13 +12,22 @@ def new_figure():
     return Figure(figsize=(figures.WIDTH, 4), layout="constrained")
 
 
-def test_a_trajectory_stands_above_its_exponents():
-    chernoff, quantiles = np.array([2.0, 1.0, np.nan]), np.full((3, 3), 0.5)
-    fig = figures.trajectories(STEPS, {"its end": (chernoff, quantiles)}, fig=new_figure())
-    above, below = fig.axes
-    np.testing.assert_array_equal(above.lines[0].get_ydata(), chernoff)
-    np.testing.assert_array_equal(below.lines[0].get_ydata(), quantiles[:, 1])
-    np.testing.assert_array_equal(above.lines[0].get_xdata(), [1, 2, 11])
+def test_a_trajectory_stands_above_its_exponents_and_in_the_column_of_its_training():
+    near, far = np.array([2.0, 1.0, np.nan]), np.array([3.0, 2.0, 1.0])
+    quantiles = np.full((3, 3), 0.5)
+    trainings = {
+        name: {"its end": (scale * near, quantiles), "its start": (scale * far, quantiles)}
+        for name, scale in (("one", 1.0), ("other", 2.0))
+    }
+    fig = figures.trajectories(STEPS, trainings, fig=new_figure())
+    for column, scale in enumerate((1.0, 2.0)):
+        above, below = fig.axes[column], fig.axes[2 + column]
+        for line, chernoff in zip(above.lines, (near, far), strict=True):
+            np.testing.assert_array_equal(line.get_ydata(), scale * chernoff)
+            np.testing.assert_array_equal(line.get_xdata(), [1, 2, 11])
+        np.testing.assert_array_equal(below.lines[0].get_ydata(), quantiles[:, 1])
+    assert [ax.get_title() for ax in fig.axes[:2]] == ["one", "other"]
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["its end", "its start"]
 
 
 def test_positions_stand_at_their_range_and_below_the_bound():

@@ -239,6 +239,40 @@ def test_runs_come_in_order_and_stop_when_it_is_late():
     assert list(jobs.each(square, given, limit_s=-1)) == []
 
 
+def falls_short(*, config, way, seed, device):
+    """A run that ends best at the rate 2."""
+    assert (way, device) == ("policy", "cpu")
+    return {"curve": [{"x": 0.0}, {"x": seed - abs(config["learning_rate"] - 2)}]}
+
+
+def test_every_way_gets_the_rate_at_which_the_policy_ends_best():
+    told = {"rates": (1, 2, 4), "seeds": 5, "learning_rate": 9}
+    found = jobs.best_rate(falls_short, told, quantity="x", device="cpu")
+    assert (found["rate"], found["seed"]) == (2, 5)
+    assert [curve[-1]["x"] for curve in found["curves"]] == [4, 5, 3]
+
+
+def test_the_rate_that_was_found_is_the_one_of_the_runs(monkeypatch):
+    """In both experiments: the record's configuration is that of its runs."""
+    for module, config in (
+        (distillation, distillation.Distillation(seeds=1, ways=("policy",), rates=(1.0, 2.0))),
+        (policy_gradient, policy_gradient.PolicyGradient(seeds=1, rates=(1.0, 2.0))),
+    ):
+        rates = []
+
+        def run(*, config, way, seed, device, rates=rates):
+            rates.append(config["learning_rate"])
+            end = {"right_chance": rates[-1], "objective": rates[-1]}
+            return {"way": way, "seed": seed, "curve": [end]}
+
+        monkeypatch.setattr(module, "run", run)
+        monkeypatch.setattr(distillation, "costs", lambda *_, **__: {})
+        monkeypatch.setattr(policy_gradient, "values", lambda *_: {})
+        record = module.record(config)
+        assert record["config"]["learning_rate"] == record["scan"]["rate"] == 2
+        assert rates == [1, 2] + [2] * len(config.ways)
+
+
 def test_curves_are_of_the_seeds_that_every_way_has():
     runs = [
         {"way": way, "seed": seed, "curve": [{"x": 10 * seed + i} for i in range(2)]}

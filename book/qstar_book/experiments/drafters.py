@@ -43,7 +43,7 @@ LEARNING_RATE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Configuration:
+class Drafting:
     """What is trained and measured.
 
     Attributes:
@@ -78,7 +78,7 @@ class Configuration:
     max_new_tokens: int = 100
     seed: int = 0
 
-    def quick(self) -> "Configuration":
+    def quick(self) -> "Drafting":
         """Small and few: a rehearsal."""
         return replace(self, texts=16, steps=3, batch=8, seeds=2, tested=8, replays=2, live=2)
 
@@ -445,7 +445,7 @@ def train_command(
     """`qstar-book train drafter`."""
     if objective not in OBJECTIVES:
         raise RefusedError(f"--objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
-    c = Configuration(policy, teacher, start, seed=seed)
+    c = Drafting(policy, teacher, start, seed=seed)
     c = c if steps is None else replace(c, steps=steps)
     pair = _reader(policy, device), _reader(teacher, device)
     model, losses = _train(c, pair, family.load(start, device=device)[0], objective, seed)
@@ -454,7 +454,7 @@ def train_command(
 
 
 def _train(
-    c: Configuration, pair: tuple[Reader, Reader], start: Any, objective: str, seed: int
+    c: Drafting, pair: tuple[Reader, Reader], start: Any, objective: str, seed: int
 ) -> tuple[Any, list[float]]:
     texts = documents(pair, c.texts, seed=_texts_seed(seed), max_new_tokens=c.max_new_tokens)
     learned = lessons(pair, texts)
@@ -466,7 +466,7 @@ def _texts_seed(seed: int) -> int:
 
 
 def _save(
-    c: Configuration, model: Any, losses: list[float], objective: str, out: Path, device: str
+    c: Drafting, model: Any, losses: list[float], objective: str, out: Path, device: str
 ) -> None:
     told = family.Training(**_training_of(c.start))
     made_by = provenance("torch", "transformers", device=device_name(device))
@@ -481,7 +481,7 @@ def _training_of(name: str) -> dict[str, Any]:
 
 
 def measure(
-    configuration: Configuration, *, device: str, save: Any = None, keep: Path | None = None
+    configuration: Drafting, *, device: str, save: Any = None, keep: Path | None = None
 ) -> dict[str, Any]:
     """The whole record, but how it was made.
 
@@ -612,7 +612,7 @@ def command(
     seed: int,
 ) -> None:
     """`qstar-book record drafters`."""
-    c = Configuration(policy, teacher, start, seed=seed)
+    c = Drafting(policy, teacher, start, seed=seed)
     c = c.quick() if quick else c
     c = c if steps is None else replace(c, steps=steps)
     c = c if texts is None else replace(c, texts=texts)

@@ -102,6 +102,40 @@ def collect(
     return made
 
 
+def best_rate(
+    function: Callable[..., Any],
+    told: Mapping[str, Any],
+    *,
+    quantity: str,
+    device: str,
+    processes: int = 1,
+) -> dict[str, Any]:
+    """The learning rate at which rollouts of the policy itself end best; every way then gets it.
+
+    Each rate is tried on one seed, which is none of those that are compared afterwards.
+
+    Args:
+        function: Makes one run, with a "curve".
+        told: The fields of its configuration, among them "rates" and "seeds".
+        quantity: Of a curve's last point; the more the better.
+        device: Where.
+        processes: How many runs at a time.
+
+    Returns:
+        "quantity", "seed", "curves" (one for each of the rates) and the best "rate".
+    """
+    rates, seed = told["rates"], told["seeds"]
+    given = [
+        {"config": {**told, "learning_rate": r}, "way": "policy", "seed": seed, "device": device}
+        for r in rates
+    ]
+    found = dict(each(function, given, jobs=processes))
+    curves = [found[place]["curve"] for place in range(len(rates))]
+    ends = [curve[-1][quantity] for curve in curves]
+    best = rates[ends.index(max(ends))]
+    return {"quantity": quantity, "seed": seed, "curves": curves, "rate": best}
+
+
 def write(
     record: Callable[..., dict[str, Any]],
     config: Any,

@@ -39,7 +39,7 @@ from qstar.rows_torch import log_geometric_mean
 
 from .. import shipped_model
 from ..files import RefusedError, cpu_name, provenance, write_json
-from ..records import corpus
+from ..records import accelerator, corpus
 from ..records.decoding import NOISE, noised
 from . import family, tasks
 
@@ -314,8 +314,7 @@ class Public:
     Attributes:
         model: Its id on the hub.
         kind: Of its architecture, as transformers calls it.
-        sizes: vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads,
-            num_key_value_heads.
+        sizes: In the order of `records.accelerator.SIZES`.
         tied: Whether the output layer is the embedding.
         source: Where these values stand.
     """
@@ -330,15 +329,7 @@ class Public:
         """The configuration as transformers takes it."""
         from transformers import AutoConfig
 
-        names = (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-        )
-        given = dict(zip(names, self.sizes, strict=True))
+        given = dict(zip(accelerator.SIZES, self.sizes, strict=True))
         return AutoConfig.for_model(self.kind, **given, tie_word_embeddings=self.tied)
 
 

@@ -16,6 +16,7 @@ and stability" as its merit. REINFORCE: Williams (1992), Machine Learning 8.
 import copy
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,7 +31,7 @@ from qstar.rows import kl, log_geometric_mean
 from qstar.solve import solve_kl_symmetry
 
 from . import family, rollouts, tasks
-from .jobs import Keep, collect, write
+from .jobs import Keep, best_rate, collect, write
 from .rollouts import Questions
 
 WEIGHTED = ", weighted"
@@ -48,6 +49,8 @@ class PolicyGradient:
         steps: Optimiser steps.
         prompts: Questions of a step, one answer each.
         learning_rate: Of AdamW, the same at every step.
+        rates: Learning rates that are tried first (`jobs.best_rate`); the best of them becomes the
+            learning rate. Empty: it stays what it is.
         beta: What a nat of divergence from the reference costs, in units of the reward.
         held_out: Questions of the evaluation.
         evaluations: How often it takes place after the start.
@@ -61,9 +64,10 @@ class PolicyGradient:
     steps: int = 100
     prompts: int = 32
     learning_rate: float = 2e-4
+    rates: tuple[float, ...] = ()
     beta: float = 0.05
-    held_out: int = 160
-    evaluations: int = 4
+    held_out: int = 96
+    evaluations: int = 3
     max_new_tokens: int = 32
     kinds: tuple[str, ...] = ()
 
@@ -300,6 +304,9 @@ def record(
     """All ways and seeds, and the soft values. Arguments as in `distillation.record`."""
     told = asdict(config)
     made: dict[str, Any] = {"config": told, "values": values(config, device)}
+    if config.rates:
+        scan = best_rate(run, told, quantity="objective", device=device, processes=processes)
+        made["scan"], told["learning_rate"] = scan, scan["rate"]
     given = [
         {"config": told, "way": way, "seed": seed, "device": device}
         for seed in range(config.seeds)
@@ -327,11 +334,14 @@ def command(
     steps: int | None,
     prompts: int | None,
     learning_rate: float | None,
+    rates: Sequence[float],
+    kinds: Sequence[str],
     jobs: int,
     limit: float | None,
 ) -> None:
     """`qstar-book record policy-gradient`."""
-    config = PolicyGradient(model, kinds=family.kinds_of(model))
+    asked = tuple(kinds) or family.kinds_of(model)
+    config = PolicyGradient(model, rates=tuple(rates), kinds=asked)
     config = config.quick() if quick else config
     named = {"seeds": seeds, "steps": steps, "prompts": prompts, "learning_rate": learning_rate}
     config = PolicyGradient(**asdict(config) | {k: x for k, x in named.items() if x is not None})

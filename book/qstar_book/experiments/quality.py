@@ -45,7 +45,7 @@ LEVEL = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Configuration:
+class Quality:
     """What is measured.
 
     Attributes:
@@ -77,7 +77,7 @@ class Configuration:
     max_new_tokens: int = 40
     seed: int = 0
 
-    def quick(self) -> "Configuration":
+    def quick(self) -> "Quality":
         """Small and few: a rehearsal."""
         return replace(
             self,
@@ -300,7 +300,7 @@ def compare_samplers(
     pair: tuple[Reader, Reader],
     draft: Reader | None,
     items: Sequence[tasks.Item],
-    configuration: Configuration,
+    configuration: Quality,
     *,
     text_of: Callable[[Sequence[int]], str],
 ) -> dict[str, Any]:
@@ -399,7 +399,7 @@ def uncertain(right: ndarray, count: int) -> list[int]:
 # --- The command ---------------------------------------------------------------------------------
 
 
-def measure(configuration: Configuration, *, device: str, save: Any = None) -> dict[str, Any]:
+def measure(configuration: Quality, *, device: str, save: Any = None) -> dict[str, Any]:
     """The whole record, but how it was made.
 
     Args:
@@ -500,7 +500,7 @@ def command(
     seed: int,
 ) -> None:
     """`qstar-book record quality`."""
-    configuration = Configuration(parse_pairs(pairs), draft=draft, seed=seed)
+    configuration = Quality(parse_pairs(pairs), draft=draft, seed=seed)
     if quick:
         configuration = configuration.quick()
     if scores_only:

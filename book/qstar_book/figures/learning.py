@@ -21,32 +21,38 @@ WAYS: dict[str, tuple[str, str, Any]] = {
 """Colour, marker and dash of each way to draw rollouts."""
 
 
+Trajectory = tuple[ndarray, ndarray]
+"""Of checkpoints: the mean C in nats, and the 5th, 50th and 95th percentile of alpha* over the
+positions; nan where a model meets itself. Shapes (steps,) and (steps, 3)."""
+
+
 def trajectories(
-    steps: Sequence[int],
-    runs: Mapping[str, tuple[ndarray, ndarray]],
-    *,
-    fig: Figure,
+    steps: Sequence[int], trainings: Mapping[str, Mapping[str, Trajectory]], *, fig: Figure
 ) -> Figure:
     """C and the quantiles of alpha* of checkpoints against two other models.
 
     Args:
         steps: After which optimiser steps.
-        runs: Label -> (mean C in nats, quantiles of alpha*): the 5th, 50th and 95th percentile over
-            the positions. Shapes (steps,) and (steps, 3); nan where a model meets itself.
+        trainings: What is trained, a column each -> what it is compared with -> its trajectory.
         fig: Where to draw.
     """
-    above, below = fig.subplots(2, 1, sharex=True)
+    axes = fig.subplots(2, len(trainings), sharex=True, sharey="row", squeeze=False)
     at = np.asarray(steps, dtype=float) + 1
-    for (label, (chernoff, quantiles)), colour, marker in zip(
-        runs.items(), (COLOURS["q*"], COLOURS["other"]), "os", strict=False
-    ):
-        above.plot(at, chernoff, marker + "-", color=colour, markersize=4, label=label)
-        below.plot(at, quantiles[:, 1], marker + "-", color=colour, markersize=4)
-        below.fill_between(at, quantiles[:, 0], quantiles[:, 2], color=colour, alpha=0.18)
-    below.axhline(0.5, **LINES["guide"])
-    above.set(yscale="log", ylabel="mean $C$ (nats)")
-    above.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(runs))
-    below.set(xscale="log", xlabel="1 + optimiser steps", ylabel=r"$\alpha^\star$")
+    for (name, runs), (above, below) in zip(trainings.items(), axes.T, strict=True):
+        for (label, (chernoff, quantiles)), colour, marker in zip(
+            runs.items(), (COLOURS["q*"], COLOURS["other"]), "os", strict=True
+        ):
+            above.plot(at, chernoff, marker + "-", color=colour, markersize=4, label=label)
+            below.plot(at, quantiles[:, 1], marker + "-", color=colour, markersize=4)
+            below.fill_between(at, quantiles[:, 0], quantiles[:, 2], color=colour, alpha=0.18)
+        below.axhline(0.5, **LINES["guide"])
+        above.set_yscale("log")
+        above.set_title(name, fontsize="medium")
+        below.set(xscale="log", xlabel="1 + optimiser steps")
+    axes[0, 0].set_ylabel("mean $C$ (nats)")
+    axes[1, 0].set_ylabel(r"$\alpha^\star$")
+    labels = axes[0, 0].get_legend_handles_labels()
+    fig.legend(*labels, loc="outside upper center", ncols=2)
     fig.align_ylabels()
     return fig
 
@@ -106,7 +112,8 @@ def learning_curves(
             bars = np.stack([mean - low, high - mean])
             ax.errorbar(
                 at + shift, mean, yerr=bars, color=colour, marker=marker, linestyle=dash,
-                markersize=4, capsize=2, linewidth=1.3, elinewidth=0.9, label=way,
+                markersize=4, capsize=2, linewidth=1.3, elinewidth=0.9,
+                label=way.replace("q*", r"$q^\star$").replace("half", "$q_{1/2}$"),
             )  # fmt: skip
         ax.set_ylabel(quantity)
     axes[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
