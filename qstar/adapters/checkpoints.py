@@ -4,7 +4,7 @@
     pair = checkpoints.load_pair("folder", "another", device_map="auto")
     checkpoints.check_same_vocabulary(tokenizer, other_tokenizer)
     ids = checkpoints.chat_ids(tokenizer, "Why is the sky blue?")
-    log_p = checkpoints.log_laws(model, ids, answer_ids)
+    log_p = checkpoints.log_distributions(model, ids, answer_ids)
 
 Weights are read from safetensors files only, and no model brings code of its
 own.
@@ -415,7 +415,7 @@ def _first_difference(policy: Mapping[Any, Any], teacher: Mapping[Any, Any]) -> 
 
 
 @torch.no_grad()
-def log_laws(model: Any, prompt_ids: Tensor, tokens: Tensor) -> Tensor:
+def log_distributions(model: Any, prompt_ids: Tensor, tokens: Tensor) -> Tensor:
     """The model's distribution of each of `tokens`, given the prompt and the tokens before it.
 
     One forward over the whole text (teacher forcing), without a cache: what decoding these very

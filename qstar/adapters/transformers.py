@@ -225,7 +225,7 @@ def _check_request(
     if wanted:
         raise ValueError(
             f"q_star keeps no {', '.join(wanted)}: return_dict_in_generate=True returns a trace of "
-            f"the two distributions; checkpoints.log_laws gives those of given tokens."
+            f"the two distributions; checkpoints.log_distributions gives those of given tokens."
         )
     cache = model_kwargs.get("past_key_values")
     kind = config.cache_implementation

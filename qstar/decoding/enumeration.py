@@ -1,8 +1,8 @@
 """The exact distribution of a decoder's tokens: it is run on every sequence of its choices.
 
     pair = tiny_model(1), tiny_model(2)
-    distribution, _ = decoder_law(*pair, ids, length=2, scheme="alternating", gamma=2)
-    abs(distribution - token_level_law(*pair, ids, length=2)).max()      # rounding
+    distribution, _ = decoder_distribution(*pair, ids, length=2, scheme="alternating", gamma=2)
+    abs(distribution - token_level_distribution(*pair, ids, length=2)).max()      # rounding
 
 Only models of a few tokens can be followed this far. The code that runs is `decode.generate`, the
 one that decodes from models of any size.
@@ -67,7 +67,7 @@ def tiny_model(seed: int, *, vocab: int = 3, forgetful: bool = False) -> Any:
     return model.double().eval()
 
 
-def token_level_law(
+def token_level_distribution(
     policy: Any,
     teacher: Any,
     policy_ids: Tensor,
@@ -104,7 +104,7 @@ def token_level_law(
     return joint
 
 
-def decoder_law(
+def decoder_distribution(
     policy: Any,
     teacher: Any,
     policy_ids: Tensor,
@@ -116,14 +116,14 @@ def decoder_law(
     """The joint distribution of the decoder's tokens, an axis each, and how many choices it made.
 
     Of `length` new tokens after one prompt for each model, of few tokens; `options` are for
-    `generate`. Errors are those of `decoder_laws`.
+    `generate`. Errors are those of `decoder_distributions`.
     """
     prompts = policy_ids, policy_ids if teacher_ids is None else teacher_ids
-    probabilities, result = decoder_laws((policy, teacher), [prompts], length, **options)
+    probabilities, result = decoder_distributions((policy, teacher), [prompts], length, **options)
     return probabilities[0], len(result.tokens)
 
 
-def decoder_laws(
+def decoder_distributions(
     models: Sequence[Any],
     prompts: Sequence[Sequence[Tensor]],
     length: int,

@@ -102,7 +102,9 @@ def every_outcome(
         script = [*(index for index, _ in before), last[1]]
 
 
-def token_law(program: Callable[[Every], Tensor], vocab: int, batch: Sequence[int] = ()) -> ndarray:
+def token_distribution(
+    program: Callable[[Every], Tensor], vocab: int, batch: Sequence[int] = ()
+) -> ndarray:
     """The distribution of one token per row that a program returns; negative ones are left out."""
     probability = torch.zeros((*batch, vocab), dtype=torch.float64)
     for token, weight in every_outcome(program, batch):
@@ -111,7 +113,7 @@ def token_law(program: Callable[[Every], Tensor], vocab: int, batch: Sequence[in
     return probability.numpy()
 
 
-def pick_law(
+def pick_distribution(
     rule: Callable[..., Any],
     draw_candidates: Callable[..., Tensor],
     log_draft: ndarray,
@@ -163,7 +165,7 @@ def pick_law(
     return probability.numpy(), accepted
 
 
-def block_law(
+def block_distribution(
     rule: Callable[..., Any],
     draft: Sequence[ndarray],
     target: Sequence[ndarray],
@@ -226,8 +228,8 @@ def _rows_of(conditionals: Sequence[ndarray], blocks: ndarray, vocab: int) -> nd
     return rows
 
 
-def joint_law(conditionals: Sequence[ndarray]) -> ndarray:
-    """The joint distribution of a sequence, from conditional ones (as in `block_law`)."""
+def joint_distribution(conditionals: Sequence[ndarray]) -> ndarray:
+    """The joint distribution of a sequence, from conditional ones (as in `block_distribution`)."""
     return _completion(conditionals, ())
 
 
@@ -246,7 +248,7 @@ def patched_loop(candidates: Tensor, policy: Tensor, q_star: Tensor, chance: Eve
     """BIASED, an exhibit: the source's loop with its last line mended, and nothing else.
 
     One candidate and this is exact. With k independent ones it has the distribution of the source's
-    own loop with k - 1 (`acceptance.source_loop_law`): where q* is not above the policy, k
+    own loop with k - 1 (`acceptance.source_loop_distribution`): where q* is not above the policy, k
     tests against q* alone hand out more than q* has, so that no last line could help.
 
     Args:

@@ -155,7 +155,7 @@ def source_loop(
 
     It keeps a candidate with probability min(1, target / draft), and after the last rejection it
     draws from the target, where `accept_or_redraw` draws from the residual: what target and draft
-    share is counted twice. Its distribution is `qstar.theory.acceptance.source_loop_law`.
+    share is counted twice. Its distribution is `qstar.theory.acceptance.source_loop_distribution`.
 
     Args:
         candidates: Drawn from `log_draft`, with replacement or (as the source's code does it)

@@ -211,7 +211,9 @@ def pair_with(alpha: float, acceptance: float) -> tuple[ndarray, ndarray]:
     return _log_binomial(tosses, policy), _log_binomial(tosses, teacher)
 
 
-def source_loop_law(log_draft: ArrayLike, log_target: ArrayLike, num_candidates: int) -> ndarray:
+def source_loop_distribution(
+    log_draft: ArrayLike, log_target: ArrayLike, num_candidates: int
+) -> ndarray:
     """The distribution that the source's loop really draws from, with independent candidates.
 
     It is (1 - (1 - a)^k) m + (1 - a)^k target, where a is the acceptance probability and m =

@@ -7,7 +7,7 @@ does. With Z(prefix) the partition function of the two next-token distributions,
 
     Q(y) / q~(y) = prod_t Z(y[:t]) / Z_seq,        Z_seq = E_q~ prod_t Z(Y[:t]).
 
-`SequenceLaw` holds a distribution as tables and makes all of this exact (it can be a
+`SequenceDistribution` holds a distribution as tables and makes all of this exact (it can be a
 parent for `qstar.families.montecarlo`); `PerronPair` is the limit of long Markov chains; `smc`
 draws from Q, given two parents that read particles. NumPy float64; divergences in nats.
 """
@@ -35,7 +35,7 @@ EPS = np.finfo(np.float64).eps
 
 
 @dataclass(frozen=True, eq=False)
-class SequenceLaw:
+class SequenceDistribution:
     """Sequences of fixed length over a small vocabulary, by their next-token distributions.
 
     Attributes:
@@ -99,7 +99,9 @@ class SequenceLaw:
         return tokens
 
 
-def markov_chain(log_first: ArrayLike, log_transition: ArrayLike, length: int) -> SequenceLaw:
+def markov_chain(
+    log_first: ArrayLike, log_transition: ArrayLike, length: int
+) -> SequenceDistribution:
     """The distribution of the first `length` states of a Markov chain.
 
     Args:
@@ -119,10 +121,10 @@ def markov_chain(log_first: ArrayLike, log_transition: ArrayLike, length: int) -
     tables = [first]
     for t in range(1, length):
         tables.append(np.broadcast_to(rows, (len(first),) * (t + 1)))
-    return SequenceLaw(tuple(tables))
+    return SequenceDistribution(tuple(tables))
 
 
-def from_joint(log_joint: ArrayLike) -> SequenceLaw:
+def from_joint(log_joint: ArrayLike) -> SequenceDistribution:
     """The distribution with these log-probabilities; impossible prefixes go on evenly.
 
     Raises:
@@ -140,7 +142,7 @@ def from_joint(log_joint: ArrayLike) -> SequenceLaw:
         raise ValueError(
             f"log_joint must be normalised: its probabilities sum to {np.exp(float(joint)):.6g}."
         )
-    return SequenceLaw(tuple(reversed(tables)))
+    return SequenceDistribution(tuple(reversed(tables)))
 
 
 # --- The two means -------------------------------------------------------------------------------
@@ -151,13 +153,13 @@ class TokenLevel:
     """The distribution q~ of a decoder that takes the geometric mean at every position, exactly.
 
     Attributes:
-        law: q~.
+        distribution: q~.
         alpha: The exponent at each prefix; entry t has shape (vocab,) * t. Shape (*prefix).
         log_partition: log Z at each prefix, in nats; minus the Chernoff information where alpha is
             alpha*. The same shapes. Shape (*prefix).
     """
 
-    law: SequenceLaw
+    distribution: SequenceDistribution
     alpha: tuple[ndarray, ...]
     log_partition: tuple[ndarray, ...]
 
@@ -167,18 +169,18 @@ class TokenLevel:
         total = np.zeros(())
         for table in self.log_partition:
             total = (total + table)[..., None]
-        return np.broadcast_to(total, self.law.log_joint.shape)
+        return np.broadcast_to(total, self.distribution.log_joint.shape)
 
     @property
     def expected_sum(self) -> float:
         """E_q~ of -sum_t log Z(Y[:t]), in nats. With per-position alpha*: KL from q~ to either
         parent."""
-        q = np.exp(self.law.log_joint)
+        q = np.exp(self.distribution.log_joint)
         return float(-np.where(q > 0, q * self.log_correction, 0.0).sum())
 
 
 def token_level(
-    policy: SequenceLaw, teacher: SequenceLaw, alpha: float | None = None
+    policy: SequenceDistribution, teacher: SequenceDistribution, alpha: float | None = None
 ) -> TokenLevel:
     """The distribution of decoding token by token.
 
@@ -211,7 +213,7 @@ def token_level(
         laws.append(log_geometric_mean(ours, theirs, at))
         alphas.append(at)
         partitions.append(log_z)
-    return TokenLevel(SequenceLaw(tuple(laws)), tuple(alphas), tuple(partitions))
+    return TokenLevel(SequenceDistribution(tuple(laws)), tuple(alphas), tuple(partitions))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -219,21 +221,21 @@ class SequenceLevel:
     """The geometric mean Q of two distributions of whole sequences, exactly.
 
     Attributes:
-        law: Q, by its next-token distributions.
+        distribution: Q, by its next-token distributions.
         alpha: The exponent.
         log_partition: log Z_seq, in nats; minus the Chernoff information of the two joint
             distributions where alpha is alpha*.
         balance: alpha*, the Chernoff information and the divergences of the joint distributions.
     """
 
-    law: SequenceLaw
+    distribution: SequenceDistribution
     alpha: float
     log_partition: float
     balance: Balance[ndarray, ndarray, ndarray]
 
 
 def sequence_level(
-    policy: SequenceLaw, teacher: SequenceLaw, alpha: float | None = None
+    policy: SequenceDistribution, teacher: SequenceDistribution, alpha: float | None = None
 ) -> SequenceLevel:
     """The geometric mean of the two joint distributions, by enumeration of all sequences.
 
@@ -258,14 +260,14 @@ def look_ahead(token: TokenLevel) -> tuple[ndarray, ...]:
     The next-token distribution of Q is that of q~ times the exp of this, normalised: it is the
     twist that turns one into the other.
     """
-    tables = [np.zeros(token.law.log_joint.shape)]
-    for t in range(token.law.length - 1, 0, -1):
-        ahead = logsumexp(token.law.log_next[t] + tables[-1], axis=-1)
+    tables = [np.zeros(token.distribution.log_joint.shape)]
+    for t in range(token.distribution.length - 1, 0, -1):
+        ahead = logsumexp(token.distribution.log_next[t] + tables[-1], axis=-1)
         tables.append(np.asarray(token.log_partition[t] + ahead))
     return tuple(reversed(tables))
 
 
-def _check_parents(policy: SequenceLaw, teacher: SequenceLaw) -> None:
+def _check_parents(policy: SequenceDistribution, teacher: SequenceDistribution) -> None:
     ours, theirs = (policy.length, policy.vocab), (teacher.length, teacher.vocab)
     if ours != theirs:
         raise ValueError(
@@ -422,9 +424,11 @@ class Pair(Protocol):
 
 
 class TablePair:
-    """Two `SequenceLaw`s as a `Pair`."""
+    """Two `SequenceDistribution`s as a `Pair`."""
 
-    def __init__(self, policy: SequenceLaw, teacher: SequenceLaw, num_particles: int):
+    def __init__(
+        self, policy: SequenceDistribution, teacher: SequenceDistribution, num_particles: int
+    ):
         _check_parents(policy, teacher)
         self._laws = policy, teacher
         self._read = np.empty((num_particles, 0), dtype=np.int64)

@@ -284,7 +284,7 @@ def test_the_shipped_model_is_what_was_published():
     weights = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}  # tied
     assert shipped_model.weights_digest(weights) == shipped.weights_sha256
     ids = torch.tensor(tokenizer("The capital of France is").input_ids)
-    log_p = checkpoints.log_laws(model, ids, ids[:1])[0]
+    log_p = checkpoints.log_distributions(model, ids, ids[:1])[0]
     assert tokenizer.decode(log_p.argmax()) == " Paris"
     assert abs(float(log_p.exp().sum()) - 1) < 1e-4
 
@@ -494,13 +494,13 @@ def test_a_system_turn_that_is_read_is_no_reason_to_warn(template):
 def test_the_laws_of_tokens_are_those_of_their_prefixes(make):
     model = make(0)
     text = torch.randint(7, (3, 20), generator=torch.Generator().manual_seed(0))
-    laws = checkpoints.log_laws(model, text[:, :4], text[:, 4:])
+    laws = checkpoints.log_distributions(model, text[:, :4], text[:, 4:])
     assert laws.shape == (3, 16, 7)
     for i in range(16):  # one prefix at a time, nothing after it in sight
         with torch.no_grad():
             logits = model(text[:, : 4 + i], use_cache=False).logits[:, -1]
         torch.testing.assert_close(laws[:, i], torch.log_softmax(logits, -1), rtol=0, atol=1e-12)
-    alone = checkpoints.log_laws(model, text[1, :4], text[1, 4:])
+    alone = checkpoints.log_distributions(model, text[1, :4], text[1, 4:])
     torch.testing.assert_close(alone, laws[1], rtol=0, atol=1e-12)
 
 
@@ -514,23 +514,23 @@ def test_the_laws_of_tokens_are_those_of_their_prefixes(make):
 )
 def test_the_softmax_is_taken_in_float32_or_wider(weights, law):
     model = tiny.llama(0, dtype=weights)
-    log_p = checkpoints.log_laws(model, torch.tensor([1, 2]), torch.tensor([3]))
+    log_p = checkpoints.log_distributions(model, torch.tensor([1, 2]), torch.tensor([3]))
     assert log_p.dtype == law
     assert abs(float(log_p[-1].double().exp().sum()) - 1) < 1e-6
 
 
 def test_laws_beyond_the_context_window_are_refused():
     model, prompt = tiny.gpt2(0, window=4), torch.tensor([1, 2, 3])
-    assert checkpoints.log_laws(model, prompt, prompt[:2]).shape == (2, 7)
+    assert checkpoints.log_distributions(model, prompt, prompt[:2]).shape == (2, 7)
     with pytest.raises(ValueError, match="window holds 4 tokens, and this text has 5"):
-        checkpoints.log_laws(model, prompt, prompt)
+        checkpoints.log_distributions(model, prompt, prompt)
 
 
 @pytest.mark.parametrize(("length", "new"), [(0, 2), (2, 0)])
 def test_laws_of_nothing_or_after_nothing_are_refused(length, new):
     given = [torch.zeros(n, dtype=torch.long) for n in (length, new)]
     with pytest.raises(ValueError, match=f"at least one each: got {length} and {new}"):
-        checkpoints.log_laws(tiny.llama(0), *given)
+        checkpoints.log_distributions(tiny.llama(0), *given)
 
 
 def test_no_sampling_default_comes_from_the_shipped_model(shipped, wheel, tmp_path):

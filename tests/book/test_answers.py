@@ -12,10 +12,16 @@ from sampling import FALSE_ALARM, p_value
 from scipy.special import log_softmax
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from qstar.adapters.checkpoints import log_laws
+from qstar.adapters.checkpoints import log_distributions
 from qstar.decoding import cache_check
 from qstar.families.montecarlo import solve_sample
-from qstar.theory.sequences import SequenceLaw, sample_token_level, sequence_level, smc, token_level
+from qstar.theory.sequences import (
+    SequenceDistribution,
+    sample_token_level,
+    sequence_level,
+    smc,
+    token_level,
+)
 from qstar_book.__main__ import main
 from qstar_book.records import answers
 from qstar_book.records.answers import ModelPair, parents_sample
@@ -36,11 +42,11 @@ def enumerate_law(model, prompt, length):
     for t in range(length):
         texts = itertools.product(range(VOCAB), repeat=t)
         rows = [
-            log_laws(model, torch.cat([prompt, torch.tensor(text).long()]), prompt[:1])
+            log_distributions(model, torch.cat([prompt, torch.tensor(text).long()]), prompt[:1])
             for text in texts
         ]
         tables.append(torch.stack(rows).numpy().reshape((VOCAB,) * (t + 1)))
-    return SequenceLaw(tuple(log_softmax(table, axis=-1) for table in tables))
+    return SequenceDistribution(tuple(log_softmax(table, axis=-1) for table in tables))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +71,7 @@ def test_copied_particles_go_on_with_the_caches_of_what_they_copied(model):
     ):
         tokens = torch.tensor(row)
         for prompt, found in ((POLICY, ours), (TEACHER, theirs)):
-            laws = log_laws(model, prompt, tokens)
+            laws = log_distributions(model, prompt, tokens)
             read = laws.gather(-1, tokens[:, None]).sum()
             assert found == pytest.approx(float(read), abs=1e-9)
 
@@ -115,7 +121,9 @@ def test_a_cache_that_is_not_copied_is_caught(model, monkeypatch):
     read = []
     for row in drawn.tokens:
         tokens = torch.tensor(row)
-        read.append(float(log_laws(model, POLICY, tokens).gather(-1, tokens[:, None]).sum()))
+        read.append(
+            float(log_distributions(model, POLICY, tokens).gather(-1, tokens[:, None]).sum())
+        )
     assert np.abs(np.array(read) - drawn.log_policy).max() > 1e-3
 
 
@@ -128,7 +136,7 @@ def test_answers_of_a_model_follow_the_enumerated_law(model, laws):
         alpha=0.4,
         generator=np.random.default_rng(1),
     )
-    first = np.exp(token.law.log_next[0])
+    first = np.exp(token.distribution.log_next[0])
     assert p_value(drawn.tokens[:, 0], first) > FALSE_ALARM
     assert p_value(drawn.tokens[:, 0], np.exp(laws[0].log_next[0])) < FALSE_ALARM
     np.testing.assert_allclose(drawn.log_policy, laws[0].log_density(drawn.tokens), atol=1e-9)
@@ -139,7 +147,7 @@ def test_answers_of_a_model_follow_the_enumerated_law(model, laws):
 
 
 def test_an_answer_that_has_ended_repeats_its_end_for_free(model):
-    end = int(np.argmax(log_laws(model, POLICY, POLICY[:1]).numpy()))
+    end = int(np.argmax(log_distributions(model, POLICY, POLICY[:1]).numpy()))
     drawn = sample_token_level(
         ModelPair(model, POLICY, TEACHER, 64, ends=[end]),
         6,

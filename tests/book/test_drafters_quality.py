@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from qstar.decoding.enumeration import decoder_laws, tiny_model, token_level_law
+from qstar.decoding.enumeration import decoder_distributions, tiny_model, token_level_distribution
 from qstar.decoding.generate import decode, generate
 from qstar.decoding.options import check
 from qstar.decoding.planner import Plan
-from qstar.theory.acceptance import source_loop_law
+from qstar.theory.acceptance import source_loop_distribution
 from qstar_book.experiments import drafters, family, laws, quality, tasks
 
 PAIR = tiny_model(1), tiny_model(2)
@@ -48,15 +48,15 @@ def next_by_next(name):
 
 def test_what_is_read_of_all_texts_is_the_token_level_law():
     for name, alpha in (("q*", None), ("half", 0.5), ("policy", 1.0), ("guided policy", 1.5)):
-        expected = token_level_law(*PAIR, *PROMPTS, length=2, alpha=alpha)
+        expected = token_level_distribution(*PAIR, *PROMPTS, length=2, alpha=alpha)
         assert np.abs(next_by_next(name) - expected).max() < 1e-12, name
 
 
 @pytest.mark.parametrize("options", [{"scheme": "plain"}, {"scheme": "alternating", "gamma": 2}])
 def test_the_decoder_draws_from_the_mixture_where_that_is_the_rule(options):
-    found, _ = decoder_laws(PAIR, [PROMPTS], 2, run=by_rule("mixture"), **options)
+    found, _ = decoder_distributions(PAIR, [PROMPTS], 2, run=by_rule("mixture"), **options)
     policy, teacher = (
-        token_level_law(*PAIR, *PROMPTS, length=1, alpha=alpha) for alpha in (1.0, 0.0)
+        token_level_distribution(*PAIR, *PROMPTS, length=1, alpha=alpha) for alpha in (1.0, 0.0)
     )
     assert np.abs(found[0] - next_by_next("mixture")).max() < 1e-12
     assert np.abs(found[0].sum(1) - (policy + teacher) / 2).max() < 1e-12
@@ -67,12 +67,12 @@ def test_the_source_loop_is_drawn_as_its_closed_form_says():
     log_policy, log_teacher = rows_of(0)
     loop, _ = laws.LAWS["source loop"].mix(log_policy, log_teacher)
     log_q, _ = laws.LAWS["q*"].mix(log_policy, log_teacher)
-    expected = source_loop_law(log_policy.numpy(), log_q.numpy(), laws.CANDIDATES)
+    expected = source_loop_distribution(log_policy.numpy(), log_q.numpy(), laws.CANDIDATES)
     assert np.abs(loop.exp().numpy() - expected).max() < 1e-12
     assert np.abs(log_q.exp().numpy() - expected).max() > 1e-2
     same, _ = laws.LAWS["source loop"].mix(log_policy, log_policy)
     assert np.abs((same - log_policy).numpy()).max() < 1e-12
-    found, _ = decoder_laws(PAIR, [PROMPTS], 2, run=by_rule("source loop"), scheme="plain")
+    found, _ = decoder_distributions(PAIR, [PROMPTS], 2, run=by_rule("source loop"), scheme="plain")
     assert np.abs(found[0] - next_by_next("source loop")).max() < 1e-12
 
 
@@ -87,9 +87,9 @@ def test_draft_lengths_chosen_from_outside_leave_the_law_alone():
         return decode(check(*given, **options), choose=choose)[0]
 
     options = {"scheme": "draft-model", "draft_model": third}
-    found, _ = decoder_laws(PAIR, [PROMPTS], 3, run=run, **options)
-    assert np.abs(found[0] - token_level_law(*PAIR, *PROMPTS, length=3)).max() < 1e-12
-    exchanged = token_level_law(*PAIR, *PROMPTS[::-1], length=3)
+    found, _ = decoder_distributions(PAIR, [PROMPTS], 3, run=run, **options)
+    assert np.abs(found[0] - token_level_distribution(*PAIR, *PROMPTS, length=3)).max() < 1e-12
+    exchanged = token_level_distribution(*PAIR, *PROMPTS[::-1], length=3)
     assert np.abs(found[0] - exchanged).max() > 1e-3
 
 

@@ -13,20 +13,20 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from qstar import gaussian, log_geometric_mean, solve_kl_symmetry
-from qstar.adapters.checkpoints import log_laws
+from qstar.adapters.checkpoints import log_distributions
 from qstar.decoding import costs
 from qstar.gaussian import Gaussian
 from qstar.rows import acceptance_probability, kl
 from qstar.sampling.enumeration import (
-    block_law,
-    joint_law,
+    block_distribution,
+    joint_distribution,
     patched_loop,
-    pick_law,
-    token_law,
+    pick_distribution,
+    token_distribution,
 )
 from qstar.sampling.picks import accept_or_redraw, draw_candidates, source_loop
 from qstar.sampling.rules import verify
-from qstar.theory.acceptance import source_loop_law
+from qstar.theory.acceptance import source_loop_distribution
 from qstar_book.numbers import read_expected
 from qstar_book.presets import preset_pair
 from qstar_book.sphinx.explorer_data import EXPLORERS
@@ -270,9 +270,9 @@ def test_what_the_loop_emits_is_what_the_package_s_loop_emits(core: Page, rule: 
                 drawn = draw_candidates(policy.log(), count, replacement=True, generator=chance)
                 return patched_loop(drawn, policy, star, chance)
 
-            law, kept = token_law(patched, len(p)), accepted
+            law, kept = token_distribution(patched, len(p)), accepted
         else:
-            law, kept = pick_law(
+            law, kept = pick_distribution(
                 loops[rule], draw_candidates, draft, target, count, replacement=True
             )
         assert worst([*found, accepted], [*law, kept]) < CLOSE
@@ -306,10 +306,10 @@ def test_a_round_emits_what_the_package_s_round_emits(core: Page):
         shapes = [(vocab,) * (at + 1) for at in range(gamma + 1)]
         drafts = [np.broadcast_to(draft, shape) for shape in shapes[:gamma]]
         targets = [np.broadcast_to(target, shape) for shape in shapes]
-        law, accepted_law, _ = block_law(verify, drafts, targets)
+        law, accepted_law, _ = block_distribution(verify, drafts, targets)
         assert worst(accepted, accepted_law) < CLOSE
         assert worst(joint, law.ravel()) < CLOSE
-        assert worst(joint, joint_law(targets).ravel()) < CLOSE
+        assert worst(joint, joint_distribution(targets).ravel()) < CLOSE
 
 
 def test_seeded_draws_follow_what_they_are_drawn_from(core: Page):
@@ -535,7 +535,7 @@ def test_steps_make_rounds_and_many_rounds_show_the_bias(explorers: Page):
     )
     policy, teacher = (np.log(data_of("tokens")["presets"][0][x]) for x in PARENTS)
     q = log_geometric_mean(policy, teacher, solve_kl_symmetry(policy, teacher).alpha)
-    expected = np.abs(source_loop_law(policy, q, 2) - np.exp(q)).sum() / 2
+    expected = np.abs(source_loop_distribution(policy, q, 2) - np.exp(q)).sum() / 2
     assert abs(bias - expected) < 1e-4
     assert abs(drawn - bias) < 8 * noise < bias
     tokens.get_by_label("Rule").select_option("exact")
@@ -614,7 +614,7 @@ def test_what_is_recorded_of_a_text_is_what_the_models_say():
     found = spoken.record(models, Tokenizer(), prompts, max_new_tokens=8, seed=3)
     tokens = torch.tensor([int(token["text"][1:]) for token in found])
     laws = [
-        log_laws(model, ids, tokens).double().numpy()
+        log_distributions(model, ids, tokens).double().numpy()
         for model, ids in zip(models, prompts, strict=True)
     ]
     balance = solve_kl_symmetry(*laws)

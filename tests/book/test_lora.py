@@ -84,7 +84,7 @@ def test_the_loss_is_that_of_the_answers_and_of_nothing_else():
     for example in examples:
         prompt, answer = lora.token_ids(tokenizer(), example)
         assert tokenizer().decode(answer) == example.answer + "<end>"
-        laws = checkpoints.log_laws(model(), prompt, answer)
+        laws = checkpoints.log_distributions(model(), prompt, answer)
         alone.append(-laws.gather(-1, answer[:, None]).squeeze(-1))
     torch.testing.assert_close(loss, torch.cat(alone), atol=1e-4, rtol=0)
     found = lora.measure(model(), tokenizer(), examples)

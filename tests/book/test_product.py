@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 from covering import all_pairs
-from decoder_laws import expected_law
+from decoder_distributions import expected_law
 from sampling import FALSE_ALARM, POWER, smallest_detectable_tv
 from scipy.stats import chi2, chisquare, ncx2
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM, StaticCache

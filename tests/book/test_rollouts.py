@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from qstar.decoding.enumeration import tiny_model, token_level_law
+from qstar.decoding.enumeration import tiny_model, token_level_distribution
 from qstar_book.experiments import distillation, dynamics, family, jobs, policy_gradient, rollouts
 from qstar_book.experiments.rollouts import LAWS, Questions, Rollouts
 
@@ -28,7 +28,7 @@ def test_padding_before_a_prompt_changes_nothing():
     prompts = [family.prompt_ids(text) for text in ("Q: Sort: 3 1\nA:", "A:", "Hint: x\nQ: y\nA:")]
     tokens = torch.tensor([[5, 6, 7], [8, 9, 1], [4, 4, 4]])
     with torch.no_grad():
-        found = rollouts.log_laws(model, prompts, tokens)
+        found = rollouts.log_distributions(model, prompts, tokens)
         for row, prompt, after in zip(found, prompts, tokens, strict=True):
             alone = model(torch.cat([prompt, after])[None], use_cache=False).logits[0, -4:-1]
             torch.testing.assert_close(row, alone.log_softmax(-1), atol=1e-5, rtol=0)
@@ -72,7 +72,7 @@ def test_a_grid_of_uniform_numbers_draws_each_text_as_often_as_its_law_says(name
 
 
 def law_of(pair, alpha):
-    return token_level_law(*pair, *PROMPTS, length=2, alpha=alpha)
+    return token_level_distribution(*pair, *PROMPTS, length=2, alpha=alpha)
 
 
 def mixture_law(pair):
@@ -137,7 +137,7 @@ def gradients(models, law, weighted, *, beta=0.3):
     prompts = [PROMPTS[0]] * len(tokens)
     with torch.no_grad():
         both = [
-            rollouts.log_laws(m, [p] * len(tokens), tokens)
+            rollouts.log_distributions(m, [p] * len(tokens), tokens)
             for m, p in zip(models, PROMPTS, strict=True)
         ]
     rows = law(both).gather(-1, tokens[..., None]).squeeze(-1)

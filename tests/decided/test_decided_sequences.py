@@ -7,7 +7,7 @@ import pytest
 from counterfactuals import Case, Changed, decide, lacking
 from scipy.special import log_softmax
 
-from qstar.theory.sequences import SequenceLaw
+from qstar.theory.sequences import SequenceDistribution
 
 NOTEBOOK, FEWER = "sequences", {"trials": 3}
 
@@ -16,12 +16,18 @@ EVEN = np.log([0.5, 0.5])
 
 def as_whole(garden):
     """As if the two means were one: the sequence-level law is the token-level one."""
-    return {s: (token, replace(whole, law=token.law)) for s, (token, whole) in garden.items()}
+    return {
+        s: (token, replace(whole, distribution=token.distribution))
+        for s, (token, whole) in garden.items()
+    }
 
 
 def as_drawn(garden):
     """As if a decoder drew from the sequence-level law."""
-    return {s: (replace(token, law=whole.law), whole) for s, (token, whole) in garden.items()}
+    return {
+        s: (replace(token, distribution=whole.distribution), whole)
+        for s, (token, whole) in garden.items()
+    }
 
 
 def moved(law, alpha):
@@ -33,7 +39,7 @@ def moved(law, alpha):
     }
 
 
-OTHER = SequenceLaw((EVEN, np.stack([log_softmax([3.0, -3.0]), EVEN])))
+OTHER = SequenceDistribution((EVEN, np.stack([log_softmax([3.0, -3.0]), EVEN])))
 
 CASES = (
     Case("every-token-depends-on-all-before", "confirmed", moved(0.01, 0.001), "smaller moves"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from decoder_laws import enumerated_law, expected_law
+from decoder_distributions import enumerated_law, expected_law
 from schemes import PROMPTS, SHORT, VOCAB
 
 from qstar.decoding import cache_check, captured

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from decoder_laws import enumerated_law, expected_law, ways_to_decode
+from decoder_distributions import enumerated_law, expected_law, ways_to_decode
 from sampling import FALSE_ALARM, p_value, smallest_detectable_tv
 from scipy.special import log_softmax, rel_entr
 

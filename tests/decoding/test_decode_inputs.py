@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 from covering import all_pairs
-from decoder_laws import enumerated_law, expected_law
+from decoder_distributions import enumerated_law, expected_law
 from sampling import FALSE_ALARM, p_value
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode

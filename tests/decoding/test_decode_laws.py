@@ -1,6 +1,6 @@
 """Decoded tokens follow q* exactly: every choice enumerated, then sampled, with controls that fail.
 
-Three kinds of test. `decoder_laws.enumerated_law` runs the decoder on a batch with one
+Three kinds of test. `decoder_distributions.enumerated_law` runs the decoder on a batch with one
 row per sequence of choices, rows of three prompts among them, and its law must be the token-level
 law to 1e-12: no odds, and every rejection in one row is ragged against another. `every_outcome`
 does the same with a single row, where an adaptive choice of schemes rests on that row's own text.
@@ -20,7 +20,7 @@ import pytest
 import tiny
 import torch
 from covering import all_pairs
-from decoder_laws import (
+from decoder_distributions import (
     ended_law,
     enumerated_law,
     expected_law,

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from decoder_laws import ways_to_decode
+from decoder_distributions import ways_to_decode
 
 import qstar
 from qstar.decoding import costs
-from qstar.decoding.enumeration import decoder_law, tiny_model, token_level_law
+from qstar.decoding.enumeration import decoder_distribution, tiny_model, token_level_distribution
 from qstar.decoding.generate import generate
 from qstar.sampling import enumeration
 
@@ -20,7 +20,7 @@ def pair():
 
 
 def test_the_token_level_law_is_the_product_of_geometric_means(pair):
-    law = token_level_law(*pair, *PROMPTS, length=2)
+    law = token_level_distribution(*pair, *PROMPTS, length=2)
     assert law.shape == (3, 3)
     for first in range(3):
         rows = []
@@ -37,32 +37,34 @@ def test_the_token_level_law_is_the_product_of_geometric_means(pair):
 @pytest.mark.parametrize("alpha", [None, 0.3])
 def test_every_choice_is_followed(pair, alpha, gamma):
     options = {"length": 2, "alpha": alpha}
-    law, rows = decoder_law(*pair, *PROMPTS, scheme="alternating", gamma=gamma, **options)
+    law, rows = decoder_distribution(*pair, *PROMPTS, scheme="alternating", gamma=gamma, **options)
     assert rows > 9  # more choices than outcomes
     assert law.sum() == pytest.approx(1, abs=1e-12)
-    np.testing.assert_allclose(law, token_level_law(*pair, *PROMPTS, **options), atol=1e-11)
+    np.testing.assert_allclose(
+        law, token_level_distribution(*pair, *PROMPTS, **options), atol=1e-11
+    )
 
 
 def test_another_law_is_seen(pair):
     """Negative control: half in place of alpha*, and the parents exchanged."""
-    wanted = token_level_law(*pair, *PROMPTS, length=2)
+    wanted = token_level_distribution(*pair, *PROMPTS, length=2)
     for models, prompts, alpha in ((pair, PROMPTS, 0.5), (pair[::-1], PROMPTS, None)):
-        law, _ = decoder_law(*models, *prompts, length=2, alpha=alpha, scheme="plain")
+        law, _ = decoder_distribution(*models, *prompts, length=2, alpha=alpha, scheme="plain")
         assert np.abs(law - wanted).max() > 1e-3
 
 
 def test_more_choices_than_can_be_followed_are_refused(pair, monkeypatch):
     monkeypatch.setattr("qstar.decoding.enumeration.MOST_ROWS", 100)
     with pytest.raises(ValueError, match="are too many: take fewer tokens"):
-        decoder_law(*pair, *PROMPTS, length=2, scheme="alternating", gamma=2)
+        decoder_distribution(*pair, *PROMPTS, length=2, scheme="alternating", gamma=2)
     monkeypatch.setattr("qstar.decoding.enumeration.MOST_RUNS", 1)
     with pytest.raises(ValueError, match="still found in run 1: take fewer tokens"):
-        decoder_law(*pair, *PROMPTS, length=1, scheme="plain")
+        decoder_distribution(*pair, *PROMPTS, length=1, scheme="plain")
 
 
 def test_choices_without_a_probability_are_not_followed(pair):
     options = {"length": 3, "scheme": "alternating", "gamma": 2}
-    law, rows = decoder_law(*pair, *PROMPTS, greedy=True, **options)
+    law, rows = decoder_distribution(*pair, *PROMPTS, greedy=True, **options)
     assert (rows, law.max()) == (1, 1.0)
 
 

@@ -135,7 +135,7 @@ def test_a_long_ragged_batch_never_loses_its_texts(pair, scheme, monkeypatch):
         text = result.tokens[row, :length]
         known = measure(
             *[
-                checkpoints.log_laws(model, ids[row], text)
+                checkpoints.log_distributions(model, ids[row], text)
                 for model, ids in zip(pair, (prompts, teachers), strict=True)
             ]
         )
@@ -352,7 +352,7 @@ def test_two_ways_to_the_laws_agree(llamas):
         *llamas, POLICY_PROMPT, TEACHER_PROMPT, max_new_tokens=40, generator=0, eos_token_id=None
     )
     rows = [
-        checkpoints.log_laws(model, prompt, result.tokens)
+        checkpoints.log_distributions(model, prompt, result.tokens)
         for model, prompt in zip(llamas, (POLICY_PROMPT, TEACHER_PROMPT), strict=True)
     ]
     known = measure(*rows)

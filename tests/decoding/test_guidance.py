@@ -8,13 +8,13 @@ import itertools
 from dataclasses import fields
 from functools import partial
 
-import decoder_laws
+import decoder_distributions
 import numpy as np
 import pytest
 import tiny
 import torch
 from covering import all_pairs
-from decoder_laws import ended_law, enumerated_law, expected_law, options_of
+from decoder_distributions import ended_law, enumerated_law, expected_law, options_of
 from schemes import (
     LONGER,
     OF_THREE,
@@ -30,7 +30,7 @@ from transformers import SuppressTokensLogitsProcessor
 import qstar
 from qstar.decoding import costs as cost
 from qstar.decoding.costs import PARENTS, Costs
-from qstar.decoding.enumeration import decoder_law, tiny_model, token_level_law
+from qstar.decoding.enumeration import decoder_distribution, tiny_model, token_level_distribution
 from qstar.decoding.generate import EqualParentsWarning, generate
 from qstar.decoding.judging import Rule
 from qstar.decoding.planner import HOPE, PRIOR, Evidence, beyond, together_is_faster
@@ -66,7 +66,7 @@ quiet_memory = pytest.fixture(autouse=True, scope="module")(without_garbage_coll
 
 @pytest.fixture(autouse=True)
 def by_the_formula(monkeypatch):
-    monkeypatch.setattr(decoder_laws, "target_law", formula)
+    monkeypatch.setattr(decoder_distributions, "target_law", formula)
 
 
 def law_error(parents, length, scheme, *, alpha, prompts=PROMPTS, rule=None, **filters):
@@ -150,8 +150,8 @@ def test_over_a_cache_of_fixed_size_the_guided_law_is_the_same(scheme, alpha):
 def test_the_packages_own_enumeration_agrees(scheme, alpha):
     pair = tiny_model(1), tiny_model(2)
     options = asked(SHORT[scheme]) | {"length": 2, "alpha": alpha}
-    wanted = token_level_law(*pair, *PROMPTS[0], length=2, alpha=alpha)
-    law, _ = decoder_law(*pair, *PROMPTS[0], **options)
+    wanted = token_level_distribution(*pair, *PROMPTS[0], length=2, alpha=alpha)
+    law, _ = decoder_distribution(*pair, *PROMPTS[0], **options)
     assert np.abs(law - wanted).max() < EXACT
 
 

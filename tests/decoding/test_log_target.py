@@ -1,6 +1,6 @@
 """The log-probabilities of drawn tokens: with them a rollout of q* is a weighted one of a parent.
 
-Every choice is enumerated (`decoder_laws`), so that each identity holds to rounding.
+Every choice is enumerated (`decoder_distributions`), so that each identity holds to rounding.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ import tiny
 import torch
 from schemes import LONGER, SHORT, asked
 
-from qstar.decoding.enumeration import decoder_laws, tiny_model, token_level_law
+from qstar.decoding.enumeration import decoder_distributions, tiny_model, token_level_distribution
 from qstar.decoding.generate import generate
 
 PROMPTS = (torch.tensor([0, 2, 1]), torch.tensor([1, 1]))
@@ -19,7 +19,7 @@ EXACT = 1e-12
 def enumerated(scheme, *, length=2, **options):
     """The law of two tokens, its rows, and what the decoder said of each row's tokens."""
     pair = tiny_model(1), tiny_model(2)
-    laws, result = decoder_laws(pair, [PROMPTS], length, **asked(scheme), **options)
+    laws, result = decoder_distributions(pair, [PROMPTS], length, **asked(scheme), **options)
     tokens = result.tokens.numpy()
     said = {
         name: getattr(result.trace, f"log_{name}").sum(-1).numpy()
@@ -29,7 +29,7 @@ def enumerated(scheme, *, length=2, **options):
 
 
 def law_of(party, pair, length=2):
-    return token_level_law(*pair, *PROMPTS, length=length, alpha=float(party == "policy"))
+    return token_level_distribution(*pair, *PROMPTS, length=length, alpha=float(party == "policy"))
 
 
 def at(law, tokens):

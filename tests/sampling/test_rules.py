@@ -24,8 +24,14 @@ from qstar import (
 )
 from qstar.sampling import picks, rules
 from qstar.sampling.chance import NO_TOKEN, Coins, chance_of
-from qstar.sampling.enumeration import block_law, every_outcome, joint_law, pick_law, token_law
-from qstar.theory.acceptance import source_loop_law, tokens_per_round
+from qstar.sampling.enumeration import (
+    block_distribution,
+    every_outcome,
+    joint_distribution,
+    pick_distribution,
+    token_distribution,
+)
+from qstar.theory.acceptance import source_loop_distribution, tokens_per_round
 
 EXACT = 1e-12
 ROWS = 300_000
@@ -61,7 +67,7 @@ def distance(law, other):
 def test_accept_or_redraw_emits_the_target(name, num_candidates, replacement):
     log_draft, log_target = PAIRS[name]
     rule = partial(picks.accept_or_redraw, replacement=replacement)
-    law, _ = pick_law(
+    law, _ = pick_distribution(
         rule, picks.draw_candidates, log_draft, log_target, num_candidates, replacement=replacement
     )
     np.testing.assert_allclose(law, np.exp(log_target), rtol=0, atol=EXACT)
@@ -70,7 +76,7 @@ def test_accept_or_redraw_emits_the_target(name, num_candidates, replacement):
 @pytest.mark.parametrize("name", PAIRS)
 def test_one_candidate_is_accepted_with_one_minus_the_total_variation(name):
     log_draft, log_target = PAIRS[name]
-    _, accepted = pick_law(
+    _, accepted = pick_distribution(
         picks.accept_or_redraw, picks.draw_candidates, log_draft, log_target, 1, replacement=True
     )
     assert abs(accepted - acceptance_probability(log_draft, log_target)) < EXACT
@@ -83,7 +89,7 @@ def test_candidates_without_replacement_are_accepted_more_often():
     accepted = {}
     for replacement in (True, False):
         rule = partial(picks.accept_or_redraw, replacement=replacement)
-        _, accepted[replacement] = pick_law(
+        _, accepted[replacement] = pick_distribution(
             rule, picks.draw_candidates, log_draft, log_target, 2, replacement=replacement
         )
     draft, target = np.exp(log_draft), np.exp(log_target)
@@ -104,7 +110,7 @@ def test_candidates_without_replacement_are_accepted_more_often():
 @pytest.mark.parametrize("name", PAIRS)
 def test_von_neumann_with_a_last_resort_emits_the_target(name, num_candidates):
     log_draft, log_target = PAIRS[name]
-    law, accepted = pick_law(
+    law, accepted = pick_distribution(
         picks.von_neumann,
         picks.draw_candidates,
         log_draft,
@@ -122,7 +128,7 @@ def test_von_neumann_with_a_last_resort_emits_the_target(name, num_candidates):
 @pytest.mark.parametrize("name", [name for name in PAIRS if name != "disjoint"])
 def test_the_source_loop_has_the_derived_biased_law(name, num_candidates):
     log_draft, log_target = PAIRS[name]
-    law, _ = pick_law(
+    law, _ = pick_distribution(
         picks.source_loop,
         picks.draw_candidates,
         log_draft,
@@ -130,7 +136,7 @@ def test_the_source_loop_has_the_derived_biased_law(name, num_candidates):
         num_candidates,
         replacement=True,
     )
-    expected = source_loop_law(log_draft, log_target, num_candidates)
+    expected = source_loop_distribution(log_draft, log_target, num_candidates)
     np.testing.assert_allclose(law, expected, rtol=0, atol=EXACT)
 
 
@@ -149,7 +155,7 @@ def test_the_source_loop_without_replacement_has_the_law_of_ordered_subsets(num_
             expected[token] += mass * keep[token]
             mass *= 1 - keep[token]
         expected += mass * target
-    law, _ = pick_law(
+    law, _ = pick_distribution(
         picks.source_loop,
         picks.draw_candidates,
         log_draft,
@@ -193,7 +199,7 @@ def test_the_envelope_keeps_tokens_of_the_geometric_mean(name, alpha):
     log_policy, log_teacher = PAIRS[name]
     balance = solve_kl_symmetry(log_policy, log_teacher)
     alpha = float(balance.alpha) if alpha == "solved" else alpha
-    law = token_law(
+    law = token_distribution(
         lambda chance: (
             picks.envelope(
                 torch.tensor(log_policy),
@@ -218,7 +224,9 @@ def test_the_envelope_is_exact_for_whole_sequences():
         [log_softmax(1.5 * rng.normal(size=(3,) * (i + 1)), axis=-1) for i in range(2)]
         for _ in range(2)
     )
-    log_policy, log_teacher = (torch.tensor(np.log(joint_law(p))) for p in (policy, teacher))
+    log_policy, log_teacher = (
+        torch.tensor(np.log(joint_distribution(p))) for p in (policy, teacher)
+    )
     alpha = torch.tensor(0.3, dtype=torch.float64)
     log_mixture = torch.logaddexp(alpha.log() + log_policy, (1 - alpha).log() + log_teacher)
     kept = (
@@ -226,7 +234,9 @@ def test_the_envelope_is_exact_for_whole_sequences():
     )
     joint = log_policy.numpy().ravel(), log_teacher.numpy().ravel()
     sequence = np.exp(log_geometric_mean(*joint, 0.3))
-    token = joint_law([log_geometric_mean(p, t, 0.3) for p, t in zip(policy, teacher, strict=True)])
+    token = joint_distribution(
+        [log_geometric_mean(p, t, 0.3) for p, t in zip(policy, teacher, strict=True)]
+    )
     np.testing.assert_allclose(kept.ravel() / kept.sum(), sequence, rtol=0, atol=EXACT)
     assert distance(token.ravel(), sequence) > 1e-2
 
@@ -269,8 +279,8 @@ def random_tree(seed, *, vocab=3, gamma=2, alpha=None, scale=1.5, holes=False):
 @pytest.mark.parametrize(("vocab", "gamma"), [(4, 0), (5, 1), (4, 2), (3, 3), (2, 4)])
 def test_a_round_emits_the_joint_law_of_the_target(rule, drafter, alpha, vocab, gamma):
     tree = random_tree(gamma, vocab=vocab, gamma=gamma, alpha=alpha)
-    law, accepted, tested = block_law(rule, getattr(tree, drafter)[:gamma], tree.target)
-    np.testing.assert_allclose(law, joint_law(tree.target), rtol=0, atol=EXACT)
+    law, accepted, tested = block_distribution(rule, getattr(tree, drafter)[:gamma], tree.target)
+    np.testing.assert_allclose(law, joint_distribution(tree.target), rtol=0, atol=EXACT)
     assert abs(accepted.sum() - 1) < EXACT
     assert accepted @ np.arange(gamma + 1) <= tested + EXACT
 
@@ -279,8 +289,8 @@ def test_a_round_emits_the_joint_law_of_the_target(rule, drafter, alpha, vocab, 
 @pytest.mark.parametrize("seed", range(10))
 def test_a_round_respects_supports(rule, seed):
     tree = random_tree(seed, vocab=4, gamma=2, holes=True)
-    law, *_ = block_law(rule, tree.policy[:2], tree.target)
-    expected = joint_law(tree.target)
+    law, *_ = block_distribution(rule, tree.policy[:2], tree.target)
+    expected = joint_distribution(tree.target)
     assert (expected == 0).any()
     assert law[expected == 0].sum() == 0
     np.testing.assert_allclose(law, expected, rtol=0, atol=EXACT)
@@ -290,9 +300,9 @@ def test_a_round_respects_supports(rule, seed):
 @pytest.mark.parametrize("drafted", [0, 1, 2, 3])
 def test_rows_may_draft_less_than_gamma(rule, drafted):
     tree = random_tree(7, vocab=3, gamma=3)
-    law, accepted, tested = block_law(rule, tree.policy[:3], tree.target, drafted=drafted)
-    np.testing.assert_allclose(law, joint_law(tree.target), rtol=0, atol=EXACT)
-    shorter = block_law(rule, tree.policy[:drafted], tree.target[: drafted + 1])
+    law, accepted, tested = block_distribution(rule, tree.policy[:3], tree.target, drafted=drafted)
+    np.testing.assert_allclose(law, joint_distribution(tree.target), rtol=0, atol=EXACT)
+    shorter = block_distribution(rule, tree.policy[:drafted], tree.target[: drafted + 1])
     np.testing.assert_allclose(accepted[: drafted + 1], shorter[1], rtol=0, atol=EXACT)
     assert accepted[drafted + 1 :].sum() == 0
     assert abs(tested - shorter[2]) < EXACT
@@ -326,15 +336,15 @@ def test_what_pads_a_shorter_draft_is_never_read(rule):
 @pytest.mark.parametrize("rule", [rules.verify, rules.verify_block])
 def test_a_round_in_single_precision_is_exact_to_single_precision(rule):
     tree = random_tree(8, vocab=4, gamma=2)
-    law, *_ = block_law(rule, tree.policy[:2], tree.target, dtype=torch.float32)
-    np.testing.assert_allclose(law, joint_law(tree.target), rtol=0, atol=1e-6)
+    law, *_ = block_distribution(rule, tree.policy[:2], tree.target, dtype=torch.float32)
+    np.testing.assert_allclose(law, joint_distribution(tree.target), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("rule", [rules.verify, rules.verify_block])
 def test_a_draft_equal_to_the_target_is_kept_whole(rule):
     tree = random_tree(9, vocab=3, gamma=3)
-    law, accepted, tested = block_law(rule, tree.policy[:3], tree.policy)
-    np.testing.assert_allclose(law, joint_law(tree.policy), rtol=0, atol=EXACT)
+    law, accepted, tested = block_distribution(rule, tree.policy[:3], tree.policy)
+    np.testing.assert_allclose(law, joint_distribution(tree.policy), rtol=0, atol=EXACT)
     np.testing.assert_allclose(accepted, [0, 0, 0, 1], rtol=0, atol=EXACT)
     assert abs(tested - 3) < EXACT
 
@@ -343,7 +353,7 @@ def test_a_draft_equal_to_the_target_is_kept_whole(rule):
 def test_a_block_accepts_at_least_as_many_as_its_tokens_one_by_one(seed):
     tree = random_tree(seed, vocab=3, gamma=3)
     by_token, by_block = (
-        block_law(rule, tree.policy[:3], tree.target)[1]
+        block_distribution(rule, tree.policy[:3], tree.target)[1]
         for rule in (rules.verify, rules.verify_block)
     )
     more = (np.cumsum(by_token) - np.cumsum(by_block))[:-1]  # P(at least i), for every i
@@ -354,7 +364,7 @@ def test_a_block_accepts_at_least_as_many_as_its_tokens_one_by_one(seed):
 def test_one_draft_token_is_verified_the_same_by_both_rules():
     tree = random_tree(3, vocab=4, gamma=1)
     by_token, by_block = (
-        block_law(rule, tree.policy[:1], tree.target)[1]
+        block_distribution(rule, tree.policy[:1], tree.target)[1]
         for rule in (rules.verify, rules.verify_block)
     )
     np.testing.assert_allclose(by_token, by_block, rtol=0, atol=EXACT)
@@ -365,7 +375,7 @@ def test_block_verification_reproduces_its_paper_s_example():
     draft, target = np.log([2 / 3, 1 / 3]), np.log([1 / 3, 2 / 3])
     laws = [[np.broadcast_to(row, (2,) * (i + 1)) for i in range(3)] for row in (draft, target)]
     means = [
-        block_law(rule, laws[0][:2], laws[1])[1] @ np.arange(3)
+        block_distribution(rule, laws[0][:2], laws[1])[1] @ np.arange(3)
         for rule in (rules.verify, rules.verify_block)
     ]
     np.testing.assert_allclose(means, [10 / 9, 11 / 9], rtol=0, atol=EXACT)
@@ -378,7 +388,7 @@ def test_accepted_over_tested_is_the_acceptance_probability_and_over_drafted_is_
     laws = [
         [np.broadcast_to(row, (2,) * (i + 1)) for i in range(gamma + 1)] for row in (draft, target)
     ]
-    _, accepted, tested = block_law(rules.verify, laws[0][:gamma], laws[1])
+    _, accepted, tested = block_distribution(rules.verify, laws[0][:gamma], laws[1])
     mean_accepted = accepted @ np.arange(gamma + 1)
     assert abs(mean_accepted / tested - probability) < EXACT
     assert abs(1 + mean_accepted - tokens_per_round(probability, gamma)) < EXACT
@@ -426,7 +436,7 @@ def sample_blocks(rule, draft, target, *, seed, rows=ROWS, drafted=None):
 def test_sampled_blocks_follow_the_target(rule, drafter, alpha):
     tree = random_tree(11, vocab=VOCAB, gamma=GAMMA, alpha=alpha, scale=1.0)
     blocks, _ = sample_blocks(rule, getattr(tree, drafter)[:GAMMA], tree.target, seed=0)
-    assert p_value(blocks, joint_law(tree.target)) > FALSE_ALARM
+    assert p_value(blocks, joint_distribution(tree.target)) > FALSE_ALARM
 
 
 @pytest.mark.parametrize("rule", [rules.verify, rules.verify_block])
@@ -436,7 +446,7 @@ def test_sampled_blocks_of_ragged_drafts_follow_the_target(rule):
     blocks, round_ = sample_blocks(rule, tree.policy[:GAMMA], tree.target, seed=1, drafted=drafted)
     assert (round_.accepted <= drafted).all()
     for count in range(GAMMA + 1):
-        assert p_value(blocks[drafted == count], joint_law(tree.target)) > FALSE_ALARM
+        assert p_value(blocks[drafted == count], joint_distribution(tree.target)) > FALSE_ALARM
 
 
 def test_sampled_acceptance_rate_estimates_the_acceptance_probability():
@@ -591,21 +601,21 @@ def wrong_rule(request, monkeypatch):
 
 def test_enumeration_finds_every_control_wrong(wrong_rule):
     tree, rule = wrong_rule
-    law, *_ = block_law(rule, tree.policy[:GAMMA], tree.target)
-    bias = distance(law, joint_law(tree.target))
+    law, *_ = block_distribution(rule, tree.policy[:GAMMA], tree.target)
+    bias = distance(law, joint_distribution(tree.target))
     assert bias > smallest_detectable_tv(ROWS, VOCAB ** (GAMMA + 1))
 
 
 def test_sampling_finds_every_control_wrong(wrong_rule):
     tree, rule = wrong_rule
     blocks, _ = sample_blocks(rule, tree.policy[:GAMMA], tree.target, seed=0)
-    assert p_value(blocks, joint_law(tree.target)) < FALSE_ALARM
+    assert p_value(blocks, joint_distribution(tree.target)) < FALSE_ALARM
 
 
 def test_roles_swapped_at_a_fixed_alpha_are_found():
     tree = random_tree(11, vocab=VOCAB, gamma=GAMMA, alpha=0.3, scale=1.0)
     blocks, _ = sample_blocks(rules.verify, tree.policy[:GAMMA], swapped(tree), seed=0)
-    assert p_value(blocks, joint_law(tree.target)) < FALSE_ALARM
+    assert p_value(blocks, joint_distribution(tree.target)) < FALSE_ALARM
 
 
 @pytest.mark.parametrize("replacement", [True, False])
@@ -725,7 +735,7 @@ def test_a_seed_gives_the_same_round_again():
 def test_a_looked_up_token_is_kept_with_the_target_s_own_probability():
     log_target = np.log([0.5, 0.3, 0.2])
     log_draft = rules.log_point_mass(torch.tensor([1]), 3, dtype=torch.float64)[0].numpy()
-    _, accepted = pick_law(
+    _, accepted = pick_distribution(
         picks.accept_or_redraw, picks.draw_candidates, log_draft, log_target, 1, replacement=True
     )
     assert abs(accepted - 0.3) < EXACT

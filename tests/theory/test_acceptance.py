@@ -8,7 +8,12 @@ from scipy.special import log_softmax, rel_entr
 from scipy.stats import norm
 
 from qstar import acceptance_probability, kl, log_geometric_mean, solve_kl_symmetry, total_variation
-from qstar.sampling.enumeration import mended_loop, patched_loop, pick_law, token_law
+from qstar.sampling.enumeration import (
+    mended_loop,
+    patched_loop,
+    pick_distribution,
+    token_distribution,
+)
 from qstar.sampling.picks import accept_or_redraw, draw_candidates, source_loop
 from qstar.theory.acceptance import (
     bretagnolle_huber_acceptance_bound,
@@ -16,7 +21,7 @@ from qstar.theory.acceptance import (
     pair_with,
     pinsker_acceptance_bound,
     sharpest_acceptance_bound,
-    source_loop_law,
+    source_loop_distribution,
     teacher_for,
     tightest_pair,
     tokens_per_round,
@@ -199,20 +204,21 @@ def test_the_bias_of_the_source_loop_grows_with_the_candidates():
     _, log_q = solved(log_policy, log_teacher)
     q = np.exp(log_q)
     bias = [
-        0.5 * np.abs(source_loop_law(log_policy, log_q, k) - q).sum() for k in (0, 1, 2, 3, 4, 99)
+        0.5 * np.abs(source_loop_distribution(log_policy, log_q, k) - q).sum()
+        for k in (0, 1, 2, 3, 4, 99)
     ]
     expected = [0, 0.1145, 0.1443, 0.1520, 0.1540, 0.1548]  # theory, to four decimals
     np.testing.assert_allclose(bias, expected, rtol=0, atol=5.1e-5)
     shared = np.minimum(np.exp(log_policy), q)
     assert abs(bias[-1] - 0.5 * np.abs(shared / shared.sum() - q).sum()) < 1e-12
     with np.errstate(divide="ignore"), pytest.raises(ValueError, match="share no outcome"):
-        source_loop_law(np.log([1.0, 0.0]), np.log([0.0, 1.0]), 2)
+        source_loop_distribution(np.log([1.0, 0.0]), np.log([0.0, 1.0]), 2)
 
 
 def mended_law(loop, log_draft, log_target, num_candidates):
     """The distribution of a mended loop, by following every branch of it."""
     draft, target = torch.tensor(np.exp([log_draft, log_target]))
-    return token_law(
+    return token_distribution(
         lambda chance: loop(
             draw_candidates(draft.log(), num_candidates, replacement=True, generator=chance),
             draft,
@@ -237,7 +243,7 @@ def test_one_residual_after_k_candidates_is_the_sources_loop_with_one_candidate_
     draft_and_target, k
 ):
     law = mended_law(patched_loop, *draft_and_target, k)
-    np.testing.assert_allclose(law, source_loop_law(*draft_and_target, k - 1), atol=1e-14)
+    np.testing.assert_allclose(law, source_loop_distribution(*draft_and_target, k - 1), atol=1e-14)
     exact = np.allclose(law, np.exp(draft_and_target[1]), atol=1e-3)
     assert exact == (k == 1), "it is a repair for one candidate, and for no more"
 
@@ -246,13 +252,17 @@ def test_one_residual_after_k_candidates_is_the_sources_loop_with_one_candidate_
 def test_a_residual_after_every_rejection_makes_the_loop_exact(draft_and_target, k):
     law = mended_law(mended_loop, *draft_and_target, k)
     np.testing.assert_allclose(law, np.exp(draft_and_target[1]), atol=1e-14)
-    rule, _ = pick_law(accept_or_redraw, draw_candidates, *draft_and_target, k, replacement=True)
+    rule, _ = pick_distribution(
+        accept_or_redraw, draw_candidates, *draft_and_target, k, replacement=True
+    )
     np.testing.assert_allclose(law, rule, atol=1e-14)
 
 
 def test_no_last_line_repairs_two_tests_against_the_target(draft_and_target):
     draft, target = np.exp(draft_and_target)
-    law, accepted = pick_law(source_loop, draw_candidates, *draft_and_target, 2, replacement=True)
+    law, accepted = pick_distribution(
+        source_loop, draw_candidates, *draft_and_target, 2, replacement=True
+    )
     handed_out = law - (1 - accepted) * target  # before the last line is reached
     assert (handed_out > target + 1e-3).any()
     assert (handed_out > target)[target < draft].all()

@@ -23,7 +23,7 @@ from qstar.theory import sequences
 from qstar.theory.sequences import (
     ChainPair,
     PerronPair,
-    SequenceLaw,
+    SequenceDistribution,
     TablePair,
     from_joint,
     look_ahead,
@@ -43,7 +43,7 @@ def logs(rows):
 def random_pair(seed, *, length=3, vocab=3, scale=1.5):
     rng = np.random.default_rng(seed)
     return [
-        SequenceLaw(
+        SequenceDistribution(
             tuple(
                 log_softmax(scale * rng.normal(size=(vocab,) * (t + 1)), axis=-1)
                 for t in range(length)
@@ -57,7 +57,7 @@ def garden_path(split=3.0):
     """Both start alike; after token 0 they part for good, after token 1 they agree."""
     away = [log_softmax([split, -split]), log_softmax([-split, split])]
     policy, teacher = (
-        SequenceLaw((logs([0.5, 0.5]), np.stack([own, logs([0.5, 0.5])]))) for own in away
+        SequenceDistribution((logs([0.5, 0.5]), np.stack([own, logs([0.5, 0.5])]))) for own in away
     )
     return policy, teacher
 
@@ -77,11 +77,11 @@ def test_the_two_means_differ_by_the_partition_functions_along_the_way(seed, alp
         token_level(policy, teacher, alpha),
         sequence_level(policy, teacher, alpha),
     )
-    ratio = sequence.law.log_joint - token.law.log_joint
+    ratio = sequence.distribution.log_joint - token.distribution.log_joint
     np.testing.assert_allclose(
         ratio, token.log_correction - sequence.log_partition, rtol=0, atol=1e-11
     )
-    mean = logsumexp(flat(token.law) + token.log_correction.ravel())
+    mean = logsumexp(flat(token.distribution) + token.log_correction.ravel())
     np.testing.assert_allclose(mean, sequence.log_partition, rtol=0, atol=1e-11)
 
 
@@ -92,9 +92,9 @@ def test_per_position_exponents_equalise_the_sequences_but_cost_the_gap(seed, sc
     token, sequence = token_level(policy, teacher), sequence_level(policy, teacher)
     for parent in (policy, teacher):
         np.testing.assert_allclose(
-            kl(flat(token.law), flat(parent)), token.expected_sum, rtol=0, atol=1e-9
+            kl(flat(token.distribution), flat(parent)), token.expected_sum, rtol=0, atol=1e-9
         )
-    gap = kl(flat(token.law), flat(sequence.law))
+    gap = kl(flat(token.distribution), flat(sequence.distribution))
     np.testing.assert_allclose(
         gap, token.expected_sum - sequence.balance.chernoff, rtol=0, atol=1e-9
     )
@@ -107,7 +107,7 @@ def test_looking_ahead_turns_one_law_into_the_other(seed, alpha):
     policy, teacher = random_pair(seed, length=4, vocab=2)
     token, sequence = token_level(policy, teacher, alpha), sequence_level(policy, teacher, alpha)
     for own, ahead, whole in zip(
-        token.law.log_next, look_ahead(token), sequence.law.log_next, strict=True
+        token.distribution.log_next, look_ahead(token), sequence.distribution.log_next, strict=True
     ):
         np.testing.assert_allclose(log_softmax(own + ahead, axis=-1), whole, rtol=0, atol=1e-11)
 
@@ -115,7 +115,7 @@ def test_looking_ahead_turns_one_law_into_the_other(seed, alpha):
 def test_without_looking_ahead_the_laws_differ():
     """The control of the identity above."""
     token, sequence = token_level(*garden_path(), 0.5), sequence_level(*garden_path(), 0.5)
-    assert total_variation(flat(token.law), flat(sequence.law)) > 0.3
+    assert total_variation(flat(token.distribution), flat(sequence.distribution)) > 0.3
 
 
 def test_the_token_level_law_can_be_arbitrarily_far():
@@ -123,7 +123,9 @@ def test_the_token_level_law_can_be_arbitrarily_far():
     for split in (1, 3, 9, 27):
         token, sequence = token_level(*garden_path(split)), sequence_level(*garden_path(split))
         gaps.append(float(token.expected_sum - sequence.balance.chernoff))
-        distances.append(float(total_variation(flat(token.law), flat(sequence.law))))
+        distances.append(
+            float(total_variation(flat(token.distribution), flat(sequence.distribution)))
+        )
     assert np.diff(gaps).min() > 0
     assert gaps[-1] > 10
     assert distances[-1] == pytest.approx(0.5, abs=1e-9)
@@ -133,21 +135,27 @@ def test_independent_alike_tokens_have_no_gap():
     first, second = log_softmax([1.0, 0.2, -1.0]), log_softmax([-0.5, 0.4, 0.6])
     policy, teacher = (markov_chain(row, np.tile(row, (3, 1)), 4) for row in (first, second))
     token, sequence = token_level(policy, teacher), sequence_level(policy, teacher)
-    np.testing.assert_allclose(flat(token.law), flat(sequence.law), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(
+        flat(token.distribution), flat(sequence.distribution), rtol=0, atol=1e-9
+    )
 
 
 def test_independent_unlike_tokens_have_a_gap_only_through_their_exponents():
     rng = np.random.default_rng(0)
     rows = log_softmax(2 * rng.normal(size=(2, 3, 4)), axis=-1)
     policy, teacher = (
-        SequenceLaw(tuple(np.broadcast_to(row, (4,) * (t + 1)) for t, row in enumerate(own)))
+        SequenceDistribution(
+            tuple(np.broadcast_to(row, (4,) * (t + 1)) for t, row in enumerate(own))
+        )
         for own in rows
     )
     sequence = sequence_level(policy, teacher)
     fixed = token_level(policy, teacher, sequence.alpha)
-    np.testing.assert_allclose(flat(fixed.law), flat(sequence.law), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        flat(fixed.distribution), flat(sequence.distribution), rtol=0, atol=1e-10
+    )
     solved = token_level(policy, teacher)
-    assert kl(flat(solved.law), flat(sequence.law)) > 1e-3
+    assert kl(flat(solved.distribution), flat(sequence.distribution)) > 1e-3
 
 
 def test_a_law_survives_being_taken_apart():
@@ -157,12 +165,12 @@ def test_a_law_survives_being_taken_apart():
 
 def test_a_sequence_level_mean_exists_where_a_decoder_would_be_stuck():
     """After token 0 the parents share nothing, after token 1 they do."""
-    policy = SequenceLaw((logs([0.9, 0.1]), log_softmax([[0, -np.inf], [1, 0]], axis=-1)))
-    teacher = SequenceLaw((logs([0.9, 0.1]), log_softmax([[-np.inf, 0], [0, 1]], axis=-1)))
+    policy = SequenceDistribution((logs([0.9, 0.1]), log_softmax([[0, -np.inf], [1, 0]], axis=-1)))
+    teacher = SequenceDistribution((logs([0.9, 0.1]), log_softmax([[-np.inf, 0], [0, 1]], axis=-1)))
     with pytest.raises(ValueError, match=r"after the prefix \(0,\) \(token 1\)"):
         token_level(policy, teacher)
     sequence = sequence_level(policy, teacher)
-    np.testing.assert_allclose(np.exp(sequence.law.log_next[0]), [0, 1], atol=1e-12)
+    np.testing.assert_allclose(np.exp(sequence.distribution.log_next[0]), [0, 1], atol=1e-12)
     generator = np.random.default_rng(0)
     drawn = smc(
         TablePair(policy, teacher, 400),
@@ -180,8 +188,12 @@ def test_a_sequence_level_mean_exists_where_a_decoder_would_be_stuck():
 
 
 def test_particles_that_all_run_into_a_dead_end_estimate_zero():
-    policy = SequenceLaw((logs([1 - 1e-12, 1e-12]), log_softmax([[0, -np.inf], [1, 0]], axis=-1)))
-    teacher = SequenceLaw((logs([1 - 1e-12, 1e-12]), log_softmax([[-np.inf, 0], [0, 1]], axis=-1)))
+    policy = SequenceDistribution(
+        (logs([1 - 1e-12, 1e-12]), log_softmax([[0, -np.inf], [1, 0]], axis=-1))
+    )
+    teacher = SequenceDistribution(
+        (logs([1 - 1e-12, 1e-12]), log_softmax([[-np.inf, 0], [0, 1]], axis=-1))
+    )
     drawn = smc(
         TablePair(policy, teacher, 4),
         2,
@@ -211,18 +223,18 @@ def test_the_short_chain_has_its_published_numbers(chain):
     policy, teacher = chain
     token, sequence = token_level(*chain), sequence_level(*chain)
     fixed = token_level(*chain, sequence.alpha)
-    q = flat(sequence.law)
+    q = flat(sequence.distribution)
     found = {
         "alpha_star": sequence.alpha,
         "chernoff_information": sequence.balance.chernoff,
         "kl_theta_t": kl(flat(policy), flat(teacher)),
         "kl_t_theta": kl(flat(teacher), flat(policy)),
         "token_level_expected_sum_C": token.expected_sum,
-        "token_level_kl_to_theta": kl(flat(token.law), flat(policy)),
-        "token_level_kl_to_t": kl(flat(token.law), flat(teacher)),
-        "kl_tokenlevel_to_sequence_qstar": kl(flat(token.law), q),
-        "tv_tokenlevel_vs_sequence": total_variation(flat(token.law), q),
-        "tv_fixed_alpha_tokenlevel_vs_sequence": total_variation(flat(fixed.law), q),
+        "token_level_kl_to_theta": kl(flat(token.distribution), flat(policy)),
+        "token_level_kl_to_t": kl(flat(token.distribution), flat(teacher)),
+        "kl_tokenlevel_to_sequence_qstar": kl(flat(token.distribution), q),
+        "tv_tokenlevel_vs_sequence": total_variation(flat(token.distribution), q),
+        "tv_fixed_alpha_tokenlevel_vs_sequence": total_variation(flat(fixed.distribution), q),
         "alpha_init": token.alpha[0],
     }
     for name, value in found.items():
@@ -375,7 +387,7 @@ def test_smc_with_two_particles_is_unbiased_exactly(monkeypatch, below, seed):
         resampled += any(drawn.resampled)
     assert total == pytest.approx(1, abs=1e-12)
     assert (resampled > 0) == (below > 0)
-    expected = np.exp(sequence.law.log_joint + sequence.log_partition)
+    expected = np.exp(sequence.distribution.log_joint + sequence.log_partition)
     np.testing.assert_allclose(mean, expected, rtol=0, atol=1e-12)
 
 
@@ -449,7 +461,7 @@ def test_weighted_particles_follow_the_sequence_level_law(runs):
     policy, teacher, found = runs
     sequence = sequence_level(policy, teacher, 0.5)
     values = [measure(drawn, (2, 2), estimate=True) for drawn in found]
-    expected = np.exp(sequence.law.log_joint + sequence.log_partition)
+    expected = np.exp(sequence.distribution.log_joint + sequence.log_partition)
     assert mean_is(values, expected, comparisons=4)
 
 
@@ -462,8 +474,10 @@ def test_particles_without_their_weights_follow_another_law(runs):
         TablePair(policy, teacher, RUNS), 2, num_particles=RUNS, alpha=0.5, generator=generator
     )
     cells = drawn.tokens @ [2, 1]
-    assert p_value(cells, np.exp(flat(sequence.law))) < FALSE_ALARM
-    assert p_value(cells, np.exp(flat(token_level(policy, teacher, 0.5).law))) > FALSE_ALARM
+    assert p_value(cells, np.exp(flat(sequence.distribution))) < FALSE_ALARM
+    assert (
+        p_value(cells, np.exp(flat(token_level(policy, teacher, 0.5).distribution))) > FALSE_ALARM
+    )
 
 
 def test_token_level_draws_with_solved_exponents_follow_their_law():
@@ -476,7 +490,7 @@ def test_token_level_draws_with_solved_exponents_follow_their_law():
         generator=np.random.default_rng(1),
     )
     cells = drawn.tokens @ [3, 1]
-    assert p_value(cells, np.exp(flat(token.law))) > FALSE_ALARM
+    assert p_value(cells, np.exp(flat(token.distribution))) > FALSE_ALARM
     assert p_value(cells, np.exp(flat(policy))) < FALSE_ALARM
     np.testing.assert_allclose(drawn.log_policy, policy.log_density(drawn.tokens), atol=1e-12)
     np.testing.assert_allclose(drawn.log_teacher, teacher.log_density(drawn.tokens), atol=1e-12)
@@ -508,7 +522,7 @@ def test_rejection_of_whole_sequences_draws_the_sequence_level_law(rejected):
     policy, teacher, draws = rejected
     sequence = sequence_level(policy, teacher, 0.5)
     cells = draws.points @ [2, 1]
-    assert p_value(cells, np.exp(flat(sequence.law))) > FALSE_ALARM
+    assert p_value(cells, np.exp(flat(sequence.distribution))) > FALSE_ALARM
     share = math.exp(sequence.log_partition)
     low, high = binom.interval(1 - FALSE_ALARM, draws.num_proposals, share)
     assert low <= draws.num_accepted <= high
@@ -517,7 +531,7 @@ def test_rejection_of_whole_sequences_draws_the_sequence_level_law(rejected):
 def test_accepting_without_the_test_or_token_by_token_is_caught(rejected):
     """The controls: the proposal itself, and the token-level law."""
     policy, teacher, draws = rejected
-    law = np.exp(flat(sequence_level(policy, teacher, 0.5).law))
+    law = np.exp(flat(sequence_level(policy, teacher, 0.5).distribution))
     generator = np.random.default_rng(10)
     halves = [parent.sample(10_000, generator=generator) for parent in (policy, teacher)]
     assert p_value(np.concatenate(halves) @ [2, 1], law) < FALSE_ALARM
@@ -545,11 +559,11 @@ def test_at_alpha_star_the_share_that_is_kept_is_exp_minus_c(chain):
 def test_mistakes_are_named():
     policy, teacher = random_pair(0)
     with pytest.raises(ValueError, match=r"expected shape \(3, 3\) at t = 1, got \(3,\)"):
-        SequenceLaw((policy.log_next[0], policy.log_next[0]))
+        SequenceDistribution((policy.log_next[0], policy.log_next[0]))
     with pytest.raises(ValueError, match="at least one token"):
-        SequenceLaw(())
+        SequenceDistribution(())
     with pytest.raises(ValueError, match="sums to 3"):
-        SequenceLaw((np.zeros(3),))
+        SequenceDistribution((np.zeros(3),))
     with pytest.raises(ValueError, match="square transition matrix"):
         markov_chain(logs([0.5, 0.5]), logs([[1.0]]), 3)
     with pytest.raises(ValueError, match="distributions of the same sequences"):

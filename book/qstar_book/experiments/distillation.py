@@ -13,7 +13,7 @@ Source of the method: Agarwal et al. (2024), "On-policy distillation of language
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from itertools import islice
@@ -138,8 +138,8 @@ def step_loss(
 ) -> Tensor:
     """The mean reverse divergence at the learned tokens, in nats a token, of the student's law."""
     with torch.no_grad():
-        log_teacher = rollouts.log_laws(teacher, questions.hinted, drawn.tokens)
-    log_student = rollouts.log_laws(student, questions.plain, drawn.tokens)
+        log_teacher = rollouts.log_distributions(teacher, questions.hinted, drawn.tokens)
+    log_student = rollouts.log_distributions(student, questions.plain, drawn.tokens)
     return rollouts.reverse_kl(log_student, log_teacher)[learned].mean()
 
 
@@ -154,7 +154,7 @@ def evaluate(student: Any, teacher: Any, questions: Questions, config: Distillat
     )
     with torch.no_grad():
         laws = [
-            rollouts.log_laws(model, prompts, own.tokens)
+            rollouts.log_distributions(model, prompts, own.tokens)
             for model, prompts in ((student, questions.plain), (teacher, questions.hinted))
         ]
     gap = torch.where(own.drawn, rollouts.reverse_kl(*laws), 0.0).sum(-1)
@@ -307,7 +307,7 @@ TURNS = 3
 """How often each way to draw is timed, in turns; the fastest counts."""
 
 
-def _timed(ways: dict[str, Callable[[], tuple[int, float]]]) -> dict[str, Any]:
+def _timed(ways: Mapping[str, Callable[[], tuple[int, float]]]) -> dict[str, Any]:
     """What each way draws, and its least time; a first call, which is slower, is not timed."""
     found: dict[str, dict[str, Any]] = {}
     for turn in range(TURNS + 1):

@@ -38,7 +38,7 @@ class ArithmeticMean(Rule):
 class SourceLoop(Rule):
     """What the source's loop draws in place of q*, with candidates of the policy's.
 
-    Source: the closed form of `qstar.theory.acceptance.source_loop_law`.
+    Source: the closed form of `qstar.theory.acceptance.source_loop_distribution`.
     """
 
     def mix(self, log_policy: Tensor, log_teacher: Tensor) -> tuple[Tensor, dict[str, Any]]:

@@ -64,7 +64,7 @@ def texts_of(training: lora.Training, tokenizer: Any) -> Texts:
 def read(model: Any, texts: Texts) -> dict[str, Tensor]:
     """Log-probabilities at every position of the texts, by kind. Shape (positions, vocab)."""
     return {
-        kind: torch.cat([checkpoints.log_laws(model, *text) for text in chosen])
+        kind: torch.cat([checkpoints.log_distributions(model, *text) for text in chosen])
         for kind, chosen in texts.items()
     }
 

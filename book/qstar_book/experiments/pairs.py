@@ -234,7 +234,7 @@ def read_answer(pair: Pair, question: str, tokens: Sequence[int]) -> dict[str, T
     given = torch.tensor(tokens)
     models = pair.policy, pair.teacher
     rows = [
-        checkpoints.log_laws(model, ids.to(model.device), given.to(model.device))
+        checkpoints.log_distributions(model, ids.to(model.device), given.to(model.device))
         for model, ids in zip(models, pair.ask(question), strict=True)
     ]
     return compare(*rows)

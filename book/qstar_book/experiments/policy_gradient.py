@@ -124,8 +124,8 @@ def objective(
     baseline = rollouts.told(policy, questions.plain, questions).chance
     rewards = drawn.right(questions).double()
     with torch.no_grad():
-        log_reference = rollouts.log_laws(reference, questions.plain, drawn.tokens)
-    log_policy = rollouts.log_laws(policy, questions.plain, drawn.tokens)
+        log_reference = rollouts.log_distributions(reference, questions.plain, drawn.tokens)
+    log_policy = rollouts.log_distributions(policy, questions.plain, drawn.tokens)
     said = log_policy.gather(-1, drawn.tokens[..., None]).squeeze(-1)
     said = torch.where(drawn.drawn, said, 0.0)
     log_weight = (said.detach() - drawn.log_target).double().cumsum(-1)
@@ -152,7 +152,9 @@ def evaluate(policy: Any, reference: Any, questions: Questions, config: PolicyGr
         "policy", policy, policy, questions, max_new_tokens=config.max_new_tokens, seed=1
     )
     with torch.no_grad():
-        laws = [rollouts.log_laws(m, questions.plain, own.tokens) for m in (policy, reference)]
+        laws = [
+            rollouts.log_distributions(m, questions.plain, own.tokens) for m in (policy, reference)
+        ]
     gap = torch.where(own.drawn, rollouts.reverse_kl(*laws), 0.0).sum(-1)
     entropy = -(laws[0].exp() * laws[0]).sum(-1)[own.drawn].mean()
     return {

@@ -107,7 +107,7 @@ def padded(rows: Context, *, value: int) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value)
 
 
-def log_laws(model: Any, prompts: Context, tokens: Tensor) -> Tensor:
+def log_distributions(model: Any, prompts: Context, tokens: Tensor) -> Tensor:
     """The distribution of each token of a text, given the prompt and the tokens before it.
 
     Args:
@@ -337,7 +337,7 @@ def told(model: Any, prompts: Context, questions: Questions) -> Told:
     tokens = padded(questions.answers, value=questions.end).to(device)
     lengths = torch.tensor([len(x) for x in questions.answers], device=device)
     real = torch.arange(tokens.shape[1], device=device) < lengths[:, None]
-    log_law = log_laws(model, prompts, tokens)
+    log_law = log_distributions(model, prompts, tokens)
     said = log_law.gather(-1, tokens[..., None]).squeeze(-1)
     greedy = ((log_law.argmax(-1) == tokens) | ~real).all(-1)
     return Told(log_law, real, torch.where(real, said, 0.0), greedy)

@@ -279,13 +279,15 @@ def laws(device: torch.device, *, quick: bool) -> dict[str, Any]:
     ways += [{"scheme": "alternating", "gamma": 1, "dtype": "float32"}]  # and fused kernels
     found = {}
     for alpha in (None, 0.3):
-        expected = enumeration.token_level_law(policy, teacher, ids, length=2, alpha=alpha)
+        expected = enumeration.token_level_distribution(policy, teacher, ids, length=2, alpha=alpha)
         for way in ways[:1] if quick else ways if alpha is None else ways[3:4]:
             options = {k: v for k, v in way.items() if k != "dtype"}
             one, other = policy, teacher
             if "dtype" in way:
                 one, other = (copy.deepcopy(model).float() for model in (policy, teacher))
-            law, rows = enumeration.decoder_law(one, other, ids, length=2, alpha=alpha, **options)
+            law, rows = enumeration.decoder_distribution(
+                one, other, ids, length=2, alpha=alpha, **options
+            )
             name = {k: v if k != "draft_model" else True for k, v in way.items()}
             found[json.dumps(name | {"alpha": alpha})] = {
                 "largest_error": float(np.abs(law - expected).max()),

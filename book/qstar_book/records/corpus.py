@@ -151,7 +151,9 @@ def read_pairs(
         if c.prompt.user != prompt.user
     )
     policy, teacher, elsewhere = (
-        checkpoints.log_laws(model, checkpoints.chat_ids(tokenizer, user, system=system), tokens)
+        checkpoints.log_distributions(
+            model, checkpoints.chat_ids(tokenizer, user, system=system), tokens
+        )
         for user, system in (
             (prompt.user, prompt.policy_system),
             (prompt.user, prompt.teacher_system),

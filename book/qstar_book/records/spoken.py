@@ -47,7 +47,7 @@ def record(
     length, trace = int(drawn.lengths), drawn.trace
     tokens = drawn.tokens[:length]
     log_policy, log_teacher = (
-        checkpoints.log_laws(model, prompt, tokens).double().cpu().numpy()
+        checkpoints.log_distributions(model, prompt, tokens).double().cpu().numpy()
         for model, prompt in zip(models, prompts, strict=True)
     )
     log_q = log_geometric_mean(log_policy, log_teacher, trace.alpha[:length].double().numpy())

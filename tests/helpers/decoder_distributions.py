@@ -1,7 +1,7 @@
 """The law of a decoder's tokens: what it should be, and what the very code that samples makes it.
 
 `expected_law` computes the token-level law by forwards over whole texts and the NumPy reference.
-`enumerated_law` is `qstar.decoding.enumeration.decoder_laws`, of the decoder or of a
+`enumerated_law` is `qstar.decoding.enumeration.decoder_distributions`, of the decoder or of a
 mistaken one.
 """
 
@@ -14,12 +14,12 @@ import torch
 from scipy.special import log_softmax, logsumexp
 
 import qstar
-from qstar.decoding.enumeration import decoder_laws
+from qstar.decoding.enumeration import decoder_distributions
 from qstar.decoding.generate import decode
 from qstar.decoding.options import check
 
 
-def log_laws(model, prompt, depth, vocab):
+def log_distributions(model, prompt, depth, vocab):
     """log p(. | prompt, prefix) for every prefix of `depth` tokens, without any cache."""
     prefixes = torch.tensor(list(itertools.product(range(vocab), repeat=depth)), dtype=torch.long)
     texts = torch.cat([prompt.expand(len(prefixes), -1), prefixes.reshape(len(prefixes), -1)], 1)
@@ -73,7 +73,7 @@ def expected_law(models, prompts, length, *, vocab, alpha=None, where="target", 
     log_joint = np.zeros(1)
     for depth in range(length):
         (policy, policy_texts), (teacher, teacher_texts) = (
-            log_laws(model, prompt, depth, vocab)
+            log_distributions(model, prompt, depth, vocab)
             for model, prompt in zip(models, prompts, strict=True)
         )
         if where == "parents":
@@ -127,6 +127,6 @@ def enumerated_law(models, prompts, length, *, vocab, rule=None, **options):
     """
     if rule is not None:
         options["run"] = partial(generate_by, rule)
-    laws, result = decoder_laws(models, prompts, length, vocab=vocab, **options)
+    laws, result = decoder_distributions(models, prompts, length, vocab=vocab, **options)
     np.testing.assert_allclose(laws.reshape(len(laws), -1).sum(-1), 1.0, atol=1e-12)
     return laws.reshape(len(laws), -1), result
