@@ -1,4 +1,4 @@
-"""Laws that are not Gaussian: families on one curve, tails, modes, many experts."""
+"""Distributions that are not Gaussian: families on one curve, tails, modes, many experts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -188,12 +188,13 @@ def speed_ratios(
     ax.set(xlabel="times as fast as plain decoding", ylim=(y - 0.6, -0.6))
     ax.set_xlim(min(0.5, ax.get_xlim()[0]), None)
     ax.tick_params(axis="y", length=0)
-    handles = [
-        Line2D([], [], color=INK["q*"], marker="o", label="qstar.generate"),
-        Line2D([], [], color=COLOURS["quiet"], marker="s", markerfacecolor="white",
-               label="transformers"),
-    ]  # fmt: skip
-    ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.35, 1.0), ncols=2)
+    if any(way.startswith("transformers") for rows in groups.values() for way in rows):
+        handles = [
+            Line2D([], [], color=INK["q*"], marker="o", label="qstar.generate"),
+            Line2D([], [], color=COLOURS["quiet"], marker="s", markerfacecolor="white",
+                   label="transformers"),
+        ]  # fmt: skip
+        ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.35, 1.0), ncols=2)
     return ax
 
 

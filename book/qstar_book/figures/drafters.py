@@ -87,8 +87,8 @@ def sampler_power(shares: ndarray, power: ndarray, level: float, *, ax: Axes) ->
     ax.axhline(level, **LINES["guide"])
     ax.text(1, level + 0.02, f"level {level:g}", ha="right", va="bottom", fontsize=10.5)
     ax.set(xlim=(0, 1.03), ylim=(0, 1.05))
-    ax.set_xlabel("share of answers that the source's loop gave")
-    ax.set_ylabel("tests that find it out")
+    ax.set_xlabel("share of answers from the source's loop")
+    ax.set_ylabel("tests that detect it")
     return ax
 
 

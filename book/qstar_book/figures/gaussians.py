@@ -22,20 +22,18 @@ PATH_COLOURS = LinearSegmentedColormap.from_list(
 """Colour of a point of the path by its alpha: from the teacher's to the policy's."""
 
 
-def contour(law: Gaussian, radius: float) -> ndarray:
+def contour(gaussian: Gaussian, radius: float) -> ndarray:
     """The points of a plane that are `radius` standard deviations from the mean."""
     angle = np.linspace(0, 2 * np.pi, 181)
     circle = radius * np.stack([np.cos(angle), np.sin(angle)])
-    return law.mean[:, None] + np.linalg.cholesky(law.covariance) @ circle
+    return gaussian.mean[:, None] + np.linalg.cholesky(gaussian.covariance) @ circle
 
 
-def draw_contours(law: Gaussian, role: str, ax: Axes, *, radii: Sequence[float] = (1, 2)) -> None:
-    """Draw the law's contours at these numbers of standard deviations, as that party draws them."""
-    for radius in radii:
-        x, y = contour(law, radius)
-        line = LINES[role] | {"linewidth": LINES[role]["linewidth"] * (1 if radius == 1 else 0.6)}
-        ax.fill(x, y, color=COLOURS[role], alpha=FILL, linewidth=0)
-        ax.plot(x, y, **line, label=role if radius == 1 else None)
+def draw_contour(gaussian: Gaussian, role: str, ax: Axes) -> None:
+    """Draw the contour at one standard deviation, as that party is drawn."""
+    x, y = contour(gaussian, 1)
+    ax.fill(x, y, color=COLOURS[role], alpha=FILL, linewidth=0)
+    ax.plot(x, y, **LINES[role], label=role)
 
 
 def plane(ax: Axes, *, half_width: float, centre: tuple[float, float] = (0, 0)) -> None:
@@ -59,12 +57,13 @@ def gaussian_cases(cases: Sequence[SolvedPair], *, fig: Figure) -> Figure:
     rows = -(-len(cases) // 3)
     axes = fig.subplots(rows, 3, squeeze=False)
     for ax, case in zip(axes.flat, cases, strict=False):
-        draw_contours(case.teacher, "teacher", ax, radii=(1,))
-        draw_contours(case.policy, "policy", ax, radii=(1,))
-        draw_contours(case.q_star, "q*", ax, radii=(1,))
+        draw_contour(case.teacher, "teacher", ax)
+        draw_contour(case.policy, "policy", ax)
+        draw_contour(case.q_star, "q*", ax)
         x, y = case.q_star.mean
         star(ax, x, y, size=9)
-        shown = np.hstack([contour(law, 1) for law in (case.policy, case.teacher, case.q_star)])
+        parties = (case.policy, case.teacher, case.q_star)
+        shown = np.hstack([contour(party, 1) for party in parties])
         low, high = shown.min(axis=1), shown.max(axis=1)
         x, y = (low + high) / 2
         plane(ax, half_width=0.56 * float((high - low).max()), centre=(x, y))
@@ -113,8 +112,8 @@ def precision_ellipses(case: SolvedPair, averaged: Gaussian, *, ax: Axes) -> Axe
         foot = normal / (normal @ normal)
         along = np.array([-normal[1], normal[0]])
         ax.axline(foot, foot + along, **LINES["guide"] | {"zorder": 1})
-    for law, role in ((case.teacher, "teacher"), (case.policy, "policy"), (case.q_star, "q*")):
-        draw_contours(law, role, ax, radii=(1,))
+    for gaussian, role in ((case.teacher, "teacher"), (case.policy, "policy"), (case.q_star, "q*")):
+        draw_contour(gaussian, role, ax)
     ax.plot(*contour(averaged, 1), **LINES["other"])
     points = _level(precisions[1], np.linalg.cholesky(precisions[0]).T)
     ax.plot(*points.T, "o", color=COLOURS["ink"], markersize=5.5, markeredgecolor="white", zorder=6)
@@ -197,26 +196,27 @@ def path_evolution(
         fig: Where to draw: an empty figure, higher than wide.
     """
     top, bottom = fig.subplots(2, 1, height_ratios=[1.75, 1])
-    for alpha, law in list(zip(alphas, path, strict=True))[:: max(1, len(alphas) // 10)]:
-        x, y = contour(law, 1)
+    for alpha, gaussian in list(zip(alphas, path, strict=True))[:: max(1, len(alphas) // 10)]:
+        x, y = contour(gaussian, 1)
         top.plot(x, y, color=PATH_COLOURS(float(alpha)), linewidth=1.2, alpha=0.9)
-    top.plot(*np.stack([law.mean for law in path]).T, color=COLOURS["ink"], linewidth=1.3, zorder=4)
+    means = np.stack([gaussian.mean for gaussian in path])
+    top.plot(*means.T, color=COLOURS["ink"], linewidth=1.3, zorder=4)
     ends = ((case.teacher, "teacher", 0), (case.policy, "policy", 1))
-    for law, role, _ in ends:
-        x, y = contour(law, 1)
+    for gaussian, role, _ in ends:
+        x, y = contour(gaussian, 1)
         top.fill(x, y, color=COLOURS[role], alpha=FILL, linewidth=0)
         top.plot(x, y, **LINES[role] | {"linewidth": 2.4})
-        top.plot(*law.mean, "o", color=COLOURS[role], markeredgecolor="white", zorder=5)
+        top.plot(*gaussian.mean, "o", color=COLOURS[role], markeredgecolor="white", zorder=5)
     top.plot(*contour(case.q_star, 1), **LINES["q*"])
     star(top, *case.q_star.mean, size=17)
     top.set_aspect("equal")
     top.set(xlabel="$x_1$", ylabel="$x_2$")
     top.margins(0.05)
-    for law, role, end in ends:
+    for gaussian, role, end in ends:
         halo(
             top.annotate(
                 rf"{role}, $\alpha = {end}$",
-                (law.mean[0], contour(law, 1)[1].max()),
+                (gaussian.mean[0], contour(gaussian, 1)[1].max()),
                 xytext=(0, 5),
                 textcoords="offset points",
                 ha="center",
@@ -310,8 +310,8 @@ def covariance_rules(case: SolvedPair, geometric: Gaussian, *, ax: Axes) -> Axes
         geometric: A Gaussian with the source's covariance, policy^alpha teacher^(1 - alpha).
         ax: Where to draw.
     """
-    for law, role in ((case.teacher, "teacher"), (case.policy, "policy"), (case.q_star, "q*")):
-        draw_contours(law, role, ax, radii=(1,))
+    for gaussian, role in ((case.teacher, "teacher"), (case.policy, "policy"), (case.q_star, "q*")):
+        draw_contour(gaussian, role, ax)
     ax.plot(*contour(geometric, 1), **LINES["other"])
     plane(ax, half_width=2.3)
     ax.set(xlabel="$x_1$", ylabel="$x_2$", xticks=[-2, -1, 0, 1, 2], yticks=[-2, -1, 0, 1, 2])

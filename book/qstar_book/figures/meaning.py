@@ -284,7 +284,7 @@ def rivals(
     Args:
         excess: Kind of pair -> rival -> mean excess in nats per token, positive.
         chernoff: Kind of pair -> mean C.
-        ax: Where to draw: a table, the darker the dearer.
+        ax: Where to draw: a table, the stronger the shade the higher the cost.
     """
     first = next(iter(excess.values()))
     names = sorted(first, key=lambda name: first[name])

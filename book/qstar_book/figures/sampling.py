@@ -21,7 +21,7 @@ def redraw_panels(
     Args:
         panels: By the rule's name, the probability that each token is an accepted draft, and that
             it is redrawn. Shape (tokens,).
-        target: The law that the sum should follow. Shape (tokens,).
+        target: The distribution that the sum should follow. Shape (tokens,).
         fig: Where to draw, one panel per rule.
     """
     axes = fig.subplots(1, len(panels), sharey=True)
@@ -64,11 +64,11 @@ def loop_bias(
     *,
     ax: Axes,
 ) -> Axes:
-    """Distance of the source loop's law from its target, against the number of candidates.
+    """Distance of what the source's loop draws from its target, against the number of candidates.
 
     Args:
         num_candidates: How many candidates are tried, from 0. Shape (counts,).
-        bias: By the name of the example, TV(law, target) with independent candidates. Shape
+        bias: By the name of the example, TV(output, target) with independent candidates. Shape
             (counts,).
         without_replacement: By the same names, TV at some numbers of candidates that were drawn
             without replacement; drawn as hollow markers.
@@ -114,7 +114,7 @@ def loop_bias(
         markerfacecolor="white",
         markeredgecolor=COLOURS["ink"],
         markeredgewidth=1.4,
-        label="without",
+        label="without replacement",
     )
     ax.axhline(0, **LINES["q*"], zorder=1)
     ax.annotate(

@@ -1,4 +1,4 @@
-"""Whole sequences: two means of two laws, and what it costs to draw from either."""
+"""Whole sequences: two means of two distributions, and what it costs to draw from either."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,9 +21,8 @@ def two_means(
 
     Args:
         names: What to call each sequence.
-        token_level: Its probability under the token-level law. Shape (sequences,).
-        sequence_level: Its probability under the geometric mean of the two joint laws. Shape
-            (sequences,).
+        token_level: Its probability under the token-level mean. Shape (sequences,).
+        sequence_level: Its probability under the sequence-level mean. Shape (sequences,).
         ax: Where to draw.
     """
     at = np.arange(len(names))
@@ -43,7 +42,7 @@ def gap_growth(
     *,
     ax: Axes,
 ) -> Axes:
-    """How far the token-level law is from the sequence-level one, against the length.
+    """How far the token-level mean is from the sequence-level one, against the length.
 
     Args:
         lengths: Numbers of tokens, increasing. Shape (lengths,).
@@ -102,7 +101,7 @@ def answer_divergences(
     *,
     ax: Axes,
 ) -> Axes:
-    """What answers cost token by token, above what the laws of whole answers are apart.
+    """What answers cost token by token, above what the distributions of whole answers cost.
 
     Args:
         sums: The sum of the positions' Chernoff informations of each answer, in nats. Shape

@@ -50,7 +50,7 @@ def forward_times(
     low, high = axes[0].get_ylim()
     ticks = [t for t in (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100) if low <= t <= high]
     axes[0].set_yticks(ticks, [f"{t:g}" for t in ticks])
-    axes[0].set_ylabel("ms per forward")
+    axes[0].set_ylabel("ms per forward pass")
     fig.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=10.5)
     return fig
 
@@ -144,7 +144,7 @@ def speed_by_acceptance(
     ax.axhline(1, color=COLOURS["ink"], linewidth=1.0)
     ax.set(
         xlabel="acceptance probability of a parent's draft",
-        ylabel="times as fast as plain",
+        ylabel="times as fast as plain decoding",
         ylim=(min(0.9, ax.get_ylim()[0]), None),
     )
     ax.tick_params(labelsize=10.5)
