@@ -29,7 +29,8 @@ def _list_what_is_cited(app: Sphinx, document: nodes.document, page: str) -> Non
             there = app.builder.get_relative_uri(page, work.bibliography_key.docname)
             places[f"{there}#{work.citation_id}"] = item["ids"][0]
     # A section would be given the number of the chapter.
-    title = nodes.raw("", f'<h2 id="references">{_("References")}</h2>', format="html")
+    words = _("References")
+    title = nodes.raw("", f'<h2 id="references">{words}</h2>', format="html")
     for link in document.findall(nodes.reference):  # they lead to the list on this page
         if place := places.get(link.get("refuri", "")):
             del link["refuri"]

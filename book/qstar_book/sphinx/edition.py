@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from docutils import nodes
-from sphinx.addnodes import toctree
+from sphinx.addnodes import glossary, toctree
 from sphinx.application import Sphinx
 from sphinx.builders.gettext import MessageCatalogBuilder
 from sphinx.builders.html import StandaloneHTMLBuilder
@@ -23,7 +23,7 @@ from sphinx.config import Config
 from sphinx.environment import CONFIG_OK, BuildEnvironment
 from sphinx.environment.collectors.toctree import TocTreeCollector
 from sphinx.locale import get_translation, get_translator, init
-from sphinx.transforms import SphinxTransform
+from sphinx.transforms import GlossarySorter, SphinxTransform
 from sphinx.util.fileutil import copy_asset_file
 from sphinx.util.i18n import docname_to_domain
 from sphinx.util.osutil import ensuredir
@@ -125,6 +125,17 @@ class _TranslateCaptions(SphinxTransform):
         for tree in self.document.findall(toctree):
             if caption := tree.get("caption"):
                 tree["caption"] = _(caption)
+
+
+class _SortAsInEnglish(SphinxTransform):
+    """The glossary keeps the order of the English page: code points are no order for Chinese."""
+
+    default_priority = 18
+
+    def apply(self, **kwargs: object) -> None:
+        GlossarySorter(self.document).apply()
+        for listed in self.document.findall(glossary):
+            listed["sorted"] = False
 
 
 class _TranslateFormulas(SphinxTransform):
@@ -251,6 +262,7 @@ def setup(app: Sphinx) -> ExtensionMetadata:
         app.add_builder(EditionBuilder, override=True)
         app.add_js_file(WORDS, priority=150)
         app.add_transform(_TranslateCaptions)
+        app.add_transform(_SortAsInEnglish)
         app.add_transform(_TranslateFormulas)
     app.connect("config-inited", _say_it_in_the_language, priority=300)
     app.connect("builder-inited", _keep_the_environment)

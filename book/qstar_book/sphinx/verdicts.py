@@ -274,6 +274,7 @@ class _LinksOfClaims(SphinxPostTransform):
 
 def _use_our_role(app: Sphinx) -> None:
     app.add_role_to_domain("glue", "text", _ClaimText(), override=True)
+    app.env.get_domain("glue").roles["text"] = _ClaimText()  # one that was read has its roles
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
