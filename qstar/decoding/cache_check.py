@@ -30,15 +30,15 @@ CHECK_AT_MOST = 1040
 TOLERANCE = {
     torch.float64: (1e-6, 1e-5),  # eager attention has its softmax in float32
     torch.float32: (1e-4, 1e-3),
-    torch.float16: (4e-3, 0.03),
-    torch.bfloat16: (0.032, 0.15),
+    torch.float16: (8e-3, 0.03),
+    torch.bfloat16: (0.0625, 0.15),
 }
 """Total variation that rounding may always explain, and that it never does, by precision.
 
-Of narrow weights the first is what the last bit of one logit between 16 and 32 can change: a logit
-that moves by d moves the distribution by p (1 - p) d, at most d / 4, where d is 1/64 in float16 and
-1/8 in bfloat16. Two readings at once can agree to the bit, and still say nothing of this, because
-they went through the same kernels; reading from a cache goes through others.
+Of narrow weights the first is what the last bits of logits between 16 and 32 can change. Where each
+logit is off by d at most, the distribution is by tanh(d / 2); d is 1/64 in float16 and 1/8 in
+bfloat16. Two readings at once can agree to the bit, by the same kernels, and then say nothing of
+what others do, through which a cache is read: SmolLM2's in bfloat16 is 0.03 away in the median.
 
 In between, 30 times what two readings at once are apart. Of narrow weights the median over a row's
 positions counts: there rounding can send a token to another expert, and change one position much.

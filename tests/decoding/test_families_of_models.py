@@ -398,22 +398,22 @@ def test_rounding_raises_no_alarm(make, dtype):
             assert not given.slides(60)
 
 
-class LastBit(LlamaForCausalLM):
-    """Two tokens are equally likely; reading from a cache moves the last bit of a logit of one."""
+class LastBits(LlamaForCausalLM):
+    """Two tokens are equally likely; from a cache, the last bits of both logits are others."""
 
     def forward(self, ids, past_key_values=None, **options):
         cached = past_key_values is not None and past_key_values.get_seq_length()
         found = super().forward(ids, past_key_values=past_key_values, **options)
+        off = torch.finfo(found.logits.dtype).eps if cached else 0.0
         found.logits = torch.full_like(found.logits, -20)
-        found.logits[..., :2] = 20
-        if cached:
-            found.logits[..., 0] *= 1 + torch.finfo(found.logits.dtype).eps
+        found.logits[..., 0] = 20 * (1 + off)
+        found.logits[..., 1] = 20 * (1 - off)
         return found
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_last_bit_of_a_logit_is_no_mistake_and_a_shifted_position_is(dtype):
-    for kind, wrong in ((LastBit, False), (WrongWhenCached, True)):
+def test_the_last_bits_of_logits_are_no_mistake_and_a_shifted_position_is(dtype):
+    for kind, wrong in ((LastBits, False), (WrongWhenCached, True)):
         cache_check._FOUND.clear()
         given = KVCache(llama(1, kind=kind).to(dtype))
         with warnings.catch_warnings():
