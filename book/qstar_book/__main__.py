@@ -261,12 +261,14 @@ def _add_experiments(records: Commands) -> None:
     option("--prompts", type=int, help="questions of a step")
     option("--learning-rate", type=float, help="the same at every step")
     option("--rates", type=float, nargs="+", default=(), help=RATES)
+    option("--kinds", nargs="+", default=(), help="what is asked; all that the model learned")
 
     option = add("policy-gradient", "train a model on a reward by rollouts of several kinds")
     option("--model", default="300k", help="a trained model of the family")
     option("--prompts", type=int, help="questions of a step")
     option("--learning-rate", type=float, help="the same at every step")
     option("--rates", type=float, nargs="+", default=(), help=RATES)
+    option("--kinds", nargs="+", default=(), help="what is asked; all that the model learned")
 
     def add_experiment(name: str, said: str) -> Callable[..., Any]:
         option = _add(records, name, f"experiments.{name}:command", said)

@@ -60,11 +60,11 @@ class Distillation:
     seeds: int = 5
     steps: int = 100
     prompts: int = 32
-    tokens: int = 256
+    tokens: int = 128
     learning_rate: float = 1e-4
     rates: tuple[float, ...] = ()
-    held_out: int = 160
-    evaluations: int = 4
+    held_out: int = 96
+    evaluations: int = 3
     max_new_tokens: int = 32
     kinds: tuple[str, ...] = ()
     rank: int = 8
@@ -80,9 +80,6 @@ class Distillation:
         """Small and few: a rehearsal."""
         small: dict[str, Any] = {"seeds": 2, "steps": 2, "prompts": 8, "tokens": 64}
         return type(self)(**asdict(self) | small | {"held_out": 16, "evaluations": 1})
-
-
-QUICK_KINDS = ("copy", "sort", "largest", "capitals")
 
 
 # --- One checkpoint ------------------------------------------------------------------------------
@@ -178,8 +175,8 @@ def evaluate(student: Any, teacher: Any, questions: Questions, config: Distillat
 
 
 def _some(rows: Tensor) -> Tensor:
-    """All rows of a small vocabulary; of a large one 128, evenly. Shape (some, vocab)."""
-    return rows if rows.shape[-1] < 1_000 else rows[:: max(1, len(rows) // 128)]
+    """128 of the rows, or a few more, evenly. Shape (some, vocab)."""
+    return rows[:: max(1, len(rows) // 128)]
 
 
 def _by_kind(questions: Questions, values: Sequence[float]) -> dict[str, list[float]]:
@@ -386,12 +383,15 @@ def command(
     prompts: int | None,
     learning_rate: float | None,
     rates: Sequence[float],
+    kinds: Sequence[str],
     jobs: int,
     limit: float | None,
 ) -> None:
     """`qstar-book record distillation`."""
     chosen: dict[str, Any] = {"model": model}
     chosen |= SMOLLM2_SIZE if model == SMOLLM2 else {"kinds": family.kinds_of(model)}
+    if kinds:
+        chosen["kinds"] = tuple(kinds)
     named = {"seeds": seeds, "steps": steps, "prompts": prompts, "learning_rate": learning_rate}
     chosen["rates"] = tuple(rates)
     config = Distillation(**chosen)

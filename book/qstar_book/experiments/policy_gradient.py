@@ -66,8 +66,8 @@ class PolicyGradient:
     learning_rate: float = 2e-4
     rates: tuple[float, ...] = ()
     beta: float = 0.05
-    held_out: int = 160
-    evaluations: int = 4
+    held_out: int = 96
+    evaluations: int = 3
     max_new_tokens: int = 32
     kinds: tuple[str, ...] = ()
 
@@ -335,11 +335,13 @@ def command(
     prompts: int | None,
     learning_rate: float | None,
     rates: Sequence[float],
+    kinds: Sequence[str],
     jobs: int,
     limit: float | None,
 ) -> None:
     """`qstar-book record policy-gradient`."""
-    config = PolicyGradient(model, rates=tuple(rates), kinds=family.kinds_of(model))
+    asked = tuple(kinds) or family.kinds_of(model)
+    config = PolicyGradient(model, rates=tuple(rates), kinds=asked)
     config = config.quick() if quick else config
     named = {"seeds": seeds, "steps": steps, "prompts": prompts, "learning_rate": learning_rate}
     config = PolicyGradient(**asdict(config) | {k: x for k, x in named.items() if x is not None})

@@ -46,7 +46,8 @@ def trajectories(
             below.plot(at, quantiles[:, 1], marker + "-", color=colour, markersize=4)
             below.fill_between(at, quantiles[:, 0], quantiles[:, 2], color=colour, alpha=0.18)
         below.axhline(0.5, **LINES["guide"])
-        above.set(yscale="log", title=name)
+        above.set_yscale("log")
+        above.set_title(name, fontsize="medium")
         below.set(xscale="log", xlabel="1 + optimiser steps")
     axes[0, 0].set_ylabel("mean $C$ (nats)")
     axes[1, 0].set_ylabel(r"$\alpha^\star$")
@@ -111,7 +112,8 @@ def learning_curves(
             bars = np.stack([mean - low, high - mean])
             ax.errorbar(
                 at + shift, mean, yerr=bars, color=colour, marker=marker, linestyle=dash,
-                markersize=4, capsize=2, linewidth=1.3, elinewidth=0.9, label=way,
+                markersize=4, capsize=2, linewidth=1.3, elinewidth=0.9,
+                label=way.replace("q*", r"$q^\star$").replace("half", "$q_{1/2}$"),
             )  # fmt: skip
         ax.set_ylabel(quantity)
     axes[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
