@@ -13,7 +13,7 @@ Source of the method: Agarwal et al. (2024), "On-policy distillation of language
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from itertools import islice
@@ -307,7 +307,7 @@ TURNS = 3
 """How often each way to draw is timed, in turns; the fastest counts."""
 
 
-def _timed(ways: dict[str, Callable[[], tuple[int, float]]]) -> dict[str, Any]:
+def _timed(ways: Mapping[str, Callable[[], tuple[int, float]]]) -> dict[str, Any]:
     """What each way draws, and its least time; a first call, which is slower, is not timed."""
     found: dict[str, dict[str, Any]] = {}
     for turn in range(TURNS + 1):
