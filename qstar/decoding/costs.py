@@ -20,6 +20,8 @@ PROPOSING = (*PARENTS, "coin")
 """Whom a proposal may come from where parents propose: one of them, or either with even odds."""
 TURNS = ("alternating", "coin")
 """The schemes in which the parents take turns: one proposes what the other goes on to judge."""
+OF_OTHERS = ("lookup", "draft-model")
+"""The schemes whose drafts are no parent's: both parents read them, and a token of q* follows."""
 LONGEST = 8
 """The draft length up to which `expected_speedup` looks for the best."""
 
@@ -259,7 +261,7 @@ def forwards_per_token(
         return one_sided(unit, "policy", gamma, acceptance)
     if scheme == "coin":
         return coin(unit, gamma, (stay, stay), acceptance, acceptance, acceptance)
-    if scheme in ("lookup", "draft-model"):
+    if scheme in OF_OTHERS:
         return third(unit, gamma, acceptance, draft_forwards=0)
     raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}: got {scheme!r}.")
 

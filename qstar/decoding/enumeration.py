@@ -4,7 +4,7 @@
     distribution, _ = decoder_distribution(*pair, ids, length=2, scheme="alternating", gamma=2)
     abs(distribution - token_level_distribution(*pair, ids, length=2)).max()      # rounding
 
-Only models of a few tokens can be followed this far. The code that runs is `decode.generate`, the
+Only models of a few tokens can be followed this far. The code that runs is `generate`, the
 one that decodes from models of any size.
 """
 
@@ -135,7 +135,7 @@ def decoder_distributions(
 ) -> tuple[ndarray, Generation]:
     """The joint distributions of a decoder's tokens after each of several prompts.
 
-    `decode.generate` runs on a batch that has a row for every sequence of choices it can make; so
+    `generate` runs on a batch that has a row for every sequence of choices it can make; so
     that rows accept and reject differently is part of what is looked at. What they are is found out
     by running it: beyond what a row is told it takes any option that has a probability, and those
     that no row takes are rows of the next batch. The last batch has each of them once.

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from . import costs as cost
-from .costs import PARENTS, PROPOSING, SCHEMES, TURNS, Costs
+from .costs import OF_OTHERS, PARENTS, PROPOSING, SCHEMES, TURNS, Costs
 
-TOGETHER = ("plain", "lookup", "draft-model")
+TOGETHER = ("plain", *OF_OTHERS)
 """The schemes in which both parents read the same tokens at once: one call can serve both."""
 
 GAMMAS = (1, 2, 3, 4, 6, 8)
@@ -217,7 +217,9 @@ class Planner:
             found = cost.third(self._costs, plan.gamma, accept["lookup"], draft_forwards=0)
             nothing = cost.third(self._costs, plan.gamma, 0.0, draft_forwards=0)
             return 1 / (evidence.matched / found + (1 - evidence.matched) / nothing)
-        return cost.third(self._costs, plan.gamma, accept["draft"], draft_forwards=plan.gamma)
+        if plan.scheme == "draft-model":
+            return cost.third(self._costs, plan.gamma, accept["draft"], draft_forwards=plan.gamma)
+        raise NotImplementedError(f"what a round of {plan.scheme!r} costs")
 
     def _plans(self, evidence: Evidence) -> list[Plan]:
         plans = []
@@ -231,7 +233,7 @@ class Planner:
                 plans += [Plan(scheme, self._most_waiting, best, stay) for stay in self._stays]
                 continue
             # A token of the target's own follows a third's drafts: that many fewer can be used.
-            most = evidence.remaining - (scheme in ("lookup", "draft-model"))
+            most = evidence.remaining - (scheme in OF_OTHERS)
             for gamma in dict.fromkeys(max(1, min(gamma, most)) for gamma in self._gammas):
                 if scheme == "one-sided":
                     plans += [Plan(scheme, gamma, drafter) for drafter in self._drafters]

@@ -23,7 +23,7 @@ from ..result import STATUSES
 from ..sampling import rules
 from ..sampling.chance import Chance, RowCoins
 from .coin import Tosses, go_on_with, toss, toss_for_first, weighed
-from .costs import PARENTS, PROPOSING, TURNS, other
+from .costs import OF_OTHERS, PARENTS, PROPOSING, TURNS, other
 from .faults import check_emitted
 from .judging import Judged, Rule
 from .parents import Parents
@@ -92,12 +92,14 @@ def decode_round(to: Setting, state: State, plan: Plan) -> tuple[State, Step]:
 def propose(to: Setting, state: State, plan: Plan) -> Proposal:
     """The drafts that a plan asks for; of nobody, and none, if no row has room for one."""
     # A token of q* itself follows a third's drafts, and needs room of its own.
-    spare = plan.scheme in ("lookup", "draft-model")
+    spare = plan.scheme in OF_OTHERS
     limits = [min(plan.gamma, left - spare) for left in state.left()]
     if max(limits) < 1:
         return nobody(to, state)
     if plan.scheme == "lookup":
         return looked_up(to, state, limits)
+    if plan.scheme not in ("one-sided", "draft-model", *TURNS):
+        raise NotImplementedError(f"who proposes in a round of {plan.scheme!r}")
     name, weight = "draft" if plan.scheme == "draft-model" else plan.drafter, 1.0
     if plan.stay is not None and len(state.new) == 1:  # in a batch one coin would tie the rows
         name, weight = toss_for_first(to.chance, plan.stay)

@@ -433,11 +433,8 @@ def test_the_readmes_snippets_run_as_they_stand(capsys, monkeypatch):
     policy, teacher = pair()
     loaded = iter([(policy, TOKENIZER), (teacher, bytes_tokenizer())])
     monkeypatch.setattr(checkpoints, "load", lambda name: next(loaded))
-    exec(text, {})
+    given: dict = {}
+    exec(text, given)
     assert capsys.readouterr().out
-
-    ids = torch.tensor([65, 66, 67])
-    given = {"policy": policy, "teacher": teacher, "inputs": {"input_ids": ids[None]}}
-    given |= {"policy_ids": ids, "teacher_ids": ids[1:]}
     exec(tokens, given)
     assert given["result"].tokens.shape == (40,)

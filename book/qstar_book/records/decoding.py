@@ -462,7 +462,7 @@ def _expected_tokens(r: Mapping[str, Any], rates: Mapping[str, float]) -> float:
     if not r["drafted"]:
         return 1.0
     accept = rates[r["proposer"]]
-    bonus = r["scheme"] in ("lookup", "draft-model")  # q* is known after the last draft
+    bonus = r["scheme"] in costs.OF_OTHERS  # q* is known after the last draft
     most = r["drafted"] + int(bonus)
     return float(sum(accept**kept for kept in range(most)))
 
