@@ -142,7 +142,7 @@ def other_numbers(english: str, chinese: str) -> list[str]:
 def test_every_number_is_that_of_the_english_page(built: Path, name: str):  # noqa: F811
     english = (built / f"{name}.html").read_text(encoding="utf8")
     chinese = (built / edition.FOLDER / f"{name}.html").read_text(encoding="utf8")
-    assert sum(sum(numbers.values()) for _, numbers, _ in numbers_of(english)) > 20
+    assert sum(sum(numbers.values()) for _, numbers, _ in numbers_of(english)) > 10
     assert other_numbers(english, chinese) == []
 
 
