@@ -21,7 +21,7 @@ from qstar_book.sphinx import downloads, glossary, light, markup, pages
 
 BOOK = Path(__file__).resolve().parents[2] / "book"
 TOOL = Path(sys.executable).with_name("jupyter-book")
-SVG = '<svg xmlns="http://www.w3.org/2000/svg" height="75pt" width="150pt" viewBox="0 0 150 75"/>'
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" height="75pt" width="150pt" viewBox="0 0 150 75"/>\n'
 
 INDEX = """# A book
 

@@ -11,6 +11,7 @@ import html
 import io
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def drawn_twice(notebook: Path) -> dict[str, bytes]:
                 for kind, what in output.get("data", {}).items()
             }
             if {"image/svg+xml", "image/png"} <= data.keys():
-                name = hashlib.sha256(data["image/svg+xml"].encode()).hexdigest()
+                lines = data["image/svg+xml"].splitlines()  # as MyST-NB writes the file
+                name = hashlib.sha256(os.linesep.join(lines).encode()).hexdigest()
                 found[name] = base64.b64decode(data["image/png"])
     return found
 
