@@ -24,6 +24,7 @@ from sphinx.environment import CONFIG_OK, BuildEnvironment
 from sphinx.environment.collectors.toctree import TocTreeCollector
 from sphinx.locale import get_translation, get_translator, init
 from sphinx.transforms import GlossarySorter, SphinxTransform
+from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.fileutil import copy_asset_file
 from sphinx.util.i18n import docname_to_domain
 from sphinx.util.osutil import ensuredir
@@ -136,6 +137,17 @@ class _SortAsInEnglish(SphinxTransform):
         GlossarySorter(self.document).apply()
         for listed in self.document.findall(glossary):
             listed["sorted"] = False
+
+
+class _LatinEmphasis(SphinxPostTransform):
+    """Emphasis of Latin words ("et al.") stays italic: dots are for Chinese."""
+
+    default_priority = 900
+
+    def run(self, **kwargs: object) -> None:
+        for said in self.document.findall(nodes.emphasis):
+            if not re.search("[\u3400-\u9fff]", said.astext()):
+                said["classes"].append("qs-latin")
 
 
 class _TranslateFormulas(SphinxTransform):
@@ -264,6 +276,7 @@ def setup(app: Sphinx) -> ExtensionMetadata:
         app.add_transform(_TranslateCaptions)
         app.add_transform(_SortAsInEnglish)
         app.add_transform(_TranslateFormulas)
+        app.add_post_transform(_LatinEmphasis)
     app.connect("config-inited", _say_it_in_the_language, priority=300)
     app.connect("builder-inited", _keep_the_environment)
     app.connect("env-get-outdated", _read_again)
