@@ -434,7 +434,7 @@ def wrong_languages(page: Texts) -> list[str]:
     return [
         text
         for language, text in page.found
-        if bool(IDEOGRAPH.search(text)) != (language == "zh") and text.strip()
+        if bool(IDEOGRAPH.search(text)) != (language.partition("-")[0] == "zh") and text.strip()
     ]
 
 
