@@ -695,7 +695,7 @@ def test_nothing_is_lost_on_paper(site: str, contexts: dict[str, BrowserContext]
           const whole = all(":is(div.math, .cell_input, .cell_output, figure)");
           return {
             title: [...document.querySelectorAll("h1")].filter(seen).map((h1) => h1.innerText),
-            handles: all("summary").filter(seen).length,
+            handles: all("summary:not(.qs-solution > summary)").filter(seen).length,
             torn: whole.filter((box) => getComputedStyle(box).breakInside !== "avoid").length,
             cut: all(":is(pre, table)").filter((box) => box.scrollWidth > box.clientWidth + 1)
               .length,
