@@ -750,8 +750,10 @@ def test_the_versions_agree():
 def test_every_record_is_described():
     described = (ROOT / "data" / "README.md").read_text(encoding="utf8")
     records = sorted((ROOT / "data" / "results").iterdir())
-    assert [file.name for file in records if f"`results/{file.name}`" not in described] == []
-    assert records
+    models = [*(ROOT / "data" / "family").iterdir(), *(ROOT / "data" / "adapters").iterdir()]
+    names = [f"{file.parent.name}/{file.name}" for file in [*records, *sorted(models)]]
+    assert [name for name in names if f"`{name}`" not in described] == []
+    assert records and models
 
 
 def test_no_record_names_a_folder_of_the_machine_that_made_it():

@@ -28,7 +28,7 @@ from qstar.decoding.generate import generate
 
 from .. import shipped_model
 from . import family, rollouts, tasks
-from .jobs import Keep, best_rate, collect, write
+from .jobs import Keep, compare, write
 from .rollouts import Questions
 
 SMOLLM2 = "smollm2"
@@ -347,24 +347,15 @@ def record(
         keep: Called with what is there after each run.
         progress: Show a bar on standard error.
     """
-    told = asdict(config)
-    made: dict[str, Any] = {"config": told}
+    made: dict[str, Any] = {"config": asdict(config)}
     rows = config.prompts
     single = 4 if config.model == SMOLLM2 else max(2, rows // 8)
     made["costs"] = costs(config, device, rows=rows, single=single)
-    if config.rates:
-        scan = best_rate(run, told, quantity="right_chance", device=device, processes=processes)
-        made["scan"], told["learning_rate"] = scan, scan["rate"]
-    given = [
-        {"config": told, "way": way, "seed": seed, "device": device}
-        for seed in range(config.seeds)
-        for way in config.ways
-    ]
-    return collect(
+    return compare(
         made,
         run,
-        given,
-        order=lambda x: (config.ways.index(x["way"]), x["seed"]),
+        quantity="right_chance",
+        device=device,
         processes=processes,
         limit_s=limit_s,
         keep=keep,

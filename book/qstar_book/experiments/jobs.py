@@ -102,6 +102,41 @@ def collect(
     return made
 
 
+def compare(
+    made: dict[str, Any],
+    function: Callable[..., Any],
+    *,
+    quantity: str,
+    device: str,
+    processes: int = 1,
+    **how: Any,
+) -> dict[str, Any]:
+    """Every way and seed of the configuration in `made`, at its best rate if it has several.
+
+    Args:
+        made: What is there already, with the fields of the configuration as its "config".
+        function: As in `best_rate`.
+        quantity: As in `best_rate`.
+        device: Where.
+        processes: How many runs at a time.
+        how: What else `collect` takes.
+    """
+    told = made["config"]
+    if told["rates"]:
+        scan = best_rate(function, told, quantity=quantity, device=device, processes=processes)
+        made["scan"], told["learning_rate"] = scan, scan["rate"]
+    given = [
+        {"config": told, "way": way, "seed": seed, "device": device}
+        for seed in range(told["seeds"])
+        for way in told["ways"]
+    ]
+
+    def order(one: Mapping[str, Any]) -> tuple[int, int]:
+        return told["ways"].index(one["way"]), one["seed"]
+
+    return collect(made, function, given, order=order, processes=processes, **how)
+
+
 def best_rate(
     function: Callable[..., Any],
     told: Mapping[str, Any],

@@ -31,7 +31,7 @@ from qstar.rows import kl, log_geometric_mean
 from qstar.solve import solve_kl_symmetry
 
 from . import family, rollouts, tasks
-from .jobs import Keep, best_rate, collect, write
+from .jobs import Keep, compare, write
 from .rollouts import Questions
 
 WEIGHTED = ", weighted"
@@ -304,21 +304,12 @@ def record(
     progress: bool = False,
 ) -> dict[str, Any]:
     """All ways and seeds, and the soft values. Arguments as in `distillation.record`."""
-    told = asdict(config)
-    made: dict[str, Any] = {"config": told, "values": values(config, device)}
-    if config.rates:
-        scan = best_rate(run, told, quantity="objective", device=device, processes=processes)
-        made["scan"], told["learning_rate"] = scan, scan["rate"]
-    given = [
-        {"config": told, "way": way, "seed": seed, "device": device}
-        for seed in range(config.seeds)
-        for way in config.ways
-    ]
-    return collect(
+    made: dict[str, Any] = {"config": asdict(config), "values": values(config, device)}
+    return compare(
         made,
         run,
-        given,
-        order=lambda x: (config.ways.index(x["way"]), x["seed"]),
+        quantity="objective",
+        device=device,
         processes=processes,
         limit_s=limit_s,
         keep=keep,
