@@ -5,16 +5,14 @@ installed these tests are skipped, and with CI=true they fail.
 """
 
 import functools
-import http.server
-import os
+import json
 import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,8 @@ import nbformat
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
-from browsers import require_browser
-from filelock import FileLock
+from browsers import VIEWS, require_browser, serve
+from built_pages import BOOK, ROOT, once, run
 from fontTools.ttLib import TTFont
 from html_rules import html_faults
 from playwright.sync_api import Browser, BrowserContext, Page
@@ -34,9 +32,6 @@ from qstar_book import claims
 from qstar_book.sphinx import light, markup, maths, provenance
 from qstar_book.sphinx import pages as page_extension
 
-ROOT = Path(__file__).resolve().parents[2]
-BOOK = ROOT / "book"
-HTML = BOOK / "_build" / "html"
 TOC = yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf8"))
 SETTINGS = yaml.safe_load((BOOK / "_config.yml").read_text(encoding="utf8"))["sphinx"]["config"]
 
@@ -52,16 +47,6 @@ CHAPTERS = [name for name in FILES if name.startswith("chapters/")]
 FIRST = next(files_of(part["chapters"])[0] for part in TOC["parts"] if part.get("numbered"))
 PAGES = [TOC["root"], *FILES, "search"]
 VERDICTS = {"confirmed", "corrected", "refuted", "qualified", "not measured"}
-# Without motion: a colour that is still fading in is neither the old one nor the new one.
-VIEWS: dict[str, dict[str, Any]] = {
-    view: {"viewport": viewport, "color_scheme": scheme, "reduced_motion": "reduce"}
-    for view, viewport, scheme in (
-        ("phone", {"width": 375, "height": 800}, "light"),
-        ("narrow", {"width": 320, "height": 640}, "light"),
-        ("light", {"width": 1280, "height": 900}, "light"),
-        ("dark", {"width": 1280, "height": 900}, "dark"),
-    )
-}
 # Every rule but the one for colours, of which a link's text is judged by its style alone.
 NO_COLOURS = {
     "rules": {"color-contrast": {"enabled": False}},
@@ -219,48 +204,6 @@ async ([view, rules]) => {
   return (await axe.run(document, options)).violations;
 }
 """
-
-
-@pytest.fixture(scope="session")
-def contexts(browser: Browser) -> dict[str, BrowserContext]:
-    return {view: browser.new_context(**options) for view, options in VIEWS.items()}
-
-
-def run(*command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "CI"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
-
-
-@pytest.fixture(scope="session")
-def built() -> Path:
-    """The folder of the pages, brought up to date once, whoever asks first."""
-    (BOOK / "_build").mkdir(exist_ok=True)
-    with FileLock(BOOK / "_build" / ".tests.lock"):
-        for command in ("fetch", "run", "pages"):
-            done = run(sys.executable, "-m", "qstar_book", command)
-            if done.returncode:
-                pytest.fail(f"{command} failed:\n{done.stdout}\n{done.stderr}")
-    return HTML
-
-
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-def serve(folder: Path) -> Iterator[str]:
-    handler = functools.partial(QuietHandler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture(scope="session")
-def site(built: Path) -> Iterator[str]:
-    yield from serve(built)
 
 
 def look_at(
@@ -512,16 +455,38 @@ WATCH_SHIFTS = """window.shift = 0; new PerformanceObserver((list) => {
 INLINE = "() => [...document.scripts].map((one) => one.src ? 0 : one.text.length)"
 
 
+AT_ONCE = 5
+
+
 @pytest.fixture(scope="session")
-def first_loads(site: str, browser: Browser) -> dict[str, Load]:
-    found = {}
-    for name in PAGES:
+def first_loads(
+    site: str, browser: Browser, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Load]:
+    """Page -> its first load, measured once for all processes that run the tests."""
+
+    def measure() -> str:
+        found: dict[str, Load] = {}
+        for start in range(0, len(PAGES), AT_ONCE):
+            found |= load_first(browser, site, PAGES[start : start + AT_ONCE])
+        return json.dumps({name: asdict(load) for name, load in found.items()})
+
+    loads = json.loads(once(tmp_path_factory, "first_loads", measure))
+    return {name: Load(**load) for name, load in loads.items()}
+
+
+def load_first(browser: Browser, site: str, names: Iterable[str]) -> dict[str, Load]:
+    """Several pages at once, each in a context that has seen nothing yet."""
+    opened: dict[str, tuple[Page, list[Any]]] = {}
+    for name in names:
         context = browser.new_context(viewport={"width": 1280, "height": 900})
         context.add_init_script(WATCH_SHIFTS)
-        page = context.new_page()
-        sizes: dict[str, int] = {}
-        page.on("requestfinished", lambda one, sizes=sizes: sizes.update({one.url: length(one)}))
-        page.goto(f"{site}/{name}.html", wait_until="networkidle")
+        opened[name] = page, asked = context.new_page(), []
+        page.on("requestfinished", lambda one, asked=asked: asked.append(one))
+        page.goto(f"{site}/{name}.html", wait_until="commit")
+    found = {}
+    for name, (page, asked) in opened.items():
+        page.wait_for_load_state("networkidle")
+        sizes = {one.url: len(one.response().body()) for one in list(asked)}
         scripts = [size for address, size in sizes.items() if ".js" in urlsplit(address).path]
         found[name] = Load(
             sum(sizes.values()),
@@ -529,12 +494,8 @@ def first_loads(site: str, browser: Browser) -> dict[str, Load]:
             page.evaluate("document.querySelectorAll('*').length"),
             page.evaluate("window.shift"),
         )
-        context.close()
+        page.context.close()
     return found
-
-
-def length(request: Any) -> int:
-    return len(request.response().body())
 
 
 TOO_HEAVY = {"chapters/training": 1_300_000, "chapters/what_alpha_means": 1_300_000}

@@ -8,21 +8,10 @@ from pathlib import Path
 
 import pytest
 from babel.messages.catalog import Catalog
+from built_pages import BOOK, ROOT, run
 from fontTools.ttLib import TTFont
 from playwright.sync_api import Browser, BrowserContext
-from test_book import (  # noqa: F401
-    BOOK,
-    IDEOGRAPH,
-    PAGES,
-    ROOT,
-    Texts,
-    built,
-    contexts,
-    length,
-    look_at,
-    run,
-    site,
-)
+from test_book import IDEOGRAPH, PAGES, Texts, load_first, look_at
 
 from qstar_book import translation
 from qstar_book.sphinx import edition
@@ -57,7 +46,7 @@ sys.exit(not translation.extract(*map(pathlib.Path, sys.argv[1:])))
 
 
 @pytest.fixture(scope="session")
-def templates(built: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Catalog]:  # noqa: F811
+def templates(built: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Catalog]:
     folder = tmp_path_factory.mktemp("gettext")
     done = run(sys.executable, "-c", EXTRACT, ROOT, folder)  # Sphinx likes a process of its own
     assert done.returncode == 0, done.stderr
@@ -149,7 +138,7 @@ def other_numbers(english: str, chinese: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", TRANSLATED)
-def test_every_number_is_that_of_the_english_page(built: Path, name: str):  # noqa: F811
+def test_every_number_is_that_of_the_english_page(built: Path, name: str):
     english = (built / f"{name}.html").read_text(encoding="utf8")
     chinese = (built / edition.FOLDER / f"{name}.html").read_text(encoding="utf8")
     assert sum(sum(numbers.values()) for _, numbers, _ in numbers_of(english)) > 10
@@ -171,29 +160,29 @@ def test_another_number_is_caught():
 
 
 @pytest.fixture(scope="session")
-def chinese_texts(built: Path) -> dict[str, Texts]:  # noqa: F811
+def chinese_texts(built: Path) -> dict[str, Texts]:
     folder = built / edition.FOLDER
     return {name: Texts((folder / f"{name}.html").read_text(encoding="utf8")) for name in CHINESE}
 
 
 @pytest.mark.parametrize("name", CHINESE)
 def test_a_chinese_page_is_sound_in_light_in_dark_and_on_a_phone(
-    site: str,  # noqa: F811
-    contexts: dict[str, BrowserContext],  # noqa: F811
+    site: str,
+    contexts: dict[str, BrowserContext],
     name: str,
 ):
     assert look_at(contexts["phone"], f"{site}/{edition.FOLDER}/{name}.html") == []
 
 
 def test_a_chinese_page_opens_from_the_disk_without_a_server(
-    built: Path,  # noqa: F811
-    contexts: dict[str, BrowserContext],  # noqa: F811
+    built: Path,
+    contexts: dict[str, BrowserContext],
 ):
     page = built / edition.FOLDER / f"{TRANSLATED[1]}.html"
     assert look_at(contexts["dark"], page.as_uri(), ["dark"]) == []
 
 
-def test_no_chinese_page_is_wider_than_the_smallest_phone(site: str, browser: Browser):  # noqa: F811
+def test_no_chinese_page_is_wider_than_the_smallest_phone(site: str, browser: Browser):
     page = browser.new_page(viewport={"width": 320, "height": 640})
     for name in CHINESE:
         page.goto(f"{site}/{edition.FOLDER}/{name}.html", wait_until="load")
@@ -212,7 +201,7 @@ def test_a_chinese_page_says_that_it_is_chinese(chinese_texts: dict[str, Texts],
 
 
 @pytest.mark.parametrize("name", TRANSLATED)
-def test_each_page_of_both_editions_leads_to_the_other(built: Path, name: str):  # noqa: F811
+def test_each_page_of_both_editions_leads_to_the_other(built: Path, name: str):
     editions = {"en": built / f"{name}.html", "zh-CN": built / edition.FOLDER / f"{name}.html"}
     for file in editions.values():
         page = Texts(file.read_text(encoding="utf8"))
@@ -228,12 +217,12 @@ def test_each_page_of_both_editions_leads_to_the_other(built: Path, name: str): 
         assert (file.parent / str(link["href"])).resolve() == there.resolve()
 
 
-def test_a_page_without_a_translation_offers_none(built: Path):  # noqa: F811
+def test_a_page_without_a_translation_offers_none(built: Path):
     for name in set(PAGES) - set(TRANSLATED):
         assert "qs-edition" not in (built / f"{name}.html").read_text(encoding="utf8"), name
 
 
-def test_the_switch_leads_to_the_same_place(site: str, contexts: dict[str, BrowserContext]):  # noqa: F811
+def test_the_switch_leads_to_the_same_place(site: str, contexts: dict[str, BrowserContext]):
     page = contexts["light"].new_page()
     page.goto(f"{site}/notation.html#symbols", wait_until="load")
     page.get_by_role("link", name="中文").click()
@@ -245,7 +234,7 @@ def test_the_switch_leads_to_the_same_place(site: str, contexts: dict[str, Brows
 
 
 def test_every_chinese_character_that_is_shown_is_in_the_font(
-    built: Path,  # noqa: F811
+    built: Path,
 ):
     cmap = TTFont(FONT).getBestCmap()
     used: set[str] = set()
@@ -261,7 +250,7 @@ def test_every_chinese_character_that_is_shown_is_in_the_font(
     assert (FONT.parent / "OFL-chinese.txt").is_file()
 
 
-def test_chinese_is_shown_in_the_font_of_the_book(site: str, contexts: dict[str, BrowserContext]):  # noqa: F811
+def test_chinese_is_shown_in_the_font_of_the_book(site: str, contexts: dict[str, BrowserContext]):
     page = contexts["light"].new_page()
     loaded = """async () => {
       await document.fonts.ready;
@@ -275,22 +264,17 @@ def test_chinese_is_shown_in_the_font_of_the_book(site: str, contexts: dict[str,
     page.close()
 
 
-def test_a_chinese_page_is_light(site: str, browser: Browser):  # noqa: F811
-    for name in CHINESE:
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        sizes: dict[str, int] = {}
-        page.on("requestfinished", lambda one, sizes=sizes: sizes.update({one.url: length(one)}))
-        page.goto(f"{site}/{edition.FOLDER}/{name}.html", wait_until="networkidle")
-        page.close()
-        assert 200_000 < sum(sizes.values()) <= 1_200_000, name
+def test_a_chinese_page_is_light(site: str, browser: Browser):
+    loads = load_first(browser, f"{site}/{edition.FOLDER}", CHINESE)
+    assert {name for name, load in loads.items() if not 200_000 < load.size <= 1_200_000} == set()
 
 
 QUERIES = ["几何平均", "交集", "投机采样", "教师", "Chernoff"]
 
 
 def test_search_finds_chinese_within_runs_of_it(
-    built: Path,  # noqa: F811
-    contexts: dict[str, BrowserContext],  # noqa: F811
+    built: Path,
+    contexts: dict[str, BrowserContext],
     chinese_texts: dict[str, Texts],
 ):
     """From the disk, without a server behind it."""

@@ -1,9 +1,13 @@
 """A real browser for the tests of pages and scripts; without one a skip that says how to get it."""
 
 import contextlib
+import functools
+import http.server
 import os
 import shutil
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +21,17 @@ QUIET = (
     "--no-first-run",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no request can leave
 )
+
+# Without motion: a colour that is still fading in is neither the old one nor the new one.
+VIEWS: dict[str, dict[str, Any]] = {
+    view: {"viewport": viewport, "color_scheme": scheme, "reduced_motion": "reduce"}
+    for view, viewport, scheme in (
+        ("phone", {"width": 375, "height": 800}, "light"),
+        ("narrow", {"width": 320, "height": 640}, "light"),
+        ("light", {"width": 1280, "height": 900}, "light"),
+        ("dark", {"width": 1280, "height": 900}, "dark"),
+    )
+}
 
 
 def installed_browser() -> str | None:
@@ -46,3 +61,19 @@ def open_browser() -> Iterator[Any]:
         chromium = playwright.chromium.launch(executable_path=path, args=[*QUIET, *sandbox])
         yield chromium
         chromium.close()
+
+
+class _QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def serve(folder: Path) -> Iterator[str]:
+    """The address of a folder's files, while it is iterated over."""
+    handler = functools.partial(_QuietHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()

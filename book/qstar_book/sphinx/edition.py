@@ -7,6 +7,7 @@ styles and scripts are those of the English edition.
 """
 
 import functools
+import gc
 import html
 import json
 import re
@@ -264,6 +265,7 @@ def _share_the_files(app: Sphinx, exception: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
+    gc.disable()  # the trees of a build live to its end: a third faster, in 1.4 GB for 0.8
     app.add_config_value("translated_pages", [], "html", list)
     for folder in app.config.locale_dirs:
         for catalog in (CATALOG, SCRIPTS):
