@@ -170,7 +170,7 @@ def token_bars(
         ("policy", policy, COLOURS["policy"], ""),
         ("teacher", teacher, COLOURS["teacher"], "///"),
         ("$q^\\star$", q_star, COLOURS["q*"], ""),
-        ("normalised overlap", overlap, "white", "...."),
+        ("normalised overlap", overlap, "white", "xxxx"),
     )
     at = np.arange(len(tokens))
     for i, (label, values, colour, hatch) in enumerate(parts):

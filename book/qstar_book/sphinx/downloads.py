@@ -82,6 +82,11 @@ def rows_of(table: str) -> list[list[str]]:
     ]
 
 
+def file_name(chapter: str, name: str) -> str:
+    """Of a figure or table, by its own name: that of the chapter stands once before it."""
+    return f"{chapter}-{name.removeprefix(f'{chapter}-')}"
+
+
 def written(rows: list[list[str]]) -> str:
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows(rows)
@@ -113,7 +118,7 @@ def _offer(
         return f'<a href="{address or f"{up}{FOLDER}/{name}"}" download="{name}">{kind}</a>'
 
     def figure(found: re.Match[str]) -> str:
-        name = f"{chapter}-{found['id'].removeprefix('fig-')}"
+        name = file_name(chapter, found["id"].removeprefix("fig-"))
         links = [link("SVG", f"{name}.svg", found["src"])]
         if png := pngs.get(Path(found["src"]).stem):
             (folder / f"{name}.png").write_bytes(on_white(png))
@@ -128,7 +133,8 @@ def _offer(
         number += 1
         head = found["table"].partition(">")[0]
         place = re.search(r'\bid="([^"]+)"', head)
-        name = f"{chapter}-{place[1].removeprefix('tab-') if place else f'table-{number}'}.csv"
+        named = place[1].removeprefix("tab-") if place else f"table-{number}"
+        name = f"{file_name(chapter, named)}.csv"
         (folder / name).write_text(written(rows_of(found["table"])), encoding="utf8")
         return f'{found[0]}<p class="qs-get">{link("CSV", name)}</p>'
 
