@@ -22,7 +22,7 @@ def drawn() -> str:
     x = np.linspace(-6, 7, 131)
     bells = pair.policy, pair.teacher, pair.q_star
     densities = np.exp([bell.log_density(x[:, None]) for bell in bells])
-    with figures.style(), mpl.rc_context(PLAIN):
+    with figures.in_style(), mpl.rc_context(PLAIN):
         fig, file = Figure(figsize=(4.6, 2.7)), io.StringIO()
         figures.balanced(pair, x, densities, ax=fig.subplots())
         about = {"Date": None, "Creator": None}

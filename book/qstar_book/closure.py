@@ -60,16 +60,29 @@ def _named(source: str, modules: Mapping[str, Path], *, package: list[str]) -> I
 
 @functools.cache
 def _dotted(source: str) -> frozenset[tuple[int, str]]:
-    """Each dotted name in a program, and how many dots before it make it a relative import."""
-    found = set()
-    for node in ast.walk(ast.parse(source)):
+    """Each dotted name in a program, and how many dots before it make it a relative import.
+
+    What is imported under a name of its own is followed under it: after `from qstar_book import
+    figures`, `figures.simplex` is `qstar_book.figures.simplex`.
+    """
+    found, called = set(), {}
+    nodes = list(ast.walk(ast.parse(source)))
+    for node in nodes:
         if isinstance(node, ast.Import):
-            found |= {(0, alias.name) for alias in node.names}
+            for alias in node.names:
+                found.add((0, alias.name))
+                if alias.asname:
+                    called[alias.asname] = 0, alias.name
         elif isinstance(node, ast.ImportFrom):
             base = f"{node.module}." if node.module else ""
-            found |= {(node.level, base + alias.name) for alias in node.names}
-        elif isinstance(node, ast.Attribute) and (name := _chain(node)):
-            found.add((0, name))
+            for alias in node.names:
+                found.add((node.level, base + alias.name))
+                called[alias.asname or alias.name] = node.level, base + alias.name
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and (chain := _chain(node)):
+            root, _, rest = chain.partition(".")
+            level, name = called.get(root, (0, root))
+            found |= {(0, chain), (level, f"{name}.{rest}")}
     return frozenset(found)
 
 

@@ -410,6 +410,7 @@ def test_a_page_is_html(built: Path, name: str):
         ("<b id='x y'></b>", "a place named 'x y'"),
         ("<span><div>a</div></span>", "div in span"),
         ("<ul><p>a</p></ul>", "p in ul"),
+        ("<p><style>p {}</style></p>", "style in body"),
         ("<a href=x><button>a</button></a>", "button in a"),
         ("<details><p>a</p></details>", "details without a summary"),
         ("<img src=x>", "img without alt or src"),

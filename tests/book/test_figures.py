@@ -156,7 +156,7 @@ def star(ax):
 
 @pytest.mark.parametrize("draw", ON_AXES.values(), ids=ON_AXES)
 def test_a_figure_on_axes_returns_them_and_renders(draw):
-    with figures.style():
+    with figures.in_style():
         ax = new_axes()
         assert draw(ax) is ax
         ax.figure.savefig(io.BytesIO(), format="png")
@@ -167,7 +167,7 @@ def test_a_figure_on_axes_returns_them_and_renders(draw):
 
 @pytest.mark.parametrize("draw", ON_FIGURE.values(), ids=ON_FIGURE)
 def test_a_figure_of_panels_returns_it_and_renders(draw):
-    with figures.style():
+    with figures.in_style():
         fig = new_figure()
         assert draw(fig) is fig
         fig.savefig(io.BytesIO(), format="png")
@@ -197,7 +197,7 @@ def label_of(ax):
 def test_the_label_at_the_crossing_touches_no_curve(distance, spread):
     pair = solve_pair("", Gaussian([0, 0], np.eye(2)), Gaussian([distance, 0], spread * np.eye(2)))
     to_policy, to_teacher = kl_to_parents(pair.policy, pair.teacher, ALPHAS)
-    with figures.style():
+    with figures.in_style():
         ax = new_axes()
         figures.kl_crossing(ALPHAS, to_policy, to_teacher, pair.balance, ax=ax)
         box, legend = label_of(ax)
@@ -213,7 +213,7 @@ def test_the_label_at_the_crossing_touches_no_curve(distance, spread):
 def test_the_distributions_with_one_outcome_are_marked_in_order():
     strayed, worse = np.array([0.1, 0.5, 0.9]), np.array([0.4, 0.8, 1.4])
     alone = np.array([0.8, 1.2]), np.array([1.2, 1.6])
-    with figures.style():
+    with figures.in_style():
         ax = figures.minimax(strayed, worse, CROSSED.balance, alone=alone, ax=new_axes())
     (squares,) = [line for line in ax.lines if line.get_marker() == "s"]
     np.testing.assert_array_equal(squares.get_data(), alone)
@@ -322,7 +322,7 @@ def test_coloured_text_has_enough_contrast_on_white(role):
 
 def test_the_style_leaves_no_trace():
     before = dict(mpl.rcParams)
-    with figures.style():
+    with figures.in_style():
         assert mpl.rcParams["figure.facecolor"] == "none"
         assert mpl.rcParams["font.size"] == figures.STYLE["font.size"]
     assert dict(mpl.rcParams) == before
@@ -353,7 +353,7 @@ def test_no_two_examples_of_the_loop_s_bias_share_a_marker():
 
 
 def test_q_star_is_drawn_between_its_parents_and_as_far_from_both():
-    with figures.style():
+    with figures.in_style():
         ax = balanced(new_axes())
         ax.figure.savefig(io.BytesIO(), format="png")
     peaks = {}

@@ -52,7 +52,7 @@ def balls(fig):
 
 @pytest.mark.parametrize("draw", [scale_law, variance, tails, share])
 def test_a_figure_on_axes_returns_them_and_renders(draw):
-    with figures.style():
+    with figures.in_style():
         ax = new_figure().subplots()
         assert draw(ax) is ax
         ax.figure.savefig(io.BytesIO(), format="png")
@@ -63,7 +63,7 @@ def test_a_figure_on_axes_returns_them_and_renders(draw):
 
 @pytest.mark.parametrize("draw", [modes, balls])
 def test_a_figure_of_panels_returns_it_and_renders(draw):
-    with figures.style():
+    with figures.in_style():
         fig = new_figure()
         assert draw(fig) is fig
         fig.savefig(io.BytesIO(), format="png")
@@ -126,7 +126,7 @@ def law(ratio):
 
 def test_no_label_of_the_scale_law_says_what_is_false_of_a_family():
     """A smaller rate is a narrower inverse gamma, and a shifted Gumbel."""
-    with figures.style():
+    with figures.in_style():
         ax = new_figure().subplots()
         names = ["Gumbel", "inverse gamma", "Laplace", "Weibull, shape 1.5", "Maxwell", "Pareto"]
         places = np.logspace(-2.3, 2.1, 11)[: len(names)]
@@ -145,7 +145,7 @@ def test_a_ratio_of_scales_stands_on_its_own_curve_and_on_no_other():
     freedoms = np.geomspace(0.25, 30, 40)
     fall = {"1 : 2": 0.03, "1 : 10": 0.075, "1 : 100": 0.11}
     curves = {name: 0.5 - k * np.log(freedoms) for name, k in fall.items()}
-    with figures.style():
+    with figures.in_style():
         ax = new_figure().subplots()
         figures.tail_weight(freedoms, curves, [0.4, 0.3, 0.2], ax=ax)
         for name, curve in curves.items():
@@ -153,7 +153,7 @@ def test_a_ratio_of_scales_stands_on_its_own_curve_and_on_no_other():
 
 
 def test_a_decade_of_shares_has_three_ticks():
-    with figures.style():
+    with figures.in_style():
         ax = share(new_figure().subplots())
         ax.figure.canvas.draw()
         ticks = [t.get_text() for t in ax.yaxis.get_ticklabels(which="both") if t.get_text()]

@@ -12,7 +12,7 @@ mpl.use("Agg")
 def test_what_is_filled_is_the_acceptance():
     target, drafts = np.array([0.5, 0.3, 0.2]), {"policy": np.array([0.7, 0.2, 0.1])}
     drafts["mixture"] = np.array([0.5, 0.25, 0.25])
-    with figures.style():
+    with figures.in_style():
         _, axes = plt.subplots(1, 2)
         figures.draft_overlaps(target, drafts, axes=axes)
     for ax, draft in zip(axes, drafts.values(), strict=True):
@@ -27,7 +27,7 @@ def test_what_is_filled_is_the_acceptance():
 def test_only_the_mixture_shows_what_it_covers():
     target = np.array([0.5, 0.3, 0.2])
     drafts = {"policy": np.array([0.7, 0.2, 0.1]), "mixture": np.array([0.5, 0.25, 0.25])}
-    with figures.style():
+    with figures.in_style():
         _, axes = plt.subplots(1, 2)
         figures.draft_overlaps(target, drafts, axes=axes, covered=0.8 * target)
     assert [len(ax.patches) for ax in axes] == [3, 4]
@@ -38,7 +38,7 @@ def test_only_the_mixture_shows_what_it_covers():
 def test_what_a_coin_keeps_is_drawn_above_both_bounds():
     weights = np.linspace(0, 1, 5)
     kept, floor = np.array([0.7, 0.85, 0.9, 0.86, 0.72]), np.array([0, 0.6, 0.8, 0.6, 0])
-    with figures.style():
+    with figures.in_style():
         _, ax = plt.subplots()
         figures.coin_acceptance(weights, kept, floor, 0.5, ax=ax)
     mixture, below, chord, *marks = ax.lines

@@ -14,7 +14,7 @@ mpl.use("Agg")
 
 @pytest.fixture
 def ax():
-    with figures.style():
+    with figures.in_style():
         fig, ax = plt.subplots()
         yield ax
         fig.canvas.draw()
@@ -89,7 +89,7 @@ def test_a_trace_names_the_tokens_that_were_drawn():
         alpha=row, balance=SimpleNamespace(alpha=row, chernoff=row), policy_to_teacher=row,
         teacher_to_policy=row, accept_policy=row, accept_teacher=row,
     )  # fmt: skip
-    with figures.style():
+    with figures.in_style():
         fig = figures.decode_trace(trace, [" sea", "\n", " $5"], fig=plt.figure())
         fig.canvas.draw()
     bottom = fig.axes[-1]

@@ -29,7 +29,7 @@ def drawn(request):
     logs = np.log(policy), np.log(teacher)
     balance = solve_kl_symmetry(*logs)
     q = np.exp(log_geometric_mean(*logs, balance.alpha))
-    with figures.style():
+    with figures.in_style():
         ax = Figure(layout="constrained").subplots()
         assert figures.simplex(policy, teacher, ax=ax) is ax
         ax.figure.canvas.draw()

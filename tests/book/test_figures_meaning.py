@@ -55,7 +55,7 @@ def test_a_figure_draws_on_the_axes_it_is_given(draw):
     assert draw(ax) is ax
     assert ax.get_xlabel() or draw is token_bars
     assert ax.get_title() == ""
-    with figures.style():
+    with figures.in_style():
         fig.canvas.draw()  # no warning, no failing layout
 
 
@@ -72,7 +72,7 @@ def test_the_star_of_ends_and_middle_sits_at_the_solution():
 
 
 def test_rivals_says_every_excess_as_a_share_of_its_own_chernoff_information():
-    with figures.style():
+    with figures.in_style():
         costs = {"kind": {"one": 0.2, "two": 0.1}, "another kind": {"one": 0.1, "two": 0.3}}
         ax = figures.rivals(costs, {"kind": 0.1, "another kind": 0.2}, ax=new_figure().subplots())
         ax.figure.canvas.draw()
@@ -110,7 +110,7 @@ def test_the_slopes_are_written_beside_the_curve_not_over_it():
     pair = np.log(rows / rows.sum(axis=-1, keepdims=True))
     at = np.linspace(0, 1, 401)
     curve, slopes = log_partition(*pair, at), (float(kl(*pair)), float(kl(*pair[::-1])))
-    with figures.style():
+    with figures.in_style():
         ax = new_figure().subplots()
         figures.ends_and_middle(at, curve, *slopes, solve_kl_symmetry(*pair), ax=ax)
         ax.figure.canvas.draw()
@@ -121,7 +121,7 @@ def test_the_slopes_are_written_beside_the_curve_not_over_it():
 
 
 def test_a_rival_is_not_named_in_code():
-    with figures.style():
+    with figures.in_style():
         ax = new_figure().subplots()
         recorded = {"alpha 0.5": 0.1, "alpha 0.3": 0.1, "mixture alpha*": 0.1, "midpoint": 0.2}
         figures.rivals({"kind": recorded}, {"kind": 0.05}, ax=ax)

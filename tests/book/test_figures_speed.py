@@ -15,7 +15,7 @@ LAUNCHED, REPLAYED = np.array([30.0, 31.0, 32.0]), np.array([7.0, 7.5, 7.6])
 
 @pytest.fixture
 def fig():
-    with figures.style():
+    with figures.in_style():
         fig = plt.figure(figsize=(4.6, 3.6))
         yield fig
         fig.canvas.draw()

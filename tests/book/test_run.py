@@ -350,6 +350,25 @@ def ran(root):
     return reasons
 
 
+def test_what_a_package_loads_late_is_followed_under_every_name(tmp_path):
+    """A chapter depends on the figures that it draws, however it calls their package."""
+    folder = tmp_path / "whole" / "figures"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").touch()
+    (folder / "__init__.py").write_text("_ON_FIRST_USE = {'bars': '.one', 'dots': '.two'}")
+    for name in ("one", "two"):
+        (folder / f"{name}.py").touch()
+    for code in (
+        "from whole import figures\nfigures.bars()",
+        "from whole import figures as f\nf.bars()",
+        "import whole.figures as f\nf.bars()",
+        "import whole\nwhole.figures.bars()",
+        "from whole.figures import bars",
+    ):
+        found = imported_files(code, [folder.parent])
+        assert [name.rpartition(".")[2] for name in found] == ["whole", "figures", "one"], code
+
+
 def append(path, text=" "):
     with path.open("a") as file:
         file.write(text)
@@ -430,7 +449,10 @@ def test_what_the_notebooks_load_is_what_they_are_said_to_import(only):
         code += "\n".join(cells) + "\n"
     tree = ast.parse(code)
     imports = [ast.unparse(n) for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
-    program = USED.replace("{imports}", "\n".join(i for i in imports if "qstar" in i))
+    lines = [line for line in imports if "qstar" in line]
+    names = [ast.unparse(n) for n in ast.walk(tree) if isinstance(n, ast.Attribute)]
+    lines += [name for name in names if re.fullmatch(r"figures\.\w+", name)]  # loaded on first use
+    program = USED.replace("{imports}", "\n".join(lines))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     loaded = set(done.stdout.split())
     assert len(loaded) > 10

@@ -145,7 +145,11 @@ def test_every_function_of_a_figures_module_is_called_by_its_name_in_the_package
             and node.returns.id in ("Axes", "Figure", "str")
         ]
         missing = [name for name in names if name not in figures.__all__]
-        assert missing == [], f"re-export them in figures/__init__.py, from {path.name}"
+        assert missing == [], f"name them in figures/__init__.py, from {path.name}"
+    assert all(getattr(figures, name) is not None for name in figures.__all__)
+    assert {*figures.__all__} <= {*dir(figures)}
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        figures.nothing  # noqa: B018
 
 
 def test_importing_qstar_loads_no_framework():

@@ -43,6 +43,8 @@ def html_faults(page: str) -> set[str]:
     for name in places:
         if not name or re.search(r"\s", str(name)):
             found.add(f"a place named {name!r}")
+    if any(box.tag == "style" for body in tree.iter("body") for box in body.iter()):
+        found.add("style in body")
     for box in tree.iter():
         if isinstance(box.tag, str):
             found |= set(_misplaced(box))

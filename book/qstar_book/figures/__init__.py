@@ -6,137 +6,99 @@ titles: the caption claims. The modules are told apart by subject; call a figure
 package, `figures.kl_crossing`.
 """
 
-from .beyond import (
-    effective_share,
-    enclosing_balls,
-    mirrored_variance,
-    modes_along_path,
-    one_scale_law,
-    tail_weight,
-)
-from .coin import coin_acceptance, draft_overlaps
-from .decoding import forwards_by_acceptance, one_round, proposed_text, speed_ratios, width_costs
-from .dimension import collapse, overlap_law, precision_shares, shells
-from .drafters import (
-    draft_acceptances,
-    draft_payoff,
-    law_scores,
-    length_costs,
-    sampler_power,
-    table,
-)
-from .front import balanced
-from .gaussians import (
-    PATH_COLOURS,
-    covariance_rules,
-    densities,
-    density_path,
-    gaussian_cases,
-    kl_order,
-    path_evolution,
-    precision_ellipses,
-    scale_law,
-)
-from .geometry import simplex
-from .learning import away_by_range, learning_curves, trajectories
-from .meaning import (
-    adversaries,
-    ends_and_middle,
-    error_exponent,
-    range_bound,
-    rivals,
-    token_bars,
-    training,
-)
-from .models import alpha_by_kind, decode_trace, solving_gain, spoken
-from .page import messages, texts
-from .pairs import concentration, divergence_by_question
-from .path import kl_crossing, minimax
-from .related import related_map
-from .sampling import acceptance_bounds, alpha_acceptance, loop_bias, redraw_panels
-from .sequences import answer_divergences, gap_growth, two_means, useful_share
-from .solver import alpha_error, convergence, log_partition_panels, passes_histogram, solver_cost
-from .speed import forward_times, round_shares, solver_times, speed_by_acceptance
-from .style import COLOURS, FILL, INK, LINES, STYLE, WIDTH, style
+import importlib
+from typing import Any
 
-__all__ = [
-    "COLOURS",
-    "FILL",
-    "INK",
-    "LINES",
-    "PATH_COLOURS",
-    "STYLE",
-    "WIDTH",
-    "acceptance_bounds",
-    "adversaries",
-    "alpha_acceptance",
-    "alpha_by_kind",
-    "alpha_error",
-    "answer_divergences",
-    "away_by_range",
-    "balanced",
-    "coin_acceptance",
-    "collapse",
-    "concentration",
-    "convergence",
-    "covariance_rules",
-    "decode_trace",
-    "densities",
-    "density_path",
-    "divergence_by_question",
-    "draft_acceptances",
-    "draft_overlaps",
-    "draft_payoff",
-    "effective_share",
-    "enclosing_balls",
-    "ends_and_middle",
-    "error_exponent",
-    "forward_times",
-    "forwards_by_acceptance",
-    "gap_growth",
-    "gaussian_cases",
-    "kl_crossing",
-    "kl_order",
-    "law_scores",
-    "learning_curves",
-    "length_costs",
-    "log_partition_panels",
-    "loop_bias",
-    "messages",
-    "minimax",
-    "mirrored_variance",
-    "modes_along_path",
-    "one_round",
-    "one_scale_law",
-    "overlap_law",
-    "passes_histogram",
-    "path_evolution",
-    "precision_ellipses",
-    "precision_shares",
-    "proposed_text",
-    "range_bound",
-    "redraw_panels",
-    "related_map",
-    "rivals",
-    "round_shares",
-    "sampler_power",
-    "scale_law",
-    "shells",
-    "simplex",
-    "solver_cost",
-    "solver_times",
-    "solving_gain",
-    "speed_by_acceptance",
-    "speed_ratios",
-    "spoken",
-    "style",
-    "table",
-    "tail_weight",
-    "texts",
-    "token_bars",
-    "training",
-    "trajectories",
-    "two_means",
-    "useful_share",
-    "width_costs",
-]
+_ON_FIRST_USE = {  # so that a chapter depends on the figures that it draws, and on no other
+    "COLOURS": ".style",
+    "FILL": ".style",
+    "INK": ".style",
+    "LINES": ".style",
+    "PATH_COLOURS": ".gaussians",
+    "STYLE": ".style",
+    "WIDTH": ".style",
+    "acceptance_bounds": ".sampling",
+    "adversaries": ".meaning",
+    "alpha_acceptance": ".sampling",
+    "alpha_by_kind": ".models",
+    "alpha_error": ".solver",
+    "answer_divergences": ".sequences",
+    "away_by_range": ".learning",
+    "balanced": ".front",
+    "coin_acceptance": ".coin",
+    "collapse": ".dimension",
+    "concentration": ".pairs",
+    "convergence": ".solver",
+    "covariance_rules": ".gaussians",
+    "decode_trace": ".models",
+    "densities": ".gaussians",
+    "density_path": ".gaussians",
+    "divergence_by_question": ".pairs",
+    "draft_acceptances": ".drafters",
+    "draft_overlaps": ".coin",
+    "draft_payoff": ".drafters",
+    "effective_share": ".beyond",
+    "enclosing_balls": ".beyond",
+    "ends_and_middle": ".meaning",
+    "error_exponent": ".meaning",
+    "forward_times": ".speed",
+    "forwards_by_acceptance": ".decoding",
+    "gap_growth": ".sequences",
+    "gaussian_cases": ".gaussians",
+    "kl_crossing": ".path",
+    "kl_order": ".gaussians",
+    "law_scores": ".drafters",
+    "learning_curves": ".learning",
+    "length_costs": ".drafters",
+    "log_partition_panels": ".solver",
+    "loop_bias": ".sampling",
+    "messages": ".page",
+    "minimax": ".path",
+    "mirrored_variance": ".beyond",
+    "modes_along_path": ".beyond",
+    "one_round": ".decoding",
+    "one_scale_law": ".beyond",
+    "overlap_law": ".dimension",
+    "passes_histogram": ".solver",
+    "path_evolution": ".gaussians",
+    "precision_ellipses": ".gaussians",
+    "precision_shares": ".dimension",
+    "proposed_text": ".decoding",
+    "range_bound": ".meaning",
+    "redraw_panels": ".sampling",
+    "related_map": ".related",
+    "rivals": ".meaning",
+    "round_shares": ".speed",
+    "sampler_power": ".drafters",
+    "scale_law": ".gaussians",
+    "shells": ".dimension",
+    "simplex": ".geometry",
+    "solver_cost": ".solver",
+    "solver_times": ".speed",
+    "solving_gain": ".models",
+    "speed_by_acceptance": ".speed",
+    "speed_ratios": ".decoding",
+    "spoken": ".models",
+    "in_style": ".style",
+    "table": ".drafters",
+    "tail_weight": ".beyond",
+    "texts": ".page",
+    "token_bars": ".meaning",
+    "training": ".meaning",
+    "trajectories": ".learning",
+    "two_means": ".sequences",
+    "useful_share": ".sequences",
+    "width_costs": ".decoding",
+}
+
+__all__ = list(_ON_FIRST_USE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_FIRST_USE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_ON_FIRST_USE[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

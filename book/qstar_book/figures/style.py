@@ -4,7 +4,7 @@ Policy is always a solid blue line, teacher a dashed vermilion one, q* a heavy g
 by colour-blind readers and in grey.
 
     plt.rcParams.update(figures.STYLE)      # once, in a notebook's imports cell
-    with figures.style(): ...               # elsewhere
+    with figures.in_style(): ...               # elsewhere
 """
 
 from collections.abc import Sequence
@@ -88,7 +88,7 @@ STYLE: dict[Any, Any] = {
 """The style sheet of the book, as Matplotlib settings."""
 
 
-def style() -> AbstractContextManager[None]:
+def in_style() -> AbstractContextManager[None]:
     """The style sheet as a context: figures made inside look like the book's."""
     return mpl.rc_context(STYLE)
 

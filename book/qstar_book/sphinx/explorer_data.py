@@ -54,7 +54,7 @@ def _draw_gaussians(data: Mapping[str, Any]) -> Figure:
     pair = preset_pair(every[data["start"]])
     alphas = np.linspace(0, 1, 101)
     path = [geometric_mean(pair.policy, pair.teacher, at) for at in alphas]
-    with figures.style():
+    with figures.in_style():
         fig = Figure(figsize=(figures.WIDTH, 7.2), layout="constrained")
         divergences = kl_to_parents(pair.policy, pair.teacher, alphas)
         figures.path_evolution(pair, alphas, path, *divergences, fig=fig)
@@ -87,7 +87,7 @@ def _short(row: Any) -> list[float]:
 
 def _draw_tokens(data: Mapping[str, Any]) -> Figure:
     first = data["presets"][0]
-    with figures.style():
+    with figures.in_style():
         fig = Figure(figsize=(figures.WIDTH, 4.6), layout="constrained")
         figures.simplex(*(np.array(first[who]) for who in PARENTS), ax=fig.subplots())
     return fig
@@ -189,7 +189,7 @@ def _draw_pays(data: Mapping[str, Any]) -> Figure:
             curves[way].append(times)
     predicted = {way: (accept, np.array(values)) for way, values in curves.items()}
     nothing: dict[str, list[tuple[float, float]]] = {way: [] for way in measured}
-    with figures.style():
+    with figures.in_style():
         fig = Figure(figsize=(figures.WIDTH, 3.9), layout="constrained")
         figures.speed_by_acceptance(measured, nothing, predicted, ax=fig.subplots())
     return fig
@@ -208,7 +208,7 @@ def _draw_spoken(data: Mapping[str, Any]) -> Figure:
     tokens = data["texts"][0]["tokens"]
     columns = [[token[key] for token in tokens] for key in ("text", "by", "kept")]
     numbers = [[token[key] for token in tokens] for key in ("alpha", "chernoff")]
-    with figures.style():
+    with figures.in_style():
         fig = Figure(figsize=(figures.WIDTH, 4.8), layout="constrained")
         figures.spoken(*columns, *numbers, fig=fig)
     return fig

@@ -135,7 +135,7 @@ class _PasteFigures(SphinxPostTransform):
 
 def draw(name: str) -> str:
     """The SVG of a figure function without arguments."""
-    with figures.style():
+    with figures.in_style():
         file = io.StringIO()
         getattr(figures, name)().savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()

@@ -193,10 +193,14 @@ def _description(doctree: nodes.document) -> str:
     return ""
 
 
+STYLE_OF_CODE = re.compile(r"<style>pre \{ line-height.*?</style>", re.DOTALL)
+"""What IPython's `Code` brings: the book's own colours are for light and dark."""
+
+
 def _finish(
     app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None
 ) -> None:
-    body = _size_the_images(app, context.get("body", ""))
+    body = _size_the_images(app, STYLE_OF_CODE.sub("", context.get("body", "")))
     body = _no_empty_heads(body)
     body = _let_names_break(_wrap_code(body))
     body = _keep_maths_with_its_punctuation(body)
