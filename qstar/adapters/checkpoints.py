@@ -56,6 +56,10 @@ def load(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if not str(name):
+        raise ValueError(
+            "the name of a model is empty: expected a folder, or the id of a model on the hub."
+        )
     given = {
         "device_map": device_map,
         "attn_implementation": attn_implementation,

@@ -33,6 +33,7 @@ from transformers.utils import ModelOutput
 from ..arguments import check_fixed_alpha
 from ..decoding.generate import Generation, Trace, generate
 from ..decoding.sampling_options import Sampling, shows_options
+from ..decoding.traits import CACHE_NAMES
 from ..sampling.chance import Chance
 from .processors import check_gauge, for_one_row, seen_with_padding
 
@@ -227,15 +228,16 @@ def _check_request(
             f"q_star keeps no {', '.join(wanted)}: return_dict_in_generate=True returns a trace of "
             f"the two distributions; checkpoints.log_distributions gives those of given tokens."
         )
-    cache = model_kwargs.get("past_key_values")
+    named = [name for name in CACHE_NAMES if model_kwargs.get(name) is not None]
+    own = [name for name in named if getattr(model_kwargs[name], "_is_user_defined", False)]
     kind = config.cache_implementation
-    if getattr(cache, "_is_user_defined", False) or kind not in (None, "dynamic", "static"):
+    if own or kind not in (None, "dynamic", "static"):
         raise ValueError(
             f"each parent keeps a cache of its own, which takes rejected drafts back: leave "
-            f"past_key_values out, and cache_implementation={kind!r}: 'static' or 'dynamic' "
-            f"will do."
+            f"{(own or CACHE_NAMES)[0]} out, and cache_implementation={kind!r}: 'static' or "
+            f"'dynamic' will do."
         )
-    prepared = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+    prepared = {"attention_mask", "position_ids", "use_cache", "logits_to_keep", *CACHE_NAMES}
     extra = sorted(
         name
         for name, value in model_kwargs.items()

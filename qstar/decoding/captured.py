@@ -30,7 +30,7 @@ from transformers import StaticCache
 from transformers.cache_utils import StaticLayer
 
 from .state import tensor_on
-from .traits import address_of, bare, log_p_of, modules_of, tensors_of
+from .traits import address_of, bare, cache_name, log_p_of, modules_of, tensors_of
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Widths of a forward that are captured; one in between is padded. Wider ones, which read prompts,
@@ -135,6 +135,7 @@ class Forwards:
         self.rows, self.slots, self.made_for = rows, slots, made_for
         self.cache = StaticCache(config=core.config, max_cache_len=slots)
         self._model, self._core = weakref.ref(model), weakref.ref(core)
+        self._cache_name = str(cache_name(core))
         self.device = next(model.parameters()).device
         self._inputs: dict[int, _Inputs] = {}
         self._graphs: dict[int, tuple[Any, Tensor]] = {}
@@ -241,12 +242,13 @@ class Forwards:
         lengths = [layer.cumulative_length for layer in self.layers]
         if self.layers[0].is_initialized:  # else nothing is held
             torch._foreach_copy_(lengths, [held] * len(lengths))
-        options: dict[str, Any] = {} if positions == width else {"logits_to_keep": positions}
+        options: dict[str, Any] = {self._cache_name: self.cache}
+        if positions != width:
+            options["logits_to_keep"] = positions
         out = model(
             to.ids,
             attention_mask=mask,
             position_ids=place,
-            past_key_values=self.cache,
             use_cache=True,
             **options,
         )

@@ -29,6 +29,7 @@ from .eval_mode import quiet
 from .state import tensor_on
 from .traits import (
     bare,
+    cache_name,
     check_cache,
     core_of,
     limit_of,
@@ -99,10 +100,9 @@ class KVCache:
         self.switch = switch_of(text, self._ropes)
         told, self.odd_windows = windows(text, self.core)
         self.sliding = sliding(text, [*told, *self.odd_windows])
-        names = [name for name in ("past_key_values", "cache") if name in self._parameters]
-        self._cache_name = names[0] if names else None  # transformers 5.24 renamed it
+        self._cache_name = cache_name(self.core)
         self.why_anew = shares_scales(self.core)
-        self.rereads = not names or bool(self.why_anew)
+        self.rereads = self._cache_name is None or bool(self.why_anew)
         self.static = self._can_be_static(implementation)
         self.reserved = 0
         self.lengths: list[int] = []
@@ -121,7 +121,7 @@ class KVCache:
         if implementation == "dynamic" or (implementation is None and on_cpu):
             return False
         seen = why_not(self.model, self.core)
-        if not {"position_ids", "attention_mask", "past_key_values"} <= self._parameters:
+        if self._cache_name is None or not {"position_ids", "attention_mask"} <= self._parameters:
             seen = seen or "its forward does not say that it takes positions, a mask and a cache"
         if self.rereads or self.sliding is not None or self.switch is not None or self._ropes_move:
             seen = seen or self.why_anew or "what it answers depends on how much it has read"

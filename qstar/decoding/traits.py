@@ -3,6 +3,7 @@
 Read from what its layers do and from its configuration, before anything is decoded.
 """
 
+import inspect
 import operator
 import re
 from dataclasses import dataclass
@@ -133,6 +134,16 @@ def check_cache(core: Any, text: Any, name: str) -> None:
             f"the {name} ({type(core).__name__}) keeps {what} in its cache, which cannot take "
             f"rejected drafts back exactly. Use a model whose layers all attend to keys and values."
         )
+
+
+CACHE_NAMES = "past_key_values", "cache"
+"""What forwards of transformers call their keys and values: the second since 5.24."""
+
+
+def cache_name(core: Any) -> str | None:
+    """What a model's forward calls its cache; None if it takes none that it names."""
+    taken = inspect.signature(core.forward).parameters
+    return next((name for name in CACHE_NAMES if name in taken), None)
 
 
 def shares_scales(core: Any) -> str:

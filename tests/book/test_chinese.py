@@ -3,6 +3,7 @@
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from test_book import IDEOGRAPH, PAGES, Texts, load_first, look_at
 from qstar_book import translation
 from qstar_book.sphinx import edition
 
-FONT = BOOK / "_static" / "fonts" / "chinese.woff2"
+FONTS = BOOK / "_static" / "fonts"
+QUOTED, REST = FONTS / "chinese-quoted.woff2", FONTS / "chinese.woff2"
 TRANSLATED = translation.translated_pages(ROOT)
 CHINESE = [*TRANSLATED, "search"]
 WANTED = {
@@ -233,21 +235,33 @@ def test_the_switch_leads_to_the_same_place(site: str, contexts: dict[str, Brows
     page.close()
 
 
-def test_every_chinese_character_that_is_shown_is_in_the_font(
-    built: Path,
-):
-    cmap = TTFont(FONT).getBestCmap()
-    used: set[str] = set()
-    for file in built.rglob("*.html"):
-        page = Texts(file.read_text(encoding="utf8"))
-        shown = "".join(text for _, text in page.found)
-        used |= set(re.findall("[\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]", shown))
+HAN = re.compile("[\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]")
+
+
+def shown_in(files: Iterable[Path]) -> set[str]:
+    pages = (Texts(file.read_text(encoding="utf8")) for file in files)
+    return {sign for page in pages for _, text in page.found for sign in HAN.findall(text)}
+
+
+def test_every_chinese_character_that_is_shown_is_in_the_fonts(built: Path):
+    """Those that English pages quote are in a font of their own, the others in the other."""
+    quoted, rest = ({chr(c) for c in TTFont(font).getBestCmap()} for font in (QUOTED, REST))
+    files = set(built.rglob("*.html"))
+    chinese = {file for file in files if built / edition.FOLDER in file.parents}
+    in_english, used = shown_in(files - chinese), shown_in(files)
     assert len(used) > 700
-    assert {sign for sign in used if ord(sign) not in cmap} == set()
-    assert set("“”‘’—…") <= {chr(code) for code in cmap}
-    assert len(cmap) < len(used) + 300  # and little else
-    assert FONT.stat().st_size <= 300_000
-    assert (FONT.parent / "OFL-chinese.txt").is_file()
+    assert used - quoted - rest == set()
+    assert in_english - quoted == set()
+    assert quoted & rest == set()
+    assert set("“”‘’—…") <= quoted
+    assert len(quoted | rest) < len(used) + 300  # and little else
+    assert QUOTED.stat().st_size <= 100_000
+    assert REST.stat().st_size <= 200_000
+    assert (FONTS / "OFL-chinese.txt").is_file()
+    css = (BOOK / "_static" / "chinese.css").read_text(encoding="utf8")
+    (said,) = re.findall(r"chinese-quoted\.woff2[^}]*unicode-range: ([^;]*);", css)
+    ends = [[int(end, 16) for end in run[2:].split("-")] for run in said.split(", ")]
+    assert {chr(c) for run in ends for c in range(run[0], run[-1] + 1)} == quoted
 
 
 def test_chinese_is_shown_in_the_font_of_the_book(site: str, contexts: dict[str, BrowserContext]):
