@@ -14,6 +14,7 @@ from sampling import FALSE_ALARM, p_value
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers_of_all_kinds import KINDS
 from transformers import (
+    DynamicCache,
     EncoderNoRepeatNGramLogitsProcessor,
     GenerationConfig,
     GenerationMixin,
@@ -34,7 +35,7 @@ from transformers.generation import utils as generation_utils
 import qstar
 from qstar.adapters.pieces import PieceStreamer, new_text
 from qstar.adapters.processors import OF_SOUND, REMEMBERING
-from qstar.adapters.transformers import OF_THE_CONFIG, q_star
+from qstar.adapters.transformers import OF_THE_CONFIG, _check_request, q_star
 from qstar.decoding import generate as decode
 from qstar.decoding.filters import GAUGED
 from qstar.decoding.kv_cache import KVCache
@@ -828,3 +829,15 @@ def test_stop_strings_find_their_tokenizer():
     """When this passes, the docstring of `q_star` can forget about StopStringCriteria."""
     policy, teacher = pair()
     hooked(policy, teacher, max_new_tokens=3, stop_strings=["bd"], tokenizer=letters())
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_the_cache_that_transformers_makes_is_no_argument_of_the_caller(name):
+    """It is called `cache` since transformers 5.24."""
+    made = DynamicCache()
+    asked = {"assistant_model": None, "synced_gpus": False}
+    config = GenerationConfig(do_sample=True)
+    _check_request(object(), config, asked, {name: made})
+    made._is_user_defined = True
+    with pytest.raises(ValueError, match=f"leave {name} out"):
+        _check_request(object(), config, asked, {name: made})

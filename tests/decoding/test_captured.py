@@ -101,7 +101,8 @@ def mistaken_about_later_columns(self, to, positions, real=Forwards._forward):
     options = {"attention_mask": seen[:, None], "position_ids": place.long()}
     for layer in self.layers:
         layer.cumulative_length.fill_(held)
-    out = self._model()(to.ids, past_key_values=self.cache, use_cache=True, **options)
+    options |= {self._cache_name: self.cache, "use_cache": True}
+    out = self._model()(to.ids, **options)
     return out.logits[:, -positions:].double().log_softmax(-1)
 
 

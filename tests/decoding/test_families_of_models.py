@@ -7,6 +7,7 @@ the model, for every token anew.
 import functools
 import inspect
 import warnings
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -326,6 +327,29 @@ class Failing(LlamaForCausalLM):
         if past_key_values is not None:
             raise KeyError("no cache here")
         return super().forward(ids, **options)
+
+
+class Renamed(LlamaForCausalLM):
+    """It calls its cache `cache`, as all models do since transformers 5.24."""
+
+    widths: ClassVar[list[int]] = []
+
+    def forward(self, ids, attention_mask=None, position_ids=None, cache=None, **options):
+        self.widths.append(ids.shape[-1])
+        where = {"attention_mask": attention_mask, "position_ids": position_ids}
+        (name,) = {"past_key_values", "cache"} & {*inspect.signature(super().forward).parameters}
+        return super().forward(ids, **{name: cache}, **where, **options)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_a_cache_of_another_name_is_used(kind):
+    models = llama(1, kind=Renamed), llama(2, kind=Renamed)
+    assert not KVCache(models[0]).rereads
+    options = SCHEMES["one-sided"] | {"cache_implementation": kind}
+    assert furthest(*models, rows(5, 2), count=4, **options) < EXACT
+    Renamed.widths.clear()
+    furthest(*models, rows(5), count=8, scheme="plain", cache_implementation=kind)
+    assert Renamed.widths.count(1) >= 14, "the text was read again"
 
 
 BROKEN = {
