@@ -307,6 +307,11 @@ def test_a_table_of_html_is_read_as_its_text():
     assert downloads.rows_of(table) == [["a", "1<2 x"], [""]]
 
 
+@pytest.mark.parametrize("name", ["range", "training-range"])
+def test_a_download_names_its_chapter_once(name: str):
+    assert downloads.file_name("training", name) == "training-range"
+
+
 def test_a_page_is_light_or_dark_before_its_first_line(aids: Path):
     for page in ("index.html", "chapters/a.html"):
         head = (aids / page).read_text(encoding="utf8").partition("<body")[0]
