@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from browsers import VIEWS, open_browser, serve
+from browsers import VIEWS, WATCH_SHIFTS, open_browser, serve
 from built_pages import HTML, once, run
 
 if TYPE_CHECKING:
@@ -22,7 +22,10 @@ def browser() -> "Iterator[Browser]":
 
 @pytest.fixture(scope="session")
 def contexts(browser: "Browser") -> "dict[str, BrowserContext]":
-    return {view: browser.new_context(**options) for view, options in VIEWS.items()}
+    opened = {view: browser.new_context(**options) for view, options in VIEWS.items()}
+    for context in opened.values():
+        context.add_init_script(WATCH_SHIFTS)
+    return opened
 
 
 @pytest.fixture(scope="session")

@@ -26,12 +26,16 @@ QUIET = (
 VIEWS: dict[str, dict[str, Any]] = {
     view: {"viewport": viewport, "color_scheme": scheme, "reduced_motion": "reduce"}
     for view, viewport, scheme in (
-        ("phone", {"width": 375, "height": 800}, "light"),
-        ("narrow", {"width": 320, "height": 640}, "light"),
         ("light", {"width": 1280, "height": 900}, "light"),
         ("dark", {"width": 1280, "height": 900}, "dark"),
+        ("phone", {"width": 375, "height": 800}, "light"),
+        ("narrow", {"width": 320, "height": 640}, "light"),
     )
 }
+
+WATCH_SHIFTS = """window.shift = 0; new PerformanceObserver((list) => {
+  for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.shift += entry.value;
+}).observe({ type: "layout-shift", buffered: true });"""
 
 
 def installed_browser() -> str | None:

@@ -25,6 +25,9 @@ FONT_LINK = (
     r'\n    <link rel="stylesheet" type="text/css" href="\2maths.css" />'
     "\n    <script>document.fonts.load(\"1em 'qstar maths'\")</script>"
 )
+FONTS_OF_TRANSLATIONS = "1em 'qstar chinese', 'qstar squares'"
+FONTS_OF_QUOTATIONS = "1em 'qstar squares'"  # the other comes for what is on the screen
+
 THEME_LATER = 'document.documentElement.dataset.theme = localStorage.getItem("theme") || "auto";'
 THEME_AT_ONCE = """const said = document.documentElement.dataset;
     const dark = matchMedia("(prefers-color-scheme: dark)").matches;
@@ -144,6 +147,11 @@ def light_page(page: str, icons: dict[str, tuple[str, str]], *, searches: bool) 
         page = re.sub(rf'\s*<script src="[^"]*{unneeded}[^"]*"></script>', "", page)
     if "<math" in page:  # within a style sheet its font is there before the first line is laid
         page = re.sub(r'(<link [^>]*href="([^"]*)qstar\.css[^>]*>)', r"\1" + FONT_LINK, page)
+    translated = '<html lang="zh' in page
+    if translated or 'lang="zh"' in page:
+        fonts = FONTS_OF_TRANSLATIONS if translated else FONTS_OF_QUOTATIONS
+        ask = rf'\1\n    <script>document.fonts.load("{fonts}", "中")</script>'
+        page = re.sub(r'(<link [^>]*href="[^"]*chinese\.css[^>]*>)', ask, page)
     page = page.replace(THEME_LATER, THEME_AT_ONCE)
     if _begins_at_once(page):
         # Of the page's own contents the first entry is open, as the theme's script will find it.
