@@ -13,6 +13,7 @@ against. It knows one prompt for both parents, and assisted decoding knows one r
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -27,7 +28,13 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from qstar.decoding.traits import CACHE_NAMES, cache_name
 from qstar.rows_torch import log_geometric_mean, solve_kl_symmetry
+
+OUTPUT_NAME = next(
+    field.name for field in fields(CausalLMOutputWithPast) if field.name in CACHE_NAMES
+)
+"""What transformers calls a cache that a forward gives back."""
 
 
 class ProductConfig(PreTrainedConfig):
@@ -100,11 +107,14 @@ class ProductModel(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: DynamicCache | None = None,
+        cache: DynamicCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         **others: Any,
     ) -> CausalLMOutputWithPast:
         """log q_alpha after each of the last `logits_to_keep` tokens; after all of them for 0.
+
+        The cache is given by the name that transformers knows it by: `cache` since 5.24.
 
         Raises:
             ValueError: q_alpha does not exist at a position, or something was asked for that a
@@ -113,23 +123,24 @@ class ProductModel(PreTrainedModel, GenerationMixin):
         asked = sorted(name for name, value in others.items() if value and name != "return_dict")
         if asked:
             raise ValueError(f"a product of two models has no {', '.join(asked)}: leave them out.")
-        cache = past_key_values
+        cache = past_key_values if cache is None else cache
         if cache is None and use_cache:
             cache = DynamicCache(config=self.config)
         rows = []
         for parent, view in zip((self.policy, self.teacher), self._views(cache), strict=True):
-            keep = {"logits_to_keep": logits_to_keep} if parent._supports_logits_to_keep() else {}
+            options: dict[str, Any] = {str(cache_name(parent)): view, "use_cache": view is not None}
+            if parent._supports_logits_to_keep():
+                options["logits_to_keep"] = logits_to_keep
             logits = parent(
                 input_ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=view,
-                use_cache=view is not None,
-                **keep,
+                **options,
             ).logits
             wide = torch.promote_types(logits.dtype, torch.float32)
             rows.append(logits[:, -logits_to_keep:].log_softmax(-1, dtype=wide))
-        return CausalLMOutputWithPast(logits=self._log_q(*rows), past_key_values=cache)
+        answer: dict[str, Any] = {"logits": self._log_q(*rows), OUTPUT_NAME: cache}
+        return CausalLMOutputWithPast(**answer)
 
     def _log_q(self, log_policy: Tensor, log_teacher: Tensor) -> Tensor:
         if self.alpha is None:
@@ -163,7 +174,7 @@ class ProductModel(PreTrainedModel, GenerationMixin):
                 f"a product of two models needs a DynamicCache of its own, with {first + second} "
                 f"plain layers ({first} of the policy, {second} of the teacher): got "
                 f"{type(cache).__name__} with {len(cache.layers)} layers. Leave "
-                f"past_key_values and cache_implementation out."
+                f"{OUTPUT_NAME} and cache_implementation out."
             )
         parts = DynamicCache(), DynamicCache()
         parts[0].layers, parts[1].layers = cache.layers[:first], cache.layers[first:]

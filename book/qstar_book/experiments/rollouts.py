@@ -21,6 +21,7 @@ from scipy.stats import t as student_t
 from torch import Tensor
 
 from qstar.decoding.generate import generate
+from qstar.decoding.traits import cache_name, core_of
 
 from . import family, tasks
 
@@ -140,6 +141,7 @@ class _Reader:
         from transformers import DynamicCache
 
         self._model, self._cache = model, DynamicCache(config=model.config)
+        self._cache_name = str(cache_name(core_of(model, "model")))
         self._next, self._mask = _left_padded(prompts, next(model.parameters()).device)
         self._at = (self._mask.cumsum(-1) - 1).clamp(min=0)
 
@@ -149,8 +151,8 @@ class _Reader:
             self._next,
             attention_mask=self._mask,
             position_ids=self._at,
-            past_key_values=self._cache,
             logits_to_keep=1,
+            **{self._cache_name: self._cache},
         ).logits[:, -1]
         return logits.float().log_softmax(-1)  # type: ignore[no-any-return]
 

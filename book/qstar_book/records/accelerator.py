@@ -55,6 +55,7 @@ from qstar.adapters import checkpoints
 from qstar.decoding import enumeration
 from qstar.decoding import generate as decode
 from qstar.decoding.kv_cache import KVCache
+from qstar.decoding.traits import cache_name
 
 from .. import shipped_model
 from ..files import OwnProcess, RefusedError, cpu_name, provenance, write_json
@@ -381,10 +382,11 @@ class _Static:
     def __init__(self, model: Any, text: Tensor) -> None:
         self.model = model
         self.text = text
-        self._cache = StaticCache(config=model.config, max_cache_len=len(text) + 64)
+        cache = StaticCache(config=model.config, max_cache_len=len(text) + 64)
+        self._cached = {str(cache_name(model)): cache, "use_cache": True}
         with torch.no_grad():
-            model(text[None], past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-        layers: list[Any] = list(self._cache.layers)
+            model(text[None], logits_to_keep=1, **self._cached)
+        layers: list[Any] = list(cache.layers)
         self._lengths: list[Tensor] = [layer.cumulative_length for layer in layers]
         self._start = torch.tensor(len(text), device=text.device)
 
@@ -395,7 +397,7 @@ class _Static:
 
         def forward() -> Tensor:
             torch._foreach_copy_(self._lengths, [self._start] * len(self._lengths))
-            out = self.model(ids, position_ids=place, past_key_values=self._cache, use_cache=True)
+            out = self.model(ids, position_ids=place, **self._cached)
             logits: Tensor = out.logits[0]
             return logits
 

@@ -47,6 +47,7 @@ from qstar.decoding import costs
 from qstar.decoding import generate as decode
 from qstar.decoding.kv_cache import KVCache
 from qstar.decoding.packed import packed
+from qstar.decoding.traits import CACHE_NAMES
 
 from .. import shipped_model
 from ..files import RefusedError, cpu_name, in_own_process, provenance, write_json
@@ -302,7 +303,7 @@ def _counted(*parents: Any) -> Iterator[Counter[str]]:
     counts: Counter[str] = Counter()
 
     def count(module: Any, given: Any, named: Mapping[str, Any]) -> None:
-        cache = named.get("past_key_values")
+        cache = next((named[name] for name in CACHE_NAMES if name in named), None)
         counts["calls"] += 1
         counts["prompts"] += cache is None or cache.get_seq_length() == 0
 
