@@ -28,13 +28,11 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from qstar.decoding.traits import CACHE_NAMES, cache_name
 from qstar.rows_torch import log_geometric_mean, solve_kl_symmetry
 
-OUTPUT_NAME = next(
-    field.name for field in fields(CausalLMOutputWithPast) if field.name in CACHE_NAMES
-)
-"""What transformers calls a cache that a forward gives back."""
+_KNOWN = {field.name for field in fields(CausalLMOutputWithPast)}
+CACHE = "cache" if "cache" in _KNOWN else "past_key_values"
+"""What transformers calls a model's cache, which a forward takes and gives back."""
 
 
 class ProductConfig(PreTrainedConfig):
@@ -128,7 +126,7 @@ class ProductModel(PreTrainedModel, GenerationMixin):
             cache = DynamicCache(config=self.config)
         rows = []
         for parent, view in zip((self.policy, self.teacher), self._views(cache), strict=True):
-            options: dict[str, Any] = {str(cache_name(parent)): view, "use_cache": view is not None}
+            options: dict[str, Any] = {CACHE: view, "use_cache": view is not None}
             if parent._supports_logits_to_keep():
                 options["logits_to_keep"] = logits_to_keep
             logits = parent(
@@ -139,7 +137,7 @@ class ProductModel(PreTrainedModel, GenerationMixin):
             ).logits
             wide = torch.promote_types(logits.dtype, torch.float32)
             rows.append(logits[:, -logits_to_keep:].log_softmax(-1, dtype=wide))
-        answer: dict[str, Any] = {"logits": self._log_q(*rows), OUTPUT_NAME: cache}
+        answer: dict[str, Any] = {"logits": self._log_q(*rows), CACHE: cache}
         return CausalLMOutputWithPast(**answer)
 
     def _log_q(self, log_policy: Tensor, log_teacher: Tensor) -> Tensor:
@@ -174,7 +172,7 @@ class ProductModel(PreTrainedModel, GenerationMixin):
                 f"a product of two models needs a DynamicCache of its own, with {first + second} "
                 f"plain layers ({first} of the policy, {second} of the teacher): got "
                 f"{type(cache).__name__} with {len(cache.layers)} layers. Leave "
-                f"{OUTPUT_NAME} and cache_implementation out."
+                f"{CACHE} and cache_implementation out."
             )
         parts = DynamicCache(), DynamicCache()
         parts[0].layers, parts[1].layers = cache.layers[:first], cache.layers[first:]

@@ -117,6 +117,7 @@ def _worker(notebook: Path, job: Job) -> Iterator[subprocess.Popen[bytes]]:
     above = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
     environment = {
         "OMP_NUM_THREADS": str(job.threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait for one beside foreign load do not spin
         **os.environ,
         "PYTHONPATH": os.pathsep.join([*dict.fromkeys(str(p.parent) for p in PACKAGES), *above]),
         "PYTHONHASHSEED": "0",

@@ -29,7 +29,7 @@ from ..decoding import generate as decode
 from ..decoding.generate import Generation
 from ..decoding.inputs import Prompts
 from ..decoding.kv_cache import KVCache
-from ..decoding.sampling_options import Sampling
+from ..decoding.sampling_options import Sampling, check_names
 from .checkpoints import Messages, chat_ids, check_same_vocabulary
 from .pieces import Pieces, new_text
 
@@ -266,6 +266,7 @@ class OptimalSpeculativeDecoder:
 
 def _apart(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The fields of `Sampling`, and what else there is for `qstar.generate`."""
+    check_names(options, OTHERS)
     others = {name: options[name] for name in OTHERS if name in options}
     return {name: value for name, value in options.items() if name not in others}, others
 

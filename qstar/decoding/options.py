@@ -16,7 +16,7 @@ from .filters import FILTERED, MEMORYLESS, filters_for
 from .inputs import Prompts, check_prompts, check_shown, check_vocab, check_weights
 from .judging import Rule
 from .kv_cache import KVCache
-from .sampling_options import Sampling, Stop
+from .sampling_options import Sampling, Stop, check_names
 from .state import State
 from .traits import bare
 
@@ -85,6 +85,7 @@ def check(
             f"{', '.join(options)} came by name beside sampling=..., which says it too: use "
             f"dataclasses.replace(sampling, ...)."
         )
+    check_names(options)
     asked = Sampling(**options) if sampling is None else sampling
     policy, teacher, draft_model = bare(policy), bare(teacher), bare(draft_model)
     models = {"policy": policy, "teacher": teacher, "draft": draft_model}

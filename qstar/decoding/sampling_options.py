@@ -5,8 +5,9 @@ take these by name, and hand on one `Sampling`.
 """
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -99,6 +100,19 @@ class Sampling:
     cache_implementation: str | None = None
     one_call: bool | None = None
     costs: Costs | None = None
+
+
+def check_names(names: Iterable[str], others: Collection[str] = ()) -> None:
+    """Raise TypeError for a name that is no field of `Sampling`, and none of some others."""
+    known = [*(field.name for field in fields(Sampling)), *others]
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"Did you mean {near[0]!r}? " if near else ""
+            raise TypeError(
+                f"there is no option {name!r}. {hint}The options are the fields of qstar.Sampling: "
+                f"{', '.join(known)}."
+            )
 
 
 def shows_options(function: F, but: Collection[str] = ()) -> F:

@@ -13,7 +13,7 @@ from scipy.stats import chi2, chisquare, ncx2
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM, StaticCache
 
 import qstar
-from qstar_book.product_model import OUTPUT_NAME, ProductModel, drafting
+from qstar_book.product_model import CACHE, ProductModel, drafting
 
 VOCAB = 6
 LENGTH = 3
@@ -424,7 +424,7 @@ def test_what_makes_no_product_is_refused(call, message):
 def test_the_cache_goes_by_either_name_that_transformers_has_given_it(pair, name):
     product = ProductModel(*pair)
     with torch.no_grad():
-        cache = product(PROMPT, use_cache=True)[OUTPUT_NAME]
+        cache = product(PROMPT, use_cache=True)[CACHE]
         read_on = product(torch.tensor([[2]]), **{name: cache}).logits[0, -1]
         whole = product(torch.cat([PROMPT, torch.tensor([[2]])], 1)).logits[0, -1]
     assert cache.get_seq_length() == PROMPT.shape[1] + 1

@@ -144,7 +144,7 @@ def test_a_sampling_is_its_fields_by_name():
     other = replace(sampling, alpha=0.9)
     assert kept.tokens.tolist() == by_name.tokens.tolist()
     assert generate(*pair(), PROMPT, generator=3, sampling=other).trace.alpha.tolist() == [0.9] * 9
-    with pytest.raises(TypeError, match="unexpected keyword argument 'gama'"):
+    with pytest.raises(TypeError, match=r"no option 'gama'\. Did you mean 'gamma'"):
         generate(*pair(), PROMPT, max_new_tokens=3, gama=2)
 
 
