@@ -51,16 +51,20 @@ def made_from(
         root: The checkout, with `data/` and `constraints.txt` (either may be missing).
         packages: The folders of our packages, of which the notebook imports some modules.
     """
-    code = "\n".join(c["source"] for c in read_cells(notebook) if c["cell_type"] == "code")
-    modules = imported_files(code, packages)
     return {
         "notebook": digest(notebook.read_bytes()),
-        "modules that it imports": digest_of_files(modules | RUNNER),
+        "modules that it imports": digest_of_files(modules_of(notebook, packages) | RUNNER),
         "data": digest_of_files(_data(root / "data")),
         "pins": digest("\n".join(_pins(root / "constraints.txt")).encode()),
         "parameters": repr(sorted(parameters.items())),
         "machine": f"{sys.platform} {platform.machine()}, accelerators: {accelerators()}",
     }
+
+
+def modules_of(notebook: Path, packages: Sequence[Path] = PACKAGES) -> dict[str, Path]:
+    """The modules of our packages that a notebook imports, directly or through others."""
+    code = "\n".join(c["source"] for c in read_cells(notebook) if c["cell_type"] == "code")
+    return imported_files(code, packages)
 
 
 def out_of_date(notebook: Path, out: Path, made: Mapping[str, str]) -> list[str]:

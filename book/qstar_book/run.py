@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import RefusedError, find_checkout, short, write_json
-from .fresh import PACKAGES, digest, made_from, out_of_date, record_of
+from .fresh import PACKAGES, digest, made_from, modules_of, out_of_date, record_of
 from .parameters import check_parameters, read_cells, read_parameters, read_setting
 
 HEARTBEAT_S = 60.0
@@ -316,6 +316,8 @@ def command(
             if force or out_of_date(notebook, out, made_from(notebook, parameters, root))
         ]
         failures: Sequence[str] = ()
+        # Who imports the most takes longest, and would keep the others' cores waiting at the end.
+        due.sort(key=lambda notebook: len(modules_of(notebook)), reverse=True)
         if due:
             room = tempfile.TemporaryDirectory(prefix="qstar-book-", ignore_cleanup_errors=True)
             with room as scratch:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from babel.messages.catalog import Catalog
-from built_pages import BOOK, ROOT, run
+from built_pages import BOOK, ROOT, once, run
 from fontTools.ttLib import TTFont
 from playwright.sync_api import Browser, BrowserContext, Route
 from test_book import IDEOGRAPH, PAGES, WEIGH, Texts, look_at
@@ -49,10 +49,13 @@ sys.exit(not translation.extract(*map(pathlib.Path, sys.argv[1:])))
 
 @pytest.fixture(scope="session")
 def templates(built: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Catalog]:
-    folder = tmp_path_factory.mktemp("gettext")
-    done = run(sys.executable, "-c", EXTRACT, ROOT, folder)  # Sphinx likes a process of its own
-    assert done.returncode == 0, done.stderr
-    return translation.read_templates(folder)
+    def extract() -> str:
+        folder = tmp_path_factory.mktemp("gettext")
+        done = run(sys.executable, "-c", EXTRACT, ROOT, folder)  # Sphinx likes a process of its own
+        assert done.returncode == 0, done.stderr
+        return str(folder)
+
+    return translation.read_templates(Path(once(tmp_path_factory, "templates", extract)))
 
 
 @pytest.mark.parametrize("name", [*TRANSLATED, edition.CATALOG, edition.SCRIPTS])
