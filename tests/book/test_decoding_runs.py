@@ -135,26 +135,14 @@ def test_noise_is_multiplicative_seeded_and_spares_the_head():
 
 
 def test_the_published_record_says_how_it_was_made(record):
-    assert record["command"].startswith("python -m qstar.decoding_runs --out data/results/")
+    assert record["command"].startswith("qstar-book record decoding --out ")
     assert {"torch", "transformers", "numpy", "python"} <= record["versions"].keys()
     assert {"cpu", "cores", "threads", "waiting", "device"} <= record["machine"].keys()
     for cell in record["cells"]:
         assert len(cell["load"]) == 2
-    wanted = [(c.pair, c.layers) for c in decoding.CELLS if c.pair not in decoding.ADAPTERS]
-    assert [(cell["pair"], cell["layers"]) for cell in record["cells"]] == wanted
-
-
-def test_the_published_record_of_fine_tunes_has_their_cells_and_their_forwards():
-    file = Path(data_file("prompts.json")).parent / "results" / "decoding_pairs_cpu.json"
-    if not file.exists():
-        pytest.skip("not recorded yet: qstar-book record decoding --pairs lora-manual ...")
-    record = json.loads(file.read_text(encoding="utf8"))
-    wanted = [(c.pair, c.layers) for c in decoding.CELLS if c.pair in decoding.ADAPTERS]
-    assert [(cell["pair"], cell["layers"]) for cell in record["cells"]] == wanted
-    for cell in record["cells"]:
-        for run in decoding.runs_of(cell, "alternating 1"):
-            rejected = sum(r[5] == 0 for r in run["rounds"][:-1])
-            assert run["forwards"] == 1 + run["tokens"] + rejected <= 2 * run["tokens"]
+    for cell, wanted in zip(record["cells"], decoding.CELLS, strict=True):
+        assert (cell["pair"], cell["layers"]) == (wanted.pair, wanted.layers)
+        assert {run["way"] for run in cell["runs"]} == set(wanted.ways)
 
 
 def test_every_pair_is_asked_under_the_prompts_of_its_kind():
@@ -212,16 +200,9 @@ def test_recorded_acceptances_respect_the_bound_of_the_chernoff_information(reco
                     assert (np.array(run[f"accept_{parent}"]) >= bound - 1e-3).all()
 
 
-def test_recorded_mixtures_are_kept_at_least_as_often_as_the_parents_on_average():
-    record = json.loads(data_file("results/coin_cpu.json").read_text("utf8"))
-    assert [(cell["pair"], cell["layers"]) for cell in record["cells"]] == [
-        ("two prompts", "packed"),
-        ("noised copy", "packed"),
-        *((adapter, "packed") for adapter in decoding.ADAPTERS),
-    ]
+def test_recorded_mixtures_are_kept_at_least_as_often_as_the_parents_on_average(record):
     for cell in record["cells"]:
-        assert {"plain", "alternating 1", "coin"} <= {run["way"] for run in cell["runs"]}
-        for run in cell["runs"]:
+        for run in [run for run in cell["runs"] if run["way"] in decoding.OURS]:
             mixed, *own = (np.array(run[f"accept_{name}"]) for name in ("coin", *costs.PARENTS))
             assert (mixed >= sum(own) / 2 - 1e-3).all()
         assert decoding.mean_acceptance(cell)["coin"] > max(map(np.mean, own))

@@ -94,12 +94,12 @@ def _draw_tokens(data: Mapping[str, Any]) -> Figure:
 
 
 MEASURED = (
-    ("decoding_cpu.json", "two prompts", "two prompts of one model, CPU"),
-    ("coin_cpu.json", "two prompts", "two prompts, with the coin, CPU"),
-    ("decoding_cpu.json", "noised copy", "noised copy, CPU"),
-    ("coin_cpu.json", "noised copy", "noised copy, with the coin, CPU"),
+    ("two prompts", "two prompts of one model, CPU"),
+    ("noised copy", "noised copy, CPU"),
+    ("lora-manual", "fine-tune on a manual, CPU"),
+    ("lora-arithmetic", "fine-tune on sums, CPU"),
 )
-"""Cells of the records of a CPU, with packed layers: file, pair, and what the reader calls it."""
+"""Pairs of the record of a CPU, with packed layers, and what the reader calls them."""
 
 
 def _pays(root: Path) -> dict[str, Any]:
@@ -110,9 +110,8 @@ def _pays(root: Path) -> dict[str, Any]:
     def read(name: str) -> Any:
         return json.loads((results / name).read_bytes())
 
-    cells = [
-        _cell(decoding.find_cell(read(file), pair, "packed"), name) for file, pair, name in MEASURED
-    ]
+    record = read("decoding_cpu.json")
+    cells = [_cell(decoding.find_cell(record, pair, "packed"), name) for pair, name in MEASURED]
     stages = read("accelerator_h200.json")["stages"]
     device = stages["machine"]["name"].removeprefix("NVIDIA ")
     # The second cell of the synthetic pair is of other ways, measured in another run.
@@ -164,6 +163,8 @@ def _said(cell: Mapping[str, Any]) -> str:
         )
     if "shape" in cell["pair"]:
         return "A synthetic pair: random weights of that shape, and a copy with noise at its end."
+    if cell["pair"] in decoding.ADAPTERS:
+        return "A real pair: the model, and its fine-tune."
     return "A synthetic pair: the model, and a copy of it with noise in its layers."
 
 
@@ -246,7 +247,6 @@ EXPLORERS = {
         ),
         (
             "data/results/decoding_cpu.json",
-            "data/results/coin_cpu.json",
             "data/results/accelerator_h200.json",
         ),
     ),
