@@ -29,7 +29,7 @@ from qstar.sampling.rules import verify
 from qstar.theory.acceptance import source_loop_distribution
 from qstar_book.numbers import read_expected
 from qstar_book.presets import preset_pair
-from qstar_book.sphinx.explorer_data import EXPLORERS
+from qstar_book.sphinx.explorer_data import EXPLORERS, MEASURED
 from qstar_book.sphinx.explorers import markup
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -576,9 +576,14 @@ def test_the_marks_are_the_published_measurements():
             found += 1
     assert found == 10
     coin = read_expected(ROOT / "data" / "expected" / "speculative_decoding.json")
-    for name, key in (("two prompts", "real"), ("noised copy", "noised")):
-        median = points[f"{name}, with the coin, CPU", "coin", None]
-        assert abs(median - float(coin[f"ch7-coin-{key}-coin-wall"].value)) < 1e-4
+    names = dict(MEASURED)
+    keys = {"two prompts": "real", "noised copy": "noised"}
+    keys |= {"lora-manual": "manual", "lora-arithmetic": "arithmetic"}
+    assert keys.keys() == names.keys()
+    for pair, key in keys.items():
+        for way, (scheme, gamma) in {"turns": ("alternating", 1), "coin": ("coin", None)}.items():
+            median = points[names[pair], scheme, gamma]
+            assert abs(median - float(coin[f"ch7-coin-{key}-{way}-wall"].value)) < 1e-4
 
 
 def test_a_recorded_text_is_walked_by_the_arrow_keys(explorers: Page):
