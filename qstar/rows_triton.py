@@ -212,7 +212,7 @@ def _ends(base, ratio, size):
     """A tile at both ends, and whether its rows differ at all."""
     top_0, total_0, mean_0, size_0 = _end_point(base, ratio, size)
     top_1, total_1, mean_1, size_1 = _end_point(base + ratio, ratio, size)
-    differ = tl.max(tl.where(tl.abs(ratio) <= 2 * EPS * (1.0 + size), 0.0, 1.0), 0)
+    differ = tl.max(tl.where(tl.abs(ratio) <= (1.0 + size) * (2 * EPS), 0.0, 1.0), 0)
     return top_0, total_0, mean_0, size_0, top_1, total_1, mean_1, size_1, differ
 
 
@@ -345,8 +345,8 @@ def _begin(
     evaluated.
     """
     some = partial > 0
-    status = tl.where(some & (slope_1 <= 2 * EPS * (1.0 + size_1)), BOUNDARY_1, INTERIOR)
-    status = tl.where(some & (slope_0 >= -2 * EPS * (1.0 + size_0)), BOUNDARY_0, status)
+    status = tl.where(some & (slope_1 <= (1.0 + size_1) * (2 * EPS)), BOUNDARY_1, INTERIOR)
+    status = tl.where(some & (slope_0 >= (1.0 + size_0) * (-2 * EPS)), BOUNDARY_0, status)
     status = tl.where(differ > 0, status, DEGENERATE_ALL)
     status = tl.where(shares > 0, status, DISJOINT)
     status = tl.where(valid > 0, status, INVALID).to(tl.int32)

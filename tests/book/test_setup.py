@@ -334,7 +334,7 @@ def test_an_environment_is_made_once(checkout):
     assert make_environment(checkout).returncode == 0
     assert log(checkout) == ["venv", "pip"]
     asked = (checkout / "asked").read_text()
-    assert asked == "constraints.txt -m pip install --editable .[all]\n"
+    assert asked == "constraints.txt -m pip install --no-compile --editable .[all]\n"
     again = make_environment(checkout)
     assert (again.returncode, again.stdout) == (0, "")
     assert log(checkout) == []

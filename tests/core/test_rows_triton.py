@@ -171,7 +171,7 @@ def planted(*changes):
             "newton = alpha - slope / curvature\n    last = INFINITY\n    low, high = -9.0, 9.0\n",
         ),
         ("status = tl.where(differ > 0, status, DEGENERATE_ALL)", "pass"),
-        ("(slope_0 >= -2 * EPS", "(slope_0 <= -2 * EPS"),
+        ("(slope_0 >= (1.0 + size_0)", "(slope_0 <= (1.0 + size_0)"),
         ("bound = tl.where(partial > 0, 1.0, tl.minimum(bound + 1e-3, 1.0))", "bound *= 0.6"),
     ],
     ids=["wrong sign", "wrong side", "stops early", "no bracket", "no equal", "boundary", "bound"],
