@@ -5,14 +5,16 @@
 Run it again, on built pages, when a translation uses a character that the font lacks: a test names
 it. `chinese-quoted.woff2` holds the characters that English pages quote from the source, and the
 punctuation; `chinese.woff2` those that only Chinese pages show. `chinese.css` says which are where,
-so that an English page loads no more than it shows; and it holds a third font, of one square for
-all characters, which has their place on machines without a Chinese font until those are loaded.
+so that an English page loads no more than it shows; and it holds a third font, of empty squares as
+wide as the characters, which have their place on machines without a Chinese font until those are
+loaded.
 """
 
 import base64
 import io
 import re
 import sys
+from collections.abc import Iterable, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from fontTools.ttLib import TTCollection, TTFont
 from fontTools.ttLib.tables._c_m_a_p import CmapSubtable
+from fontTools.ttLib.tables._g_l_y_f import Glyph
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
 PAGES = BOOK / "_build" / "html"
@@ -30,7 +33,7 @@ NAME = "Noto Sans CJK SC"
 CORNERS = [(-1, -1), (-1, 1), (1, 1), (1, -1)]
 PUNCTUATION = "“”‘’—…·、。〈〉《》「」『』【】，；：？！（）％～"
 WIDE = (0x3000, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF), (0xFF00, 0xFFEF)
-SHOWN = re.compile("[\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]")
+SHOWN = re.compile("[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in WIDE) + "]")
 
 
 class Shown(HTMLParser):
@@ -104,32 +107,53 @@ def write_font(source: str, signs: set[str], out: Path) -> None:
     print(f"{out}: {len(font.getBestCmap())} characters, {out.stat().st_size} bytes")
 
 
-def squares() -> str:
-    """A font in which each of the characters is the same empty square, as an address."""
-    builder = FontBuilder(1000, isTTF=True)
-    builder.setupGlyphOrder([".notdef", "square"])
-    builder.setupCharacterMap({ord("、"): "square"})
+def widths(files: Iterable[Path]) -> dict[int, int]:
+    """Code -> advance, in thousandths of the font's size, of all characters of some fonts."""
+    found = {}
+    for font in map(TTFont, files):
+        for code, name in font.getBestCmap().items():
+            found[code] = round(1000 * font["hmtx"][name][0] / font["head"].unitsPerEm)
+    return found
+
+
+def square(advance: int) -> Glyph:
     pen = TTGlyphPen(None)
-    for side, turn in ((900, 1), (860, -1)):
-        corners = [(500 + x * side / 2, 380 + y * side / 2) for x, y in CORNERS[::turn]]
+    for side, turn in ((0.9, 1), (0.86, -1)):
+        corners = [(advance * (1 + x * side) / 2, 380 + 500 * y * side) for x, y in CORNERS[::turn]]
         pen.moveTo(corners[0])
         for corner in corners[1:]:
             pen.lineTo(corner)
         pen.closePath()
-    glyph = pen.glyph()
-    builder.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "square": glyph})
-    builder.setupHorizontalMetrics({".notdef": (1000, 0), "square": (1000, 50)})
+    return pen.glyph()
+
+
+def squares(known: Mapping[int, int]) -> str:
+    """A font in which each character is an empty square as wide as it is, as an address.
+
+    Args:
+        known: Code -> advance; other Chinese characters are as wide as the font's size.
+    """
+    wide = {c: 1000 for first, last in WIDE for c in range(first, last + 1)} | dict(known)
+    names = {advance: f"square{advance}" for advance in sorted(set(wide.values()))}
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder([".notdef", *names.values()])
+    builder.setupCharacterMap({ord("、"): names[1000]})
+    empty = {".notdef": TTGlyphPen(None).glyph()}
+    builder.setupGlyf(empty | {name: square(advance) for advance, name in names.items()})
+    given = {name: (advance, round(advance / 20)) for advance, name in names.items()}
+    builder.setupHorizontalMetrics({".notdef": (1000, 0)} | given)
     builder.setupHorizontalHeader(ascent=880, descent=-120)
     builder.setupNameTable({"familyName": "qstar squares", "styleName": "Regular"})
     builder.setupOS2(sTypoAscender=880, sTypoDescender=-120, usWinAscent=880, usWinDescent=120)
     builder.setupPost(keepGlyphNames=False)
-    codes = {*map(ord, PUNCTUATION), *(c for a, b in WIDE for c in range(a, b + 1))}
     many_to_one = CmapSubtable.newSubtable(13)
     many_to_one.platformID, many_to_one.platEncID, many_to_one.language = 3, 10, 0
     many_to_one.format, many_to_one.reserved, many_to_one.length = 13, 0, 0
-    many_to_one.cmap = dict.fromkeys(sorted(codes), "square")
+    many_to_one.cmap = {code: names[wide[code]] for code in sorted(wide)}
     builder.font["cmap"].tables.append(many_to_one)
     builder.font.flavor = "woff2"
+    builder.font.recalcTimestamp = False  # the same bytes every time
+    builder.font["head"].created = builder.font["head"].modified = 3_800_000_000
     out = io.BytesIO()
     builder.font.save(out)
     return f"data:font/woff2;base64,{base64.b64encode(out.getvalue()).decode()}"
@@ -142,7 +166,7 @@ def main(source: str) -> None:
     css = CSS.read_text(encoding="utf8")
     face = r'(url\("fonts/chinese-quoted\.woff2"\)[^}]*unicode-range: )[^;]*'
     css = re.sub(face, rf"\g<1>{ranges(quoted)}", css)
-    css = re.sub(r'data:font/woff2;base64,[^"]*', squares(), css)
+    css = re.sub(r'data:font/woff2;base64,[^"]*', squares(widths(FONTS.glob("chinese*"))), css)
     CSS.write_text(css, encoding="utf8")
 
 
