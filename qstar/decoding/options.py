@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,61 +114,38 @@ def check(
         {"policy": policy_ids, "teacher": teacher_ids, "draft": draft_ids},
     )
     rows = len(prompts["policy"])
-    longest = max(len(prompt) for texts in prompts.values() for prompt in texts) + max_new_tokens
-    in_one_call = policy is teacher and asked.one_call is not False
-    paired = in_one_call and asked.scheme in (None, *planner.TOGETHER, "auto")
-    for name, cache in caches.items():
-        cache.reserved = longest
-        cache_check.check(cache, longest, rows=rows + (paired and name != "draft"))
-    holed = _holed(caches, prompts, max_new_tokens)
-    scheme, gamma = planner.asked_for(
-        asked.scheme,
-        gamma,
-        in_one_call=in_one_call,
-        has_draft=draft_model is not None,
-        # Read anew for every token, a draft would be a reading of its own.
-        plain_only=holed is not None or any(cache.rereads for cache in caches.values()),
-    )
-    if holed is not None and scheme != "plain":
-        raise ValueError(
-            f"the {holed}, and scheme={scheme!r} leaves holes in the cache of a batch whose texts "
-            f"may outgrow that. Leave scheme and gamma out, or pass scheme='plain', which is exact "
-            f"for a batch too; or decode its rows one at a time."
-        )
-    if asked.one_call and (policy is not teacher or scheme not in (*planner.TOGETHER, "auto")):
-        raise ValueError(
-            f"one_call needs one model as both parents, and a scheme in which both read the same "
-            f"tokens at once ({', '.join(planner.TOGETHER)}): got scheme={scheme!r} and "
-            f"{'one model' if policy is teacher else 'two models'}."
-        )
-    filters = filters_for(
-        temperature=asked.temperature,
-        top_k=asked.top_k,
-        top_p=asked.top_p,
-        logits_processor=_check_callable("logits_processor", asked.logits_processor),
-        greedy=asked.greedy,
-    )
     rule = Rule(
         alpha=check_fixed_alpha(asked.alpha),
-        filters=filters,
+        filters=filters_for(
+            temperature=asked.temperature,
+            top_k=asked.top_k,
+            top_p=asked.top_p,
+            logits_processor=_check_callable("logits_processor", asked.logits_processor),
+            greedy=asked.greedy,
+        ),
         filtered=asked.filtered,
         blocks=asked.block_verification,
     )
     rule = replace(rule, disjoint=_check_disjoint(asked, rule, size))
+    shown = check_shown(shown_ids, prompts["policy"])
+    chance = _check_generator(generator, rows)
+    ends = _check_ends(asked.eos_token_id, policy, size)
+    stopping_criteria = _check_callable("stopping_criteria", asked.stopping_criteria)
+    scheme, gamma = _settle(asked, gamma, caches, prompts, max_new_tokens)
     return Setup(
         caches=caches,
         state=State(
             prompts=prompts,
-            shown=check_shown(shown_ids, prompts["policy"]),
+            shown=shown,
             new=((),) * rows,
             rows=tuple(range(rows)),
             limit=max_new_tokens,
         ),
         rule=rule,
-        chance=_check_generator(generator, rows),
+        chance=chance,
         vocab=size,
-        ends=_check_ends(asked.eos_token_id, policy, size),
-        stopping_criteria=_check_callable("stopping_criteria", asked.stopping_criteria),
+        ends=ends,
+        stopping_criteria=stopping_criteria,
         scheme=scheme,
         gamma=gamma,
         sampling=asked,
@@ -175,6 +153,52 @@ def check(
         single=single,
         device=device,
     )
+
+
+def _settle(
+    asked: Sampling,
+    gamma: int | None,
+    caches: Mapping[str, KVCache],
+    prompts: dict[str, list[list[int]]],
+    max_new_tokens: int,
+) -> tuple[str, int | None]:
+    """The scheme and draft length, once each model has been tried with its cache.
+
+    The one step that reads: what can be refused without reading has been before.
+    """
+    rows = len(prompts["policy"])
+    longest = max(len(prompt) for texts in prompts.values() for prompt in texts) + max_new_tokens
+    one_model = caches["policy"].model is caches["teacher"].model
+    in_one_call = one_model and asked.one_call is not False
+    settle = partial(
+        planner.asked_for,
+        asked.scheme,
+        gamma,
+        in_one_call=in_one_call,
+        has_draft="draft" in caches,
+    )
+    expected, _ = settle(plain_only=False)
+    if asked.one_call and (not one_model or expected not in (*planner.TOGETHER, "auto")):
+        raise ValueError(
+            f"one_call needs one model as both parents, and a scheme in which both read the same "
+            f"tokens at once ({', '.join(planner.TOGETHER)}): got scheme={expected!r} and "
+            f"{'one model' if one_model else 'two models'}."
+        )
+    paired = in_one_call and asked.scheme in (None, *planner.TOGETHER, "auto")
+    for name, cache in caches.items():
+        cache.reserved = longest
+        cache_check.check(cache, longest, rows=rows + (paired and name != "draft"))
+    holed = _holed(caches, prompts, max_new_tokens)
+    # Read anew for every token, a draft would be a reading of its own.
+    rereads = any(cache.rereads for cache in caches.values())
+    scheme, gamma = settle(plain_only=holed is not None or rereads)
+    if holed is not None and scheme != "plain":
+        raise ValueError(
+            f"the {holed}, and scheme={scheme!r} leaves holes in the cache of a batch whose texts "
+            f"may outgrow that. Leave scheme and gamma out, or pass scheme='plain', which is exact "
+            f"for a batch too; or decode its rows one at a time."
+        )
+    return scheme, gamma
 
 
 def _holed(

@@ -13,6 +13,7 @@ from transformers import (
     TopKLogitsWarper,
 )
 
+from qstar.decoding import cache_check
 from qstar.decoding.costs import Costs
 from qstar.decoding.generate import generate
 
@@ -182,17 +183,35 @@ FORESEEN = {
     ),
     "a processor that is none": ({"logits_processor": [3]}, "must hold functions: got 3"),
     "a processor alone": ({"logits_processor": lambda i, s: s}, "functions, in a list"),
+    "no alpha": ({"alpha": float("nan")}, "must be a finite number"),
+    "no temperature": ({"temperature": 0.0}, "temperature must be"),
+    "no top-k": ({"top_k": 0}, "top_k must be"),
+    "no top-p": ({"top_p": 1.5}, "top_p is a probability"),
+    "no end": ({"eos_token_id": "stop"}, "eos_token_id must be"),
+    "no generator": ({"generator": 2.5}, "generator must be a seed"),
+    "other prompts shown": ({"shown_ids": [ROWS[0]] * 2}, "shown_ids"),
+    "filters without advice": ({"top_k": 2, "filtered": "parents"}, "without a shared token"),
+    "no way out": ({"disjoint": "skip"}, "disjoint must be one of"),
+    "one call for two": ({"one_call": True}, "one_call needs one model"),
 }
 
 
+@pytest.fixture
+def none_tried(monkeypatch):
+    """No kind of model has been tried with its cache in this process."""
+    monkeypatch.setattr(cache_check, "_FOUND", {})
+
+
 @pytest.mark.parametrize("name", FORESEEN)
-def test_what_is_known_at_once_is_refused_before_a_model_reads(name):
+def test_what_is_known_at_once_is_refused_before_a_model_reads(name, none_tried):
     options, message = FORESEEN[name]
     models = tiny.llama(1), tiny.llama(2)
     for model in models:
         model.register_forward_pre_hook(lambda *given: pytest.fail("it was read"))
     with pytest.raises(ValueError, match=message):
         generate(*models, ROWS[0], max_new_tokens=5, **options)
+    with pytest.raises(pytest.fail.Exception, match="it was read"):
+        generate(*models, ROWS[0], max_new_tokens=5)
 
 
 # Advice about nan.
