@@ -218,7 +218,7 @@ def total_variation(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 def acceptance_probability(log_draft: Tensor, log_target: Tensor) -> Tensor:
     """1 - TV(draft, target). As `qstar.acceptance_probability`, but nothing is checked."""
-    return torch.minimum(_widen(log_draft), _widen(log_target)).exp().sum(-1).clamp(max=1)
+    return torch.minimum(_widen(log_draft), _widen(log_target)).exp_().sum(-1).clamp(max=1)
 
 
 def _check_call(log_policy: Tensor, log_teacher: Tensor) -> None:
@@ -261,10 +261,13 @@ def _log_path(
 ) -> Tensor:
     """The unnormalised log of the path, as `qstar.rows.Pair.log_path`."""
     log_policy, log_teacher = _widen(log_policy), _widen(log_teacher)
+    weight = alpha.unsqueeze(-1)
+    if inside and not torch.is_grad_enabled():
+        log_path = (weight * log_policy).add_((1 - weight) * log_teacher)
+        return log_path.nan_to_num_(-torch.inf, torch.inf, -torch.inf)  # 0 * -inf: not shared
     shared = torch.isfinite(log_policy) & torch.isfinite(log_teacher)
     # Zero before the product, not after: 0 * -inf is nan, and so would be its gradient.
     policy, teacher = (torch.where(shared, rows, 0.0) for rows in (log_policy, log_teacher))
-    weight = alpha.unsqueeze(-1)
     log_path = weight * policy + (1 - weight) * teacher
     if inside:
         return torch.where(shared, log_path, -torch.inf)

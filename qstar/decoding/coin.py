@@ -128,4 +128,4 @@ def log_mixture(proposal: Proposal, log_other: Tensor) -> Tensor:
 
 def log_even_mixture(log_policy: Tensor, log_teacher: Tensor) -> Tensor:
     """What a fair coin draws from: half of each parent's distribution."""
-    return torch.logaddexp(log_policy, log_teacher) - math.log(2)
+    return torch.logaddexp(log_policy, log_teacher).sub_(math.log(2))

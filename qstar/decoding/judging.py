@@ -177,8 +177,9 @@ class Rule:
         if not exact:
             beyond = target[:, -1:] if log_beyond is None else log_beyond
             log_target = torch.cat([target, beyond], 1)
-            place = torch.arange(proposal.width + 1, device=log_q.device)
-            log_target = torch.where((place == drafted[:, None])[..., None], beyond, log_target)
+            if min(proposal.counts) < proposal.width:
+                place = torch.arange(proposal.width + 1, device=log_q.device)
+                log_target = torch.where((place == drafted[:, None])[..., None], beyond, log_target)
         verify = rules.verify_block if self.blocks else rules.verify
         verdict = verify(
             proposal.tokens, log_draft, log_target, drafted=drafted, generator=chance, check=False

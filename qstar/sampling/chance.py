@@ -46,8 +46,17 @@ class _Numbers:
         the dtype of the row: with single precision, tokens rarer than 2^-24 would come too often or
         not at all.
         """
-        p = log_p.double().exp()
-        # Only tokens with mass can be hit, also where a parallel sum is not quite monotone.
+        p = log_p.to(torch.float64, copy=True).exp_()
+        if not p.is_cpu:
+            return self._draw_in_parallel(p)
+        cumulative = p.cumsum_(-1)  # in order: it grows at tokens with mass alone
+        total = cumulative[..., -1]
+        threshold = (self._lots(total) * total).unsqueeze(-1)
+        token = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+        return torch.where((total > 0) & (token < p.shape[-1]), token, NO_TOKEN)
+
+    def _draw_in_parallel(self, p: Tensor) -> Tensor:
+        """The same where a sum need not be quite monotone: only tokens with mass can be hit."""
         cumulative = p.cumsum(-1).masked_fill(p == 0, -torch.inf)
         total = cumulative.amax(-1)
         threshold = (self._lots(total) * total).unsqueeze(-1)

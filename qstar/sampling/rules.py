@@ -196,9 +196,19 @@ def _log_ratio(log_draft: Tensor, log_target: Tensor) -> Tensor:
 
 def _log_excess(log_draft: Tensor, log_target: Tensor) -> Tensor:
     """log max(0, target - draft), without leaving logs: no cancellation, no underflow."""
-    below = (log_draft - log_target).clamp(max=0)
-    below = below.masked_fill(log_target == -torch.inf, 0)  # -inf - -inf: no excess there
-    return log_target + (-below.expm1()).log()
+    # No -inf under the draft: where the target has no mass there is no excess, not -inf - -inf.
+    held = log_draft.clamp(min=torch.finfo(log_draft.dtype).min)
+    below = (held - log_target).clamp_(max=0)
+    share = below.expm1().neg_().clamp_(min=torch.finfo(below.dtype).tiny)  # log(0) takes long
+    return share.log_().add_(log_target).masked_fill_(below == 0, -torch.inf)
+
+
+def _row_at(log_rows: Tensor, index: Tensor) -> Tensor:
+    """One of each batch's rows. Shapes (*batch, rows, vocab), (*batch) -> (*batch, vocab)."""
+    rows, vocab = log_rows.shape[-2:]
+    first = torch.arange(index.numel(), device=index.device) * rows
+    flat = log_rows.reshape(index.numel() * rows, vocab)
+    return flat.index_select(0, first + index.flatten()).reshape(*index.shape, vocab)
 
 
 def _log_block_keep(log_draft: Tensor, log_target: Tensor, log_weight: Tensor) -> Tensor:
@@ -220,17 +230,15 @@ def _close_round(
     chance: Chance,
 ) -> Round:
     """Draw the next token at each row's own position, and line the round's tokens up."""
-    gamma, vocab = draft_tokens.shape[-1], log_target.shape[-1]
-    row = accepted.reshape(*accepted.shape, 1, 1).expand(*accepted.shape, 1, vocab)
-    target_here = log_target.gather(-2, row).squeeze(-2)
+    gamma = draft_tokens.shape[-1]
+    target_here = _row_at(log_target, accepted)
     log_next = target_here
     if gamma > 0:
-        draft_here = log_draft.gather(-2, row.clamp(max=gamma - 1)).squeeze(-2)
-        # After a fully accepted draft there is none to subtract: the target itself.
-        draft_here = draft_here.masked_fill((accepted == drafted).unsqueeze(-1), -torch.inf)
+        draft_here = _row_at(log_draft, accepted.clamp(max=gamma - 1))
         log_excess = _log_excess(draft_here, target_here + log_scale.unsqueeze(-1))
-        log_total = log_excess.logsumexp(-1, keepdim=True)
-        log_next = torch.where(log_total > -torch.inf, log_excess - log_total, target_here)
+        # After a fully accepted draft there is none to subtract: the target itself.
+        rejected = (accepted < drafted) & (log_excess.amax(-1) > -torch.inf)
+        log_next = torch.where(rejected.unsqueeze(-1), log_excess.log_softmax(-1), target_here)
     next_token = chance.draw(log_next)
     padded = torch.cat([draft_tokens, torch.full_like(next_token.unsqueeze(-1), NO_TOKEN)], -1)
     beyond = positions(padded) >= accepted.unsqueeze(-1)

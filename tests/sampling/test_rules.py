@@ -640,13 +640,48 @@ def test_a_draft_filtered_after_it_was_drawn_is_refused():
 # Chance, edges and errors.
 
 
-def test_a_draw_reaches_exactly_the_tokens_with_mass(monkeypatch):
+def draw_in_order(coins, log_p):
+    return coins.draw(log_p)
+
+
+def draw_in_parallel(coins, log_p):
+    return coins._draw_in_parallel(log_p.double().exp())  # as on an accelerator
+
+
+DRAWS = (draw_in_order, draw_in_parallel)
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_a_draw_reaches_exactly_the_tokens_with_mass(draw, monkeypatch):
     with np.errstate(divide="ignore"):
         log_law = torch.tensor(np.log([0.0, 0.25, 0.0, 0.5, 0.25, 0.0]))
     ends = torch.tensor([0.0, 0.25 - 2**-54, 0.25, 0.5, 0.75, 1 - 2**-53], dtype=torch.float64)
     monkeypatch.setattr(Coins, "_lots", lambda self, like: ends)
     coins = Coins(torch.Generator())
-    assert coins.draw(log_law.expand(6, -1)).tolist() == [1, 1, 3, 3, 4, 4]
+    assert draw(coins, log_law.expand(6, -1)).tolist() == [1, 1, 3, 3, 4, 4]
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_from_a_row_without_mass_or_with_nan_there_is_no_token(draw):
+    rows = torch.tensor([[-torch.inf] * 3, [0.0, torch.nan, -1.0], [0.0, -torch.inf, -torch.inf]])
+    coins = Coins(torch.Generator().manual_seed(0))
+    assert draw(coins, rows).tolist() == [NO_TOKEN, NO_TOKEN, 0]
+
+
+def test_both_ways_to_draw_draw_the_same(monkeypatch):
+    """In order, as on a CPU, and in parallel. Numbers off by a thousandth draw other tokens."""
+    torch.manual_seed(0)
+    logits = torch.randn(2000, 257) * torch.logspace(-1, 2, 2000)[:, None]
+    logits[torch.rand(logits.shape) < 0.3] = -torch.inf
+    log_p = logits.log_softmax(-1)
+    uniform = torch.rand(2000, dtype=torch.float64)
+    monkeypatch.setattr(Coins, "_lots", lambda self, like: uniform)
+    coins = Coins(torch.Generator())
+    drawn = draw_in_order(coins, log_p)
+    assert torch.equal(drawn, draw_in_parallel(coins, log_p))
+    assert bool((log_p.gather(-1, drawn[:, None]) > -torch.inf).all())
+    shifted = torch.searchsorted(log_p.double().exp().cumsum(-1), uniform[:, None] + 1e-3)
+    assert not torch.equal(drawn, shifted.squeeze(-1))
 
 
 def test_rare_tokens_of_a_single_precision_row_are_reached(monkeypatch):
