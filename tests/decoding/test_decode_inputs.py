@@ -552,7 +552,7 @@ def test_the_laws_of_a_round_take_what_the_formula_says(name, filters, batch):
     call(**SCHEMES[name], **filters)  # the first one also tries the models with their caches
     with Peak(vocab, models) as peak:
         call(**SCHEMES[name], **filters)
-    assert 0.4 * claimed < peak.most <= claimed
+    assert 0.35 * claimed < peak.most <= claimed  # an accelerator draws with 4 blocks more
 
 
 def test_bfloat16_models_are_decoded_in_float32(scheme, monkeypatch):
