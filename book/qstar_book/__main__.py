@@ -283,7 +283,7 @@ def _add_experiments(records: Commands) -> None:
         option("--seed", type=int, default=0)
         return option
 
-    option = add_experiment("quality", "test whether quality is kept, and score seven laws")
+    option = add_experiment("quality", "test whether quality is kept, and score seven targets")
     option(
         "--pairs",
         nargs="+",

@@ -1,4 +1,4 @@
-"""A model is what was published or it is refused; its cache changes no law."""
+"""A model is what was published or it is refused; its cache changes no distribution."""
 
 import json
 import zipfile
@@ -381,7 +381,7 @@ def test_a_tokenizer_without_chat_template_is_refused():
         checkpoints.chat_ids(byte_pairs(), "hello")
 
 
-# --- Laws ----------------------------------------------------------------------------------------
+# --- Distributions -------------------------------------------------------------------------------
 
 
 TURNS = (
@@ -503,35 +503,37 @@ def test_a_system_turn_that_is_read_is_no_reason_to_warn(template):
 
 
 @pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])
-def test_the_laws_of_tokens_are_those_of_their_prefixes(make):
+def test_the_distributions_of_tokens_are_those_of_their_prefixes(make):
     model = make(0)
     text = torch.randint(7, (3, 20), generator=torch.Generator().manual_seed(0))
-    laws = checkpoints.log_distributions(model, text[:, :4], text[:, 4:])
-    assert laws.shape == (3, 16, 7)
+    distributions = checkpoints.log_distributions(model, text[:, :4], text[:, 4:])
+    assert distributions.shape == (3, 16, 7)
     for i in range(16):  # one prefix at a time, nothing after it in sight
         with torch.no_grad():
             logits = model(text[:, : 4 + i], use_cache=False).logits[:, -1]
-        torch.testing.assert_close(laws[:, i], torch.log_softmax(logits, -1), rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            distributions[:, i], torch.log_softmax(logits, -1), rtol=0, atol=1e-12
+        )
     alone = checkpoints.log_distributions(model, text[1, :4], text[1, 4:])
-    torch.testing.assert_close(alone, laws[1], rtol=0, atol=1e-12)
+    torch.testing.assert_close(alone, distributions[1], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
-    ("weights", "law"),
+    ("weights", "distribution"),
     [
         (torch.bfloat16, torch.float32),
         (torch.float32, torch.float32),
         (torch.float64, torch.float64),
     ],
 )
-def test_the_softmax_is_taken_in_float32_or_wider(weights, law):
+def test_the_softmax_is_taken_in_float32_or_wider(weights, distribution):
     model = tiny.llama(0, dtype=weights)
     log_p = checkpoints.log_distributions(model, torch.tensor([1, 2]), torch.tensor([3]))
-    assert log_p.dtype == law
+    assert log_p.dtype == distribution
     assert abs(float(log_p[-1].double().exp().sum()) - 1) < 1e-6
 
 
-def test_laws_beyond_the_context_window_are_refused():
+def test_distributions_beyond_the_context_window_are_refused():
     model, prompt = tiny.gpt2(0, window=4), torch.tensor([1, 2, 3])
     assert checkpoints.log_distributions(model, prompt, prompt[:2]).shape == (2, 7)
     with pytest.raises(ValueError, match="window holds 4 tokens, and this text has 5"):
@@ -539,7 +541,7 @@ def test_laws_beyond_the_context_window_are_refused():
 
 
 @pytest.mark.parametrize(("length", "new"), [(0, 2), (2, 0)])
-def test_laws_of_nothing_or_after_nothing_are_refused(length, new):
+def test_distributions_of_nothing_or_after_nothing_are_refused(length, new):
     given = [torch.zeros(n, dtype=torch.long) for n in (length, new)]
     with pytest.raises(ValueError, match=f"at least one each: got {length} and {new}"):
         checkpoints.log_distributions(tiny.llama(0), *given)

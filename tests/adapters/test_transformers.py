@@ -79,7 +79,7 @@ def hooked(policy, teacher, ids=PROMPT, **options):
     return policy.generate(ids, custom_generate=q_star, teacher=teacher, **options)
 
 
-def log_law(model, ids):
+def log_distribution(model, ids):
     with torch.no_grad():
         logits = model(ids, use_cache=False).logits[0, -1]
     return logits.log_softmax(-1)
@@ -87,7 +87,7 @@ def log_law(model, ids):
 
 def log_q_star(policy, teacher, ids, teacher_ids):
     """By whole texts without any cache, and the NumPy reference."""
-    rows = log_law(policy, ids).numpy(), log_law(teacher, teacher_ids).numpy()
+    rows = log_distribution(policy, ids).numpy(), log_distribution(teacher, teacher_ids).numpy()
     return torch.tensor(qstar.log_geometric_mean(*rows, qstar.solve_kl_symmetry(*rows).alpha))
 
 
@@ -186,15 +186,15 @@ def test_with_alpha_one_it_is_what_transformers_does():
 # Sampling.
 
 
-def two_token_law(policy, teacher, *, temperature=1.0):
-    law = np.zeros((VOCAB, VOCAB))
+def two_token_distribution(policy, teacher, *, temperature=1.0):
+    distribution = np.zeros((VOCAB, VOCAB))
     first = (log_q_star(policy, teacher, PROMPT, TEACHER_PROMPT) / temperature).softmax(-1)
     for token in range(VOCAB):
         tail = torch.tensor([[token]])
         texts = torch.cat([PROMPT, tail], 1), torch.cat([TEACHER_PROMPT, tail], 1)
         second = (log_q_star(policy, teacher, *texts) / temperature).softmax(-1)
-        law[token] = (first[token] * second).numpy()
-    return law
+        distribution[token] = (first[token] * second).numpy()
+    return distribution
 
 
 def sampled_pairs(policy, teacher, rows=8_000, **options):
@@ -212,17 +212,17 @@ def sampled_pairs(policy, teacher, rows=8_000, **options):
     return (out[:, -2] * VOCAB + out[:, -1]).numpy()
 
 
-def test_samples_follow_the_token_level_law():
+def test_samples_follow_the_token_level_distribution():
     options = {"scheme": "one-sided", "gamma": 2}
     policy, teacher = tiny.llama(1, vocab=VOCAB, sharpness=0.6), tiny.gpt2(4, vocab=VOCAB)
     with torch.no_grad():
         teacher.get_output_embeddings().weight *= 0.2
     drawn = sampled_pairs(policy, teacher, temperature=1.5, **options)
-    assert p_value(drawn, two_token_law(policy, teacher, temperature=1.5)) > FALSE_ALARM
+    assert p_value(drawn, two_token_distribution(policy, teacher, temperature=1.5)) > FALSE_ALARM
     # The controls: another temperature, and another alpha.
-    assert p_value(drawn, two_token_law(policy, teacher)) < FALSE_ALARM
+    assert p_value(drawn, two_token_distribution(policy, teacher)) < FALSE_ALARM
     drawn = sampled_pairs(policy, teacher, temperature=1.5, alpha=1.0, **options)
-    assert p_value(drawn, two_token_law(policy, teacher, temperature=1.5)) < FALSE_ALARM
+    assert p_value(drawn, two_token_distribution(policy, teacher, temperature=1.5)) < FALSE_ALARM
 
 
 @pytest.mark.parametrize("scheme", ["plain", "one-sided", "alternating", "coin", "lookup"])
@@ -396,7 +396,7 @@ def test_the_processors_that_go_by_the_gauge_are_those_that_are_listed(name):
     if name in BY_NAME["belongs to a model of sound"] or name.startswith("Unbatched"):
         return
     text = torch.tensor([[1, 4, 6, 4, 1, 4, 4, 3]])
-    scores = log_law(pair()[0], PROMPT)[None]
+    scores = log_distribution(pair()[0], PROMPT)[None]
     plain, other = (MADE[name]()(text, scores + offset).softmax(-1) for offset in (0.0, 9.0))
     gauged = not torch.allclose(plain, other, atol=1e-9)
     assert gauged == (name in BY_NAME["depends on what is added to all logits alike"])

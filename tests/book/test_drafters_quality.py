@@ -1,4 +1,4 @@
-"""Laws made of two models are what they are called; draft lengths and tests do what they claim."""
+"""Targets made of two models are what they are called; draft lengths do what they claim."""
 
 import math
 from dataclasses import replace
@@ -12,10 +12,10 @@ from qstar.decoding.generate import decode, generate
 from qstar.decoding.options import check
 from qstar.decoding.planner import Plan
 from qstar.theory.acceptance import source_loop_distribution
-from qstar_book.experiments import drafters, family, laws, quality, tasks
+from qstar_book.experiments import drafters, family, quality, targets, tasks
 
 PAIR = tiny_model(1), tiny_model(2)
-READERS = tuple(laws.Reader(model, None, None) for model in PAIR)
+READERS = tuple(targets.Reader(model, None, None) for model in PAIR)
 PROMPTS = torch.tensor([0, 1, 2, 0, 1]), torch.tensor([2, 1, 0, 1])
 
 
@@ -26,27 +26,27 @@ def rows_of(seed, *, rows=50, vocab=7):
 
 
 def by_rule(name):
-    """`generate`, with another law in place of q_alpha."""
+    """`generate`, with another target in place of q_alpha."""
 
     def run(*given, **options):
         setup = check(*given, **options)
-        return decode(replace(setup, rule=laws.LAWS[name]))[0]
+        return decode(replace(setup, rule=targets.TARGETS[name]))[0]
 
     return run
 
 
 def next_by_next(name):
-    """The law of two tokens, by forwards over whole texts."""
+    """The target of two tokens, by forwards over whole texts."""
     joint = np.zeros((3, 3))
     texts = list(np.ndindex(3, 3))
     prompts = tuple([p] * 9 for p in PROMPTS)
-    seen = laws.read(READERS, prompts, [list(t) for t in texts], laws=[name])
+    seen = targets.read(READERS, prompts, [list(t) for t in texts], targets=[name])
     for text, reading in zip(texts, seen, strict=True):
         joint[text] = math.exp(reading[name].sum())
     return joint
 
 
-def test_what_is_read_of_all_texts_is_the_token_level_law():
+def test_what_is_read_of_all_texts_is_the_token_level_target():
     for name, alpha in (("q*", None), ("half", 0.5), ("policy", 1.0), ("guided policy", 1.5)):
         expected = token_level_distribution(*PAIR, *PROMPTS, length=2, alpha=alpha)
         assert np.abs(next_by_next(name) - expected).max() < 1e-12, name
@@ -65,18 +65,18 @@ def test_the_decoder_draws_from_the_mixture_where_that_is_the_rule(options):
 
 def test_the_source_loop_is_drawn_as_its_closed_form_says():
     log_policy, log_teacher = rows_of(0)
-    loop, _ = laws.LAWS["source loop"].mix(log_policy, log_teacher)
-    log_q, _ = laws.LAWS["q*"].mix(log_policy, log_teacher)
-    expected = source_loop_distribution(log_policy.numpy(), log_q.numpy(), laws.CANDIDATES)
+    loop, _ = targets.TARGETS["source loop"].mix(log_policy, log_teacher)
+    log_q, _ = targets.TARGETS["q*"].mix(log_policy, log_teacher)
+    expected = source_loop_distribution(log_policy.numpy(), log_q.numpy(), targets.CANDIDATES)
     assert np.abs(loop.exp().numpy() - expected).max() < 1e-12
     assert np.abs(log_q.exp().numpy() - expected).max() > 1e-2
-    same, _ = laws.LAWS["source loop"].mix(log_policy, log_policy)
+    same, _ = targets.TARGETS["source loop"].mix(log_policy, log_policy)
     assert np.abs((same - log_policy).numpy()).max() < 1e-12
     found, _ = decoder_distributions(PAIR, [PROMPTS], 2, run=by_rule("source loop"), scheme="plain")
     assert np.abs(found[0] - next_by_next("source loop")).max() < 1e-12
 
 
-def test_draft_lengths_chosen_from_outside_leave_the_law_alone():
+def test_draft_lengths_chosen_from_outside_leave_the_target_alone():
     third = tiny_model(3)
 
     def choose(evidence, steps):
@@ -167,7 +167,7 @@ def test_wrong_choices_are_wrong_and_of_the_same_form(kind):
 
 
 def test_a_draft_model_comes_nearer_to_q_star_by_each_objective():
-    pair = tuple(laws.Reader(family.new_model("300k", seed=seed), None, None) for seed in (1, 2))
+    pair = tuple(targets.Reader(family.new_model("300k", seed=seed), None, None) for seed in (1, 2))
     texts = drafters.documents(pair, 8, seed=0, max_new_tokens=12)
     learned = drafters.lessons(pair, texts)
     start = family.new_model("300k", seed=0)

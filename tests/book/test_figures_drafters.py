@@ -33,7 +33,7 @@ def test_a_row_of_another_length_is_refused():
 def test_each_pair_has_a_panel_with_its_distributions(pairs):
     one = {"policy": ((0.5, 0.4, 0.6), [0.5]), "q*": ((0.3, 0.2, 0.4), [0.3])}
     with figures.in_style():
-        fig = figures.law_scores({f"pair {i}": one for i in range(pairs)}, fig=plt.figure())
+        fig = figures.target_scores({f"pair {i}": one for i in range(pairs)}, fig=plt.figure())
         fig.canvas.draw()
     shown = [ax for ax in fig.axes if ax.axison]
     assert [ax.get_title() for ax in shown] == [f"pair {i}" for i in range(pairs)]

@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 from covering import all_pairs
-from decoder_distributions import expected_law
+from decoder_distributions import expected_distribution
 from sampling import FALSE_ALARM, POWER, smallest_detectable_tv
 from scipy.stats import chi2, chisquare, ncx2
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM, StaticCache
@@ -223,8 +223,8 @@ def test_beams_reorder_both_parents(llamas):
 # --- The law -------------------------------------------------------------------------------------
 
 
-def enumerated_law(pair, alpha):
-    return expected_law(pair, (PROMPT[0], PROMPT[0]), LENGTH, vocab=VOCAB, alpha=alpha)
+def enumerated_distribution(pair, alpha):
+    return expected_distribution(pair, (PROMPT[0], PROMPT[0]), LENGTH, vocab=VOCAB, alpha=alpha)
 
 
 def numbered(tokens):
@@ -258,12 +258,12 @@ def planted_mistakes():
     """(calls, the law of a mistake, the law it is held against): those that tests below plant."""
     for name, make in PAIRS.items():
         pair = make()
-        right, wrong = enumerated_law(pair, 0.3), enumerated_law(pair[::-1], 0.3)
-        solved = enumerated_law(pair, None)
+        right, wrong = enumerated_distribution(pair, 0.3), enumerated_distribution(pair[::-1], 0.3)
+        solved = enumerated_distribution(pair, None)
         yield MANY, wrong, right
-        yield MANY, enumerated_law(pair, 0.5), solved
+        yield MANY, enumerated_distribution(pair, 0.5), solved
         if name == "two Llamas":
-            policy = enumerated_law(pair, 1.0)
+            policy = enumerated_distribution(pair, 1.0)
             yield from [(FEW, right, wrong), (FEW, right, policy), (FEW, solved, policy)]
 
 
@@ -283,9 +283,9 @@ def test_the_law_tests_find_the_planted_mistakes_for_certain():
 
 
 @pytest.mark.parametrize("alpha", [None, 0.3], ids=["solved", "alpha=.3"])
-def test_three_plainly_sampled_tokens_follow_the_enumerated_law(pair, alpha):
+def test_three_plainly_sampled_tokens_follow_the_enumerated_distribution(pair, alpha):
     outcomes = sampled(ProductModel(*pair, alpha=alpha), "plain", 1)
-    assert p_value(outcomes, enumerated_law(pair, alpha)) > FALSE_ALARM
+    assert p_value(outcomes, enumerated_distribution(pair, alpha)) > FALSE_ALARM
 
 
 @pytest.mark.parametrize(
@@ -295,27 +295,29 @@ def test_three_plainly_sampled_tokens_follow_the_enumerated_law(pair, alpha):
         ("prompt lookup", 2, None),
     ],
 )
-def test_three_speculatively_sampled_tokens_follow_the_enumerated_law(llamas, road, gamma, alpha):
+def test_three_speculatively_sampled_tokens_follow_the_enumerated_distribution(
+    llamas, road, gamma, alpha
+):
     """By as many calls of `generate`, one row each: the slowest tests of this file.
 
     The same outcomes are then held against two wrong laws, which must fail: the roles swapped
     (invisible at alpha = 1/2) and a draft followed in place of the target.
     """
     outcomes = sampled(ProductModel(*llamas, alpha=alpha), road, gamma)
-    assert p_value(outcomes, enumerated_law(llamas, alpha)) > FALSE_ALARM
+    assert p_value(outcomes, enumerated_distribution(llamas, alpha)) > FALSE_ALARM
     if alpha is not None:
-        assert p_value(outcomes, enumerated_law(llamas[::-1], alpha)) < FALSE_ALARM
-    assert p_value(outcomes, enumerated_law(llamas, 1.0)) < FALSE_ALARM
+        assert p_value(outcomes, enumerated_distribution(llamas[::-1], alpha)) < FALSE_ALARM
+    assert p_value(outcomes, enumerated_distribution(llamas, 1.0)) < FALSE_ALARM
 
 
 def test_swapped_roles_are_caught(pair):
     outcomes = sampled(ProductModel(*pair[::-1], alpha=0.3), "plain", 1)
-    assert p_value(outcomes, enumerated_law(pair, 0.3)) < FALSE_ALARM
+    assert p_value(outcomes, enumerated_distribution(pair, 0.3)) < FALSE_ALARM
 
 
 def test_half_in_place_of_alpha_star_is_caught(pair):
     outcomes = sampled(ProductModel(*pair, alpha=0.5), "plain", 1)
-    assert p_value(outcomes, enumerated_law(pair, None)) < FALSE_ALARM
+    assert p_value(outcomes, enumerated_distribution(pair, None)) < FALSE_ALARM
 
 
 def test_a_draft_that_lies_about_its_law_is_caught(llamas, monkeypatch):
@@ -330,7 +332,7 @@ def test_a_draft_that_lies_about_its_law_is_caught(llamas, monkeypatch):
 
     monkeypatch.setattr(product.policy, "generate", lying.__get__(product.policy), raising=False)
     outcomes = sampled(product, "assisted by the policy", 2)
-    assert p_value(outcomes, enumerated_law(llamas, 0.3)) < FALSE_ALARM
+    assert p_value(outcomes, enumerated_distribution(llamas, 0.3)) < FALSE_ALARM
 
 
 def test_a_large_vocabulary_is_sampled_whole():

@@ -1,4 +1,4 @@
-"""Rollouts are of the law they claim, and what is learned from them is what is said."""
+"""Rollouts are of the target they claim, and what is learned from them is what is said."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 
 from qstar.decoding.enumeration import tiny_model, token_level_distribution
 from qstar_book.experiments import distillation, dynamics, family, jobs, policy_gradient, rollouts
-from qstar_book.experiments.rollouts import LAWS, Questions, Rollouts
+from qstar_book.experiments.rollouts import TARGETS, Questions, Rollouts
 
 ALPHA = {"policy": 1.0, "teacher": 0.0, "half": 0.5}
 PROMPTS = torch.tensor([0, 1]), torch.tensor([1, 0, 1])
@@ -34,8 +34,8 @@ def test_padding_before_a_prompt_changes_nothing():
             torch.testing.assert_close(row, alone.log_softmax(-1), atol=1e-5, rtol=0)
 
 
-def drawn_law(law, monkeypatch, side=120):
-    """The law of two tokens by a grid of all pairs of uniform numbers, and the rows themselves."""
+def drawn_target(target, monkeypatch, side=120):
+    """The target of two tokens by a grid of all pairs of uniform numbers, and the rows."""
     pair = tiny_model(1), tiny_model(2)
     place = (torch.arange(side, dtype=torch.float64) + 0.5) / side
     grid = torch.cartesian_prod(place, place).T[..., None]
@@ -43,7 +43,7 @@ def drawn_law(law, monkeypatch, side=120):
     rows = side * side
     found = rollouts.sample(
         [(model, [prompt] * rows) for model, prompt in zip(pair, PROMPTS, strict=True)],
-        law,
+        target,
         end=99,
         max_new_tokens=2,
         generator=torch.Generator(),
@@ -54,32 +54,32 @@ def drawn_law(law, monkeypatch, side=120):
 
 
 def reads_both(name):
-    """A law of `LAWS` as one of (policy, teacher)."""
-    whose, law = LAWS[name]
+    """A target of `TARGETS` as one of (policy, teacher)."""
+    whose, target = TARGETS[name]
     places = [("policy", "teacher").index(one) for one in whose]
-    return lambda logs: law([logs[place] for place in places])
+    return lambda logs: target([logs[place] for place in places])
 
 
 @pytest.mark.parametrize("name", ["policy", "teacher", "half", "mixture"])
-def test_a_grid_of_uniform_numbers_draws_each_text_as_often_as_its_law_says(name, monkeypatch):
-    pair, shares, found = drawn_law(reads_both(name), monkeypatch)
-    expected = mixture_law(pair) if name == "mixture" else law_of(pair, ALPHA[name])
+def test_a_grid_of_uniform_numbers_draws_each_text_as_often_as_its_target_says(name, monkeypatch):
+    pair, shares, found = drawn_target(reads_both(name), monkeypatch)
+    expected = mixture_target(pair) if name == "mixture" else target_of(pair, ALPHA[name])
     assert np.abs(shares - expected).max() < 0.02  # two steps, each within 1/120
     said = found.log_target.sum(-1).double().exp().numpy()
     np.testing.assert_allclose(said, expected[tuple(found.tokens.T.numpy())], rtol=1e-4)
-    others = [law_of(pair, alpha) for key, alpha in ALPHA.items() if key != name]
+    others = [target_of(pair, alpha) for key, alpha in ALPHA.items() if key != name]
     assert min(np.abs(shares - other).max() for other in others) > 0.02  # the control
 
 
-def law_of(pair, alpha):
+def target_of(pair, alpha):
     return token_level_distribution(*pair, *PROMPTS, length=2, alpha=alpha)
 
 
-def mixture_law(pair):
+def mixture_target(pair):
     """Token by token: an even mixture after each prefix, from the parents' conditionals."""
     rows = []
     for alpha in (1.0, 0.0):
-        joint = law_of(pair, alpha)
+        joint = target_of(pair, alpha)
         rows.append((joint.sum(1), joint / joint.sum(1, keepdims=True)))
     first, then = ((one + other) / 2 for one, other in zip(*rows, strict=True))
     return first[:, None] * then
@@ -89,7 +89,7 @@ def test_a_row_ends_with_the_token_that_ends_it():
     model = tiny_model(1)
     drawn = rollouts.sample(
         [(model, [PROMPTS[0]] * 64)],
-        LAWS["policy"][1],
+        TARGETS["policy"][1],
         end=2,
         max_new_tokens=5,
         generator=torch.Generator().manual_seed(0),
@@ -130,8 +130,8 @@ def texts():
     return tokens, torch.tensor([[1, 0], *[[1, 1]] * 6]).bool()
 
 
-def gradients(models, law, weighted, *, beta=0.3):
-    """The expected step of rollouts from a law, over all texts, as one vector."""
+def gradients(models, target, weighted, *, beta=0.3):
+    """The expected step of rollouts from a target, over all texts, as one vector."""
     policy, reference = models
     tokens, drawn = texts()
     prompts = [PROMPTS[0]] * len(tokens)
@@ -140,7 +140,7 @@ def gradients(models, law, weighted, *, beta=0.3):
             rollouts.log_distributions(m, [p] * len(tokens), tokens)
             for m, p in zip(models, PROMPTS, strict=True)
         ]
-    rows = law(both).gather(-1, tokens[..., None]).squeeze(-1)
+    rows = target(both).gather(-1, tokens[..., None]).squeeze(-1)
     log_target = torch.where(drawn, rows, 0.0)
     policy.zero_grad()
     for i in range(len(tokens)):
@@ -158,7 +158,7 @@ def gradients(models, law, weighted, *, beta=0.3):
     return torch.cat([x.grad.flatten() for x in policy.parameters()])
 
 
-def test_weighted_rollouts_of_another_law_make_the_same_step_on_average():
+def test_weighted_rollouts_of_another_target_make_the_same_step_on_average():
     models = tiny_model(1), tiny_model(2)
     own = gradients(models, reads_both("policy"), weighted=False)
     weighted = gradients(models, reads_both("half"), weighted=True)

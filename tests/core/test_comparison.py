@@ -1,4 +1,4 @@
-"""Two next-token laws at many positions: every field against the NumPy reference."""
+"""Two next-token distributions at many positions: every field against the NumPy reference."""
 
 import numpy as np
 import pytest
@@ -15,14 +15,14 @@ from qstar.result import STATUSES
 VOCAB = 7
 
 
-def random_laws(*shape, seed, scale=2.0):
+def random_distributions(*shape, seed, scale=2.0):
     rng = np.random.default_rng(seed)
     return log_softmax(scale * rng.normal(size=(*shape, VOCAB)), axis=-1)
 
 
 @pytest.mark.parametrize("alpha", [None, 0.3])
 def test_every_field_is_what_the_reference_finds(alpha):
-    rows = random_laws(12, seed=0), random_laws(12, seed=1, scale=0.7)
+    rows = random_distributions(12, seed=0), random_distributions(12, seed=1, scale=0.7)
     found = measure(*map(torch.tensor, rows), alpha=alpha)
     for place in range(12):
         policy, teacher = rows[0][place], rows[1][place]
@@ -48,7 +48,7 @@ def test_every_field_is_what_the_reference_finds(alpha):
 
 
 def test_what_solving_buys_is_a_difference_of_log_partitions():
-    rows = random_laws(20, seed=2), random_laws(20, seed=3)
+    rows = random_distributions(20, seed=2), random_distributions(20, seed=3)
     found = measure(*map(torch.tensor, rows))
     log_star, log_half = (
         qstar.log_geometric_mean(*rows, at) for at in (found.balance.alpha.numpy(), 0.5)
@@ -59,7 +59,7 @@ def test_what_solving_buys_is_a_difference_of_log_partitions():
 
 
 def test_positions_keep_their_shape_and_blocks_do_not_show(monkeypatch):
-    rows = [torch.tensor(random_laws(3, 5, seed=seed)) for seed in (4, 5)]
+    rows = [torch.tensor(random_distributions(3, 5, seed=seed)) for seed in (4, 5)]
     whole = measure(*rows, alpha=0.3)
     assert whole.alpha.shape == whole.balance.status.shape == (3, 5)
     assert (whole.alpha == 0.3).all()
@@ -73,8 +73,8 @@ def test_positions_keep_their_shape_and_blocks_do_not_show(monkeypatch):
         torch.testing.assert_close(getattr(joined, name), wanted.flatten(), rtol=0, atol=1e-14)
 
 
-def test_narrow_laws_are_compared_in_float64():
-    rows = [torch.tensor(random_laws(4, seed=seed)).float() for seed in (6, 7)]
+def test_narrow_distributions_are_compared_in_float64():
+    rows = [torch.tensor(random_distributions(4, seed=seed)).float() for seed in (6, 7)]
     found = measure(*rows)
     assert found.alpha.dtype == torch.float64
     gap = found.balance.kl_to_policy - found.balance.kl_to_teacher
@@ -130,7 +130,7 @@ def test_a_position_costs_no_mixed_devices():
 @pytest.mark.parametrize("scale", [0.3, 2.0, 20.0])
 def test_no_acceptance_probability_exceeds_one(scale):
     """Equal parents, whose probabilities need not sum to 1 in floating point."""
-    rows = torch.tensor(random_laws(500, seed=5, scale=scale))
+    rows = torch.tensor(random_distributions(500, seed=5, scale=scale))
     assert (rows.exp().sum(-1) > 1).any(), "the control"
     found = measure(rows, rows)
     for accept in (found.accept_policy, found.accept_teacher):

@@ -98,8 +98,8 @@ def test_log_partition_at_a_fixed_alpha_has_the_reference_digits():
 def test_log_partition_and_the_divergences_are_the_integrals_they_stand_for(alpha):
     policy, teacher = Gaussian(-0.7, 0.6), Gaussian(1.1, 2.5)
 
-    def log_p(x, law):
-        return law.log_density(np.array([x]))
+    def log_p(x, distribution):
+        return distribution.log_density(np.array([x]))
 
     def log_path(x):
         return alpha * log_p(x, policy) + (1 - alpha) * log_p(x, teacher)
@@ -123,7 +123,7 @@ def test_the_discrete_solver_on_a_fine_grid_finds_the_same_balance():
     """A grid of step h has Gaussian sums exact to exp(-2 (pi sd / h)^2): far below 1e-12."""
     policy, teacher = Gaussian(-1.5, 0.5), Gaussian(1.5, 2.0)
     grid = np.linspace(-20, 20, 2001)[:, None]
-    rows = [law.log_density(grid) + np.log(0.02) for law in (policy, teacher)]
+    rows = [distribution.log_density(grid) + np.log(0.02) for distribution in (policy, teacher)]
     discrete, exact = qstar.solve_kl_symmetry(*rows), solve_kl_symmetry(policy, teacher)
     assert float(discrete.alpha) == pytest.approx(exact.alpha, abs=1e-12)
     assert float(discrete.chernoff) == pytest.approx(exact.chernoff, abs=1e-12)
@@ -178,8 +178,10 @@ def test_an_affine_map_moves_q_star_and_nothing_else():
         shift = rng.normal(size=policy.dimension)
         matrix = rng.normal(size=(policy.dimension,) * 2) + 2 * np.eye(policy.dimension)
 
-        def moved(law, matrix=matrix, shift=shift):
-            return Gaussian(matrix @ law.mean + shift, matrix @ law.covariance @ matrix.T)
+        def moved(distribution, matrix=matrix, shift=shift):
+            return Gaussian(
+                matrix @ distribution.mean + shift, matrix @ distribution.covariance @ matrix.T
+            )
 
         here = solve_kl_symmetry(policy, teacher)
         there = solve_kl_symmetry(moved(policy), moved(teacher))
@@ -195,7 +197,9 @@ def test_an_affine_map_moves_q_star_and_nothing_else():
 def test_precisions_and_precision_weighted_means_are_averaged():
     for policy, teacher in PAIRS:
         q = geometric_mean(policy, teacher, 0.35)
-        precisions = [np.linalg.inv(law.covariance) for law in (policy, teacher, q)]
+        precisions = [
+            np.linalg.inv(distribution.covariance) for distribution in (policy, teacher, q)
+        ]
         average = 0.35 * precisions[0] + 0.65 * precisions[1]
         np.testing.assert_allclose(precisions[2], average, rtol=0, atol=1e-11)
         weighted = 0.35 * precisions[0] @ policy.mean + 0.65 * precisions[1] @ teacher.mean
@@ -269,8 +273,8 @@ def test_small_variances_survive_beside_large_ones():
 
 
 def test_equal_parents_balance_everywhere():
-    law = Gaussian([1.0, 2.0], [[2.0, 0.3], [0.3, 1.0]])
-    balance = solve_kl_symmetry(law, Gaussian(law.mean, law.covariance))
+    distribution = Gaussian([1.0, 2.0], [[2.0, 0.3], [0.3, 1.0]])
+    balance = solve_kl_symmetry(distribution, Gaussian(distribution.mean, distribution.covariance))
     assert (balance.status, balance.alpha, balance.chernoff) == ("degenerate_all", 0.5, 0.0)
     assert (balance.kl_to_policy, balance.kl_to_teacher, balance.converged) == (0.0, 0.0, True)
 
@@ -327,51 +331,62 @@ def test_the_covariance_formula_of_the_analysis_misses_by_twice_the_chernoff_inf
         teacher = Gaussian(policy.mean, other.covariance)
         balance = solve_kl_symmetry(policy, teacher)
         q = geometric_mean(policy, teacher, balance.alpha)
-        log_det = [np.linalg.slogdet(law.covariance)[1] for law in (policy, teacher, q)]
+        log_det = [
+            np.linalg.slogdet(distribution.covariance)[1] for distribution in (policy, teacher, q)
+        ]
         excess = balance.alpha * log_det[0] + (1 - balance.alpha) * log_det[1] - log_det[2]
         assert excess == pytest.approx(2 * balance.chernoff, rel=1e-10)
 
 
 def test_log_density_integrates_to_one_and_has_its_moments():
-    law = Gaussian(0.4, 2.3)
+    distribution = Gaussian(0.4, 2.3)
     x = np.linspace(-15, 15, 3001)
-    mass = np.exp(law.log_density(x[:, None])) * 0.01
+    mass = np.exp(distribution.log_density(x[:, None])) * 0.01
     moments = [mass.sum(), (mass * x).sum(), (mass * (x - 0.4) ** 2).sum()]
     np.testing.assert_allclose(moments, [1, 0.4, 2.3], atol=1e-12)
 
 
 def test_log_density_keeps_the_shape_of_the_batch():
-    law = random_gaussian(np.random.default_rng(1), 2)
+    distribution = random_gaussian(np.random.default_rng(1), 2)
     x = np.random.default_rng(2).normal(size=(4, 3, 2))
-    inverse, log_det = np.linalg.inv(law.covariance), np.linalg.slogdet(law.covariance)[1]
-    step = x - law.mean
+    inverse, log_det = (
+        np.linalg.inv(distribution.covariance),
+        np.linalg.slogdet(distribution.covariance)[1],
+    )
+    step = x - distribution.mean
     expected = -0.5 * np.einsum("...i,ij,...j", step, inverse, step) - 0.5 * log_det
-    np.testing.assert_allclose(law.log_density(x), expected - np.log(2 * np.pi), atol=1e-12)
+    np.testing.assert_allclose(
+        distribution.log_density(x), expected - np.log(2 * np.pi), atol=1e-12
+    )
 
 
 def test_samples_have_the_mean_and_covariance():
     """Standardised by Cholesky, 2 x 10^5 draws: 6.5 standard errors, false alarm 1e-9 in all."""
-    law = random_gaussian(np.random.default_rng(1), 3)
-    draws = law.sample(200_000, generator=np.random.default_rng(0))
-    standard = np.linalg.solve(np.linalg.cholesky(law.covariance), (draws - law.mean).T)
+    distribution = random_gaussian(np.random.default_rng(1), 3)
+    draws = distribution.sample(200_000, generator=np.random.default_rng(0))
+    standard = np.linalg.solve(
+        np.linalg.cholesky(distribution.covariance), (draws - distribution.mean).T
+    )
     error = 6.5 / np.sqrt(200_000)
     assert np.abs(standard.mean(axis=1)).max() < error
     assert np.abs(np.cov(standard) - np.eye(3)).max() < np.sqrt(2) * error
-    wrong = np.linalg.solve(np.linalg.cholesky(law.covariance * 1.05), (draws - law.mean).T)
+    wrong = np.linalg.solve(
+        np.linalg.cholesky(distribution.covariance * 1.05), (draws - distribution.mean).T
+    )
     assert np.abs(np.cov(wrong) - np.eye(3)).max() > np.sqrt(2) * error  # the control
 
 
 def test_a_gaussian_is_a_value():
     mean, covariance = np.array([1.0, 2.0]), np.array([[2, 0], [0, 1]])
-    law = Gaussian(mean, covariance)
+    distribution = Gaussian(mean, covariance)
     mean[0] = 9.0
-    assert law == Gaussian([1, 2], np.diag([2.0, 1.0]))
-    assert hash(law) == hash(Gaussian([1, 2], np.diag([2.0, 1.0])))
-    assert law != Gaussian([1, 2], np.eye(2))
-    assert law != "a Gaussian"
-    assert law.mean.dtype == law.covariance.dtype == np.float64
+    assert distribution == Gaussian([1, 2], np.diag([2.0, 1.0]))
+    assert hash(distribution) == hash(Gaussian([1, 2], np.diag([2.0, 1.0])))
+    assert distribution != Gaussian([1, 2], np.eye(2))
+    assert distribution != "a Gaussian"
+    assert distribution.mean.dtype == distribution.covariance.dtype == np.float64
     with pytest.raises(ValueError, match="read-only"):
-        law.mean[0] = 3.0
+        distribution.mean[0] = 3.0
     assert Gaussian(0, 4) == Gaussian([0.0], [[4.0]]) == Gaussian([0.0], [4.0])
 
 
@@ -419,8 +434,8 @@ def test_what_is_no_gaussian_is_refused_with_the_reason(mean, covariance, messag
 
 
 def test_rounding_asymmetry_is_forgiven():
-    law = Gaussian([0, 0], [[1, 0.3], [0.3 + 1e-12, 1]])
-    np.testing.assert_array_equal(law.covariance, law.covariance.T)
+    distribution = Gaussian([0, 0], [[1, 0.3], [0.3 + 1e-12, 1]])
+    np.testing.assert_array_equal(distribution.covariance, distribution.covariance.T)
 
 
 @pytest.mark.parametrize(

@@ -213,9 +213,9 @@ def test_what_the_guided_parent_excludes_has_no_mass_and_the_other_must_not_excl
         log_q = log_geometric_mean(*pair, alpha)
         assert np.exp(log_q).sum() == pytest.approx(1)
         assert np.isneginf(log_q).tolist() == [False, False, True, True]
-        law = np.array([0.6, 0.4]) ** 1.5 / np.array([0.2, 0.3]) ** 0.5
-        np.testing.assert_allclose(np.exp(log_q[:2]), law / law.sum(), rtol=1e-14)
-        assert log_partition(*pair, alpha) == pytest.approx(np.log(law.sum()), rel=1e-12)
+        distribution = np.array([0.6, 0.4]) ** 1.5 / np.array([0.2, 0.3]) ** 0.5
+        np.testing.assert_allclose(np.exp(log_q[:2]), distribution / distribution.sum(), rtol=1e-14)
+        assert log_partition(*pair, alpha) == pytest.approx(np.log(distribution.sum()), rel=1e-12)
         assert np.isfinite(kl_gap(*pair, alpha))
     for pair in ((wide, narrow), (both, narrow)):
         for given, alpha in ((pair, 1.5), (pair[::-1], -0.5)):

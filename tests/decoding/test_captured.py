@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from decoder_distributions import enumerated_law, expected_law
+from decoder_distributions import enumerated_distribution, expected_distribution
 from schemes import PROMPTS, SHORT, VOCAB
 
 from qstar.decoding import cache_check, captured
@@ -69,9 +69,9 @@ def error_of(way, several=PROMPTS[2:], **options):
     """The largest error of an outcome of two tokens, over pairs of prompts."""
     models = pair()
     options = {"cache_implementation": "static", **WAYS[way], **options}
-    law = enumerated_law(models, several, 2, vocab=VOCAB, **options)[0]
-    expected = [expected_law(models, prompts, 2, vocab=VOCAB) for prompts in several]
-    return np.abs(law.reshape(len(several), -1) - np.stack(expected)).max()
+    distribution = enumerated_distribution(models, several, 2, vocab=VOCAB, **options)[0]
+    expected = [expected_distribution(models, prompts, 2, vocab=VOCAB) for prompts in several]
+    return np.abs(distribution.reshape(len(several), -1) - np.stack(expected)).max()
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -231,14 +231,14 @@ def test_a_text_that_outgrows_its_cache_gets_a_larger_one():
     slots = [cache._cache._forwards.slots]
     read = [2, 4]
     for width in (1, 3, 16, 17, 40, 40, 40):
-        laws = cache.feed([text[n : n + width] for n in read], positions=1)
+        distributions = cache.feed([text[n : n + width] for n in read], positions=1)
         read = [n + width for n in read]
         slots.append(cache._cache._forwards.slots)
         for row, n in enumerate(read):
             with torch.no_grad():
                 logits = model(torch.tensor([text[:n]]), use_cache=False).logits[0, -1]
             expected = logits.double().log_softmax(-1)
-            torch.testing.assert_close(laws[row, 0], expected, rtol=0, atol=EXACT)
+            torch.testing.assert_close(distributions[row, 0], expected, rtol=0, atol=EXACT)
     assert slots[0] < slots[-1]
 
 

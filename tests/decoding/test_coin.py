@@ -1,7 +1,7 @@
 """Coin drafting is exact, accepts what its theorem says, and leaves rows of a batch independent.
 
-The enumeration of every scheme, filters and ends included, stands in `test_decode_laws.py`; here
-is what only a coin can do wrong.
+The enumeration of every scheme, filters and ends included, is in `test_decode_distributions.py`;
+here is what only a coin can do wrong.
 """
 
 from dataclasses import replace
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from decoder_distributions import enumerated_law, expected_law, ways_to_decode
+from decoder_distributions import enumerated_distribution, expected_distribution, ways_to_decode
 from sampling import FALSE_ALARM, p_value, smallest_detectable_tv
 from scipy.special import log_softmax, rel_entr
 
@@ -36,15 +36,15 @@ def pair(vocab=2):
 
 def outcomes(length, *, rule=Rule, **options):
     """The probability of every outcome of a row alone. Shape (2,) * length."""
-    law = np.zeros((2,) * length)
+    distribution = np.zeros((2,) * length)
     options |= {"rule": rule, "max_new_tokens": length, "scheme": "coin"}
     for result, weight in every_outcome(ways_to_decode(*pair(), *PROMPTS, **options)):
-        law[tuple(result.tokens.tolist())] += float(weight)
-    return law
+        distribution[tuple(result.tokens.tolist())] += float(weight)
+    return distribution
 
 
 def error(length, **options):
-    wanted = expected_law(pair(), PROMPTS, length, vocab=2).reshape((2,) * length)
+    wanted = expected_distribution(pair(), PROMPTS, length, vocab=2).reshape((2,) * length)
     return np.abs(outcomes(length, **options) - wanted).max()
 
 
@@ -67,9 +67,11 @@ def test_a_proposal_that_was_tossed_for_is_judged_whatever_comes_next(name, monk
     """Where the coin said "stay" the mixture judged: where it did not, it has to judge as well."""
     plans = [Plan("coin", 2, "policy", (0.5, 0.5)), LEAVING[name]]
     monkeypatch.setattr(Planner, "plan", lambda self, evidence: plans[evidence.outstanding])
-    law, result = enumerated_law(pair(), [PROMPTS], 2, vocab=2, scheme="auto", costs=COSTS)
-    wanted = expected_law(pair(), PROMPTS, 2, vocab=2)
-    assert np.abs(law[0] - wanted).max() < EXACT
+    distribution, result = enumerated_distribution(
+        pair(), [PROMPTS], 2, vocab=2, scheme="auto", costs=COSTS
+    )
+    wanted = expected_distribution(pair(), PROMPTS, 2, vocab=2)
+    assert np.abs(distribution[0] - wanted).max() < EXACT
     assert len(result.trace.rounds) > 1
 
 

@@ -78,7 +78,7 @@ def alternating(cost, gamma, accepts, redrafter):
             new = accepted + (accepted < outstanding)
             left = [rows + new for rows in unread]
             if accepted == outstanding:
-                left[turn] = 0  # my own law after the last proposal is at hand
+                left[turn] = 0  # my own distribution after the last proposal is at hand
                 seconds, after = propose(turn, left, judged, 1)
                 yield chance, seconds, new, after
                 continue

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 from covering import all_pairs
-from decoder_distributions import enumerated_law, expected_law
+from decoder_distributions import enumerated_distribution, expected_distribution
 from sampling import FALSE_ALARM, p_value
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -57,14 +57,14 @@ def scheme(request):
     return options
 
 
-def log_law(model, ids, vocab=None):
+def log_distribution(model, ids, vocab=None):
     with torch.no_grad():
         logits = model(ids[None], use_cache=False).logits[0, -1, :vocab]
     return logits.double().log_softmax(-1).numpy()
 
 
 def log_q_star(policy, teacher, ids, teacher_ids, vocab=None):
-    rows = log_law(policy, ids, vocab), log_law(teacher, teacher_ids, vocab)
+    rows = log_distribution(policy, ids, vocab), log_distribution(teacher, teacher_ids, vocab)
     return qstar.log_geometric_mean(*rows, qstar.solve_kl_symmetry(*rows).alpha)
 
 
@@ -171,8 +171,8 @@ def test_a_coin_stays_as_often_as_asked_and_its_mixture_knows(rule, exact):
     models = tiny.llama(1, vocab=2, sharpness=2.0), tiny.gpt2(2, vocab=2, sharpness=0.5)
     prompts = torch.tensor([1]), torch.tensor([0, 1, 1])
     asked = {"scheme": "coin", "gamma": 2, "stay": 0.25, "rule": rule}
-    law, _ = enumerated_law(models, [prompts], 2, vocab=2, **asked)
-    off = np.abs(law[0] - expected_law(models, prompts, 2, vocab=2)).max()
+    distribution, _ = enumerated_distribution(models, [prompts], 2, vocab=2, **asked)
+    off = np.abs(distribution[0] - expected_distribution(models, prompts, 2, vocab=2)).max()
     assert off < 1e-12 if exact else off > 1e-4
 
 
@@ -183,7 +183,7 @@ def test_vocabularies_of_two_sizes_are_refused_unless_told():
 
 
 def test_the_shared_part_of_two_vocabularies_is_decoded(scheme):
-    """The laws are those of the shared ids alone, and drafts are drawn from them too."""
+    """The distributions are those of the shared ids alone, and drafts are drawn from them too."""
     models = tiny.llama(1, vocab=9, sharpness=2.0), tiny.gpt2(4, vocab=8, sharpness=0.7)
     if "draft_model" in scheme:
         scheme["draft_model"] = tiny.llama(1, vocab=11)
@@ -193,9 +193,9 @@ def test_the_shared_part_of_two_vocabularies_is_decoded(scheme):
     models[0].get_output_embeddings().weight.data *= 0.2  # flatter: every token comes
     ids = [prompt.expand(2_000, -1) for prompt in prompts]
     first = generate(*models, *ids, max_new_tokens=1, generator=0, vocab=6, **scheme).tokens
-    law = np.exp(log_q_star(*models, *prompts, 6))
-    assert p_value(first, law) > FALSE_ALARM
-    alone = np.exp(log_law(models[0], prompts[0], 6))  # the control
+    distribution = np.exp(log_q_star(*models, *prompts, 6))
+    assert p_value(first, distribution) > FALSE_ALARM
+    alone = np.exp(log_distribution(models[0], prompts[0], 6))  # the control
     assert p_value(first, alone) < FALSE_ALARM
 
 
@@ -340,7 +340,7 @@ def test_a_block_that_ends_before_the_nan_is_no_error():
     out = generate(policy, teacher, PROMPT, stopping_criteria=ends, gamma=6, **options)
     assert out.tokens[: out.lengths].tolist() == kept
     (only,) = out.trace.rounds
-    assert only.accepted == 4, "the block should reach the token that has no law"
+    assert only.accepted == 4, "the block should reach the token that has no distribution"
     with pytest.raises(ValueError, match="the teacher answers nan at new token 4"):  # the control
         generate(policy, teacher, PROMPT, gamma=6, **options)
 
@@ -366,7 +366,7 @@ def apart():
     """Two models whose most probable tokens differ after the prompts, and these tokens."""
     models = tiny.llama(1, sharpness=2.0), tiny.llama(3, sharpness=2.0)
     best = [
-        int(log_law(model, prompt).argmax())
+        int(log_distribution(model, prompt).argmax())
         for model, prompt in zip(models, (PROMPT, TEACHER_PROMPT), strict=True)
     ]
     assert best[0] != best[1]
@@ -402,11 +402,11 @@ def test_the_documented_fallback_is_the_even_mixture(scheme):
         **scheme,
     )
     assert (out.trace.balance.status == STATUSES.index("disjoint")).all()
-    law = np.zeros(VOCAB)
-    law[best] = 0.5
-    assert p_value(out.tokens, law) > FALSE_ALARM
-    law[best] = 0.4, 0.6  # the control
-    assert p_value(out.tokens, law) < FALSE_ALARM
+    distribution = np.zeros(VOCAB)
+    distribution[best] = 0.5
+    assert p_value(out.tokens, distribution) > FALSE_ALARM
+    distribution[best] = 0.4, 0.6  # the control
+    assert p_value(out.tokens, distribution) < FALSE_ALARM
 
 
 # The context window.
@@ -485,10 +485,10 @@ def test_caches_take_what_the_formula_says(scheme, monkeypatch):
             readers.append(self)
 
         def _forward(self, *args):
-            laws = super()._forward(*args)
+            distributions = super()._forward(*args)
             parents = [reader for reader in readers if reader.name != "draft"]
             peak[0] = max(peak[0], sum(reader.cache_bytes for reader in parents))
-            return laws
+            return distributions
 
     monkeypatch.setattr(options, "KVCache", Counted)
     models = pair(dtype=dtype)
@@ -543,7 +543,7 @@ class Peak(TorchDispatchMode):
         [1, 4],
     ),
 )
-def test_the_laws_of_a_round_take_what_the_formula_says(name, filters, batch):
+def test_the_distributions_of_a_round_take_what_the_formula_says(name, filters, batch):
     vocab, gamma = 20_000, SCHEMES[name].get("gamma", 0)
     models = [make(1, vocab=vocab, dtype=torch.float32) for make in (tiny.llama, tiny.gpt2)]
     claimed = 16 * batch * (gamma + 1) * vocab * 4
@@ -556,7 +556,7 @@ def test_the_laws_of_a_round_take_what_the_formula_says(name, filters, batch):
 
 
 def test_bfloat16_models_are_decoded_in_float32(scheme, monkeypatch):
-    """The law that drafts, the law that judges and q* are all wider than the weights."""
+    """What drafts, what judges and q* are all wider than the weights."""
     models = pair(dtype=torch.bfloat16)
     if "draft_model" in scheme:
         scheme["draft_model"] = tiny.llama(1, dtype=torch.bfloat16)

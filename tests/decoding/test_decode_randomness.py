@@ -200,13 +200,13 @@ def test_a_generator_that_is_used_again_gives_every_row_other_tokens():
 def test_streams_of_rows_are_uniform_and_independent():
     """Of 100 000 rows: every first token, and every pair of first tokens of neighbours."""
     chance = RowCoins.of(torch.Generator().manual_seed(1), 100_000)
-    law = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
-    tokens = chance.draw(law.log().expand(100_000, -1))
-    assert p_value(tokens, law.numpy()) > FALSE_ALARM
+    distribution = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    tokens = chance.draw(distribution.log().expand(100_000, -1))
+    assert p_value(tokens, distribution.numpy()) > FALSE_ALARM
     pairs = tokens[0::2] * 4 + tokens[1::2]
-    assert p_value(pairs, np.outer(law, law).ravel()) > FALSE_ALARM
+    assert p_value(pairs, np.outer(distribution, distribution).ravel()) > FALSE_ALARM
     shared = tokens[0::2] * 5  # the control: neighbours that draw one number
-    assert p_value(shared, np.outer(law, law).ravel()) < FALSE_ALARM
+    assert p_value(shared, np.outer(distribution, distribution).ravel()) < FALSE_ALARM
 
 
 def test_numbers_that_a_row_has_no_use_for_are_not_drawn():
@@ -227,17 +227,19 @@ def test_numbers_that_a_row_has_no_use_for_are_not_drawn():
 @pytest.mark.parametrize("empty", [-torch.inf, torch.nan])
 @pytest.mark.parametrize("rows", [False, True])
 def test_an_empty_row_gives_no_token(empty, rows):
-    law = torch.full((2, 4), empty)
-    law[0] = torch.tensor([0.25] * 4).log()
+    distribution = torch.full((2, 4), empty)
+    distribution[0] = torch.tensor([0.25] * 4).log()
     generator = torch.Generator().manual_seed(0)
     chance = RowCoins.of(generator, 2) if rows else generator
     for _ in range(20):
-        assert draw(law, generator=chance)[1] == NO_TOKEN
+        assert draw(distribution, generator=chance)[1] == NO_TOKEN
         for replacement in (False, True):
-            drawn = draw_candidates(law, 3, replacement=replacement, generator=chance)
+            drawn = draw_candidates(distribution, 3, replacement=replacement, generator=chance)
             assert (drawn[1] == NO_TOKEN).all() if not torch.tensor(empty).isnan() else True
     drafted = torch.zeros(2, 0, dtype=torch.long)
-    ended = verify(drafted, law[:, None][:, :0], law[:, None], generator=chance, check=False)
+    ended = verify(
+        drafted, distribution[:, None][:, :0], distribution[:, None], generator=chance, check=False
+    )
     assert ended.next_token[1] == NO_TOKEN
 
 

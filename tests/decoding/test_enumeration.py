@@ -1,4 +1,4 @@
-"""Following every choice of a decoder: it finds the law, and sees what changes it."""
+"""Following every choice of a decoder: it finds the distribution, and sees what changes it."""
 
 import numpy as np
 import pytest
@@ -19,9 +19,9 @@ def pair():
     return tiny_model(1), tiny_model(2)
 
 
-def test_the_token_level_law_is_the_product_of_geometric_means(pair):
-    law = token_level_distribution(*pair, *PROMPTS, length=2)
-    assert law.shape == (3, 3)
+def test_the_token_level_distribution_is_the_product_of_geometric_means(pair):
+    distribution = token_level_distribution(*pair, *PROMPTS, length=2)
+    assert distribution.shape == (3, 3)
     for first in range(3):
         rows = []
         for model, prompt in zip(pair, PROMPTS, strict=True):
@@ -29,28 +29,34 @@ def test_the_token_level_law_is_the_product_of_geometric_means(pair):
             with torch.no_grad():
                 rows.append(model(text).logits[0, -1].log_softmax(-1).numpy())
         log_q = qstar.log_geometric_mean(*rows, qstar.solve_kl_symmetry(*rows).alpha)
-        np.testing.assert_allclose(law[first] / law[first].sum(), np.exp(log_q), atol=1e-12)
-    assert law.sum() == pytest.approx(1, abs=1e-12)
+        np.testing.assert_allclose(
+            distribution[first] / distribution[first].sum(), np.exp(log_q), atol=1e-12
+        )
+    assert distribution.sum() == pytest.approx(1, abs=1e-12)
 
 
 @pytest.mark.parametrize("gamma", [1, 2])
 @pytest.mark.parametrize("alpha", [None, 0.3])
 def test_every_choice_is_followed(pair, alpha, gamma):
     options = {"length": 2, "alpha": alpha}
-    law, rows = decoder_distribution(*pair, *PROMPTS, scheme="alternating", gamma=gamma, **options)
+    distribution, rows = decoder_distribution(
+        *pair, *PROMPTS, scheme="alternating", gamma=gamma, **options
+    )
     assert rows > 9  # more choices than outcomes
-    assert law.sum() == pytest.approx(1, abs=1e-12)
+    assert distribution.sum() == pytest.approx(1, abs=1e-12)
     np.testing.assert_allclose(
-        law, token_level_distribution(*pair, *PROMPTS, **options), atol=1e-11
+        distribution, token_level_distribution(*pair, *PROMPTS, **options), atol=1e-11
     )
 
 
-def test_another_law_is_seen(pair):
+def test_another_distribution_is_seen(pair):
     """Negative control: half in place of alpha*, and the parents exchanged."""
     wanted = token_level_distribution(*pair, *PROMPTS, length=2)
     for models, prompts, alpha in ((pair, PROMPTS, 0.5), (pair[::-1], PROMPTS, None)):
-        law, _ = decoder_distribution(*models, *prompts, length=2, alpha=alpha, scheme="plain")
-        assert np.abs(law - wanted).max() > 1e-3
+        distribution, _ = decoder_distribution(
+            *models, *prompts, length=2, alpha=alpha, scheme="plain"
+        )
+        assert np.abs(distribution - wanted).max() > 1e-3
 
 
 def test_more_choices_than_can_be_followed_are_refused(pair, monkeypatch):
@@ -64,11 +70,11 @@ def test_more_choices_than_can_be_followed_are_refused(pair, monkeypatch):
 
 def test_choices_without_a_probability_are_not_followed(pair):
     options = {"length": 3, "scheme": "alternating", "gamma": 2}
-    law, rows = decoder_distribution(*pair, *PROMPTS, greedy=True, **options)
-    assert (rows, law.max()) == (1, 1.0)
+    distribution, rows = decoder_distribution(*pair, *PROMPTS, greedy=True, **options)
+    assert (rows, distribution.max()) == (1, 1.0)
 
 
-def test_a_forgetful_model_always_has_one_law():
+def test_a_forgetful_model_always_has_one_distribution():
     model = tiny_model(3, vocab=5, forgetful=True)
     with torch.no_grad():
         logits = model(torch.randint(5, (4, 7))).logits

@@ -123,7 +123,7 @@ def finished(model):
     return model.double().eval()
 
 
-def law(model, ids):
+def distribution(model, ids):
     with torch.no_grad():
         return model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1).numpy()
 
@@ -139,7 +139,9 @@ def furthest(policy, teacher, prompts, *, count=9, own=None, **options):
     for row, prompt in enumerate(prompts):
         for place in range(count):
             ids = prompt.tolist() + out.tokens[row, :place].tolist()
-            right = qstar.solve_kl_symmetry(*(law(m, ids) for m in own or (policy, teacher)))
+            right = qstar.solve_kl_symmetry(
+                *(distribution(m, ids) for m in own or (policy, teacher))
+            )
             worst = max(
                 worst, abs(right.chernoff - float(out.trace.minus_log_partition[row, place]))
             )
@@ -185,9 +187,9 @@ def test_a_text_beyond_the_switch_is_read_once_and_then_from_the_cache(size):
     ids = rows(size + 8)[0].tolist()
     calls = given.start([ids[:size]])
     for n in range(size, size + 8):
-        laws = given.feed([ids[given.lengths[0] : n]])[0, 0]
+        distributions = given.feed([ids[given.lengths[0] : n]])[0, 0]
         read_so_far = list(read)
-        np.testing.assert_allclose(laws.numpy(), law(model, ids[:n]), atol=EXACT)
+        np.testing.assert_allclose(distributions.numpy(), distribution(model, ids[:n]), atol=EXACT)
         read[:] = read_so_far
     assert calls == (size <= SWITCH)
     assert sum(width > 1 for width in read) == 1 + (size <= SWITCH)
@@ -200,9 +202,11 @@ def test_a_rejected_draft_leads_back_across_the_switch():
     given.start([ids[: SWITCH - 1]])
     for n in (SWITCH - 1, SWITCH):
         drafts = torch.tensor([ids[n : n + 3]])
-        laws = given.feed([ids[given.lengths[0] : n]], drafts, positions=4)[0]
+        distributions = given.feed([ids[given.lengths[0] : n]], drafts, positions=4)[0]
         for j in range(4):
-            np.testing.assert_allclose(laws[j].numpy(), law(model, ids[: n + j]), atol=EXACT)
+            np.testing.assert_allclose(
+                distributions[j].numpy(), distribution(model, ids[: n + j]), atol=EXACT
+            )
         given.truncate([n])
     assert given.lengths == [SWITCH]
 

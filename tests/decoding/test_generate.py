@@ -1,4 +1,4 @@
-"""What `generate` returns, refuses and leaves alone. Its law: `test_decode_laws`."""
+"""What `generate` returns, refuses and leaves alone. What it draws: `test_decode_distributions`."""
 
 import dataclasses
 import itertools
@@ -70,7 +70,7 @@ def llamas():
     return [tiny.llama(1, sharpness=2.0), tiny.llama(2, sharpness=0.5)]
 
 
-def log_law(model, prompt, prefix):
+def log_distribution(model, prompt, prefix):
     """log p(. | prompt, prefix) by one forward without any cache, as float64 NumPy."""
     text = torch.cat([prompt, torch.tensor(prefix, dtype=torch.long)])
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_the_trace_is_what_a_full_recomputation_finds(pair, scheme):
     for position in range(12):
         prefix = result.tokens[:position].tolist()
         policy, teacher = (
-            log_law(model, prompt, prefix)
+            log_distribution(model, prompt, prefix)
             for model, prompt in zip(pair, (POLICY_PROMPT, TEACHER_PROMPT), strict=True)
         )
         expected = qstar.solve_kl_symmetry(policy, teacher)
@@ -116,7 +116,7 @@ def test_the_trace_is_what_a_full_recomputation_finds(pair, scheme):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_long_ragged_batch_never_loses_its_texts(pair, scheme, monkeypatch):
-    """Rows reject, end and leave; caches are cut and squeezed: the laws stay those of the texts."""
+    """Rows reject, end and leave, caches are cut and squeezed: each keeps its distribution."""
     monkeypatch.setattr("qstar.decoding.kv_cache.SQUEEZE_FROM", 8)
     prompts = [torch.tensor([3]), POLICY_PROMPT, TEACHER_PROMPT, torch.tensor([6, 6])]
     teachers = [TEACHER_PROMPT, torch.tensor([1, 1]), torch.tensor([0]), POLICY_PROMPT]
@@ -189,8 +189,8 @@ def test_greedy_takes_the_most_probable_token_of_q_star(pair):
         *pair, POLICY_PROMPT, TEACHER_PROMPT, max_new_tokens=8, greedy=True, eos_token_id=None
     ).tokens.tolist()
     for position, token in enumerate(tokens):
-        policy = log_law(pair[0], POLICY_PROMPT, tokens[:position])
-        teacher = log_law(pair[1], TEACHER_PROMPT, tokens[:position])
+        policy = log_distribution(pair[0], POLICY_PROMPT, tokens[:position])
+        teacher = log_distribution(pair[1], TEACHER_PROMPT, tokens[:position])
         alpha = qstar.solve_kl_symmetry(policy, teacher).alpha
         assert token == qstar.log_geometric_mean(policy, teacher, alpha).argmax()
 
@@ -328,7 +328,7 @@ def test_new_tokens_can_be_trained_on(llamas):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_narrow_weights_give_laws_in_float32(dtype, scheme):
+def test_narrow_weights_give_distributions_in_float32(dtype, scheme):
     model, other = tiny.llama(1, dtype=dtype), tiny.llama(2, dtype=dtype)
     trace = generate(
         model, other, POLICY_PROMPT, max_new_tokens=6, generator=0, **asked(scheme)
@@ -346,8 +346,8 @@ def test_parents_of_different_widths_are_compared_in_the_wider_one(scheme):
     assert result.trace.alpha.dtype == torch.float64
 
 
-def test_two_ways_to_the_laws_agree(llamas):
-    """`measure` on known laws, by forwards over the whole text, says what the trace says."""
+def test_two_ways_to_the_distributions_agree(llamas):
+    """`measure` on known distributions, by forwards over whole texts, says what the trace says."""
     result = generate_plainly(
         *llamas, POLICY_PROMPT, TEACHER_PROMPT, max_new_tokens=40, generator=0, eos_token_id=None
     )
@@ -498,33 +498,36 @@ def test_bad_arguments_say_what_was_expected(llamas, arguments, message):
 # --- What is counted
 
 
-def constant(log_law, *, window=1024):
-    """A model whose next law is the same after every text."""
-    model = tiny.llama(0, vocab=len(log_law), window=window)
+def constant(log_distribution, *, window=1024):
+    """A model whose next distribution is the same after every text."""
+    model = tiny.llama(0, vocab=len(log_distribution), window=window)
     with torch.no_grad():
         model.model.embed_tokens.weight.fill_(1.0)
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
-        rows = torch.tensor(log_law, dtype=torch.float64)[:, None]
+        rows = torch.tensor(log_distribution, dtype=torch.float64)[:, None]
         model.lm_head.weight.copy_(rows.expand(-1, 16) / 16)
     return model
 
 
-LAWS = np.log([[0.5, 0.3, 0.15, 0.05], [0.2, 0.1, 0.3, 0.4]])
+DISTRIBUTIONS = np.log([[0.5, 0.3, 0.15, 0.05], [0.2, 0.1, 0.3, 0.4]])
 THIRD = np.log([0.35, 0.25, 0.2, 0.2])
 TOKENS = 200
 
 
 @pytest.fixture(scope="module")
 def constants():
-    return [constant(law) for law in LAWS]
+    return [constant(distribution) for distribution in DISTRIBUTIONS]
 
 
 def accepts(alpha=None):
-    at = qstar.solve_kl_symmetry(*LAWS).alpha if alpha is None else alpha
-    log_q = qstar.log_geometric_mean(*LAWS, at)
-    return [float(qstar.acceptance_probability(law, log_q)) for law in (*LAWS, THIRD)]
+    at = qstar.solve_kl_symmetry(*DISTRIBUTIONS).alpha if alpha is None else alpha
+    log_q = qstar.log_geometric_mean(*DISTRIBUTIONS, at)
+    return [
+        float(qstar.acceptance_probability(distribution, log_q))
+        for distribution in (*DISTRIBUTIONS, THIRD)
+    ]
 
 
 def gap_in_errors(trace, expected):
@@ -538,10 +541,10 @@ def gap_in_errors(trace, expected):
     return (rate - expected) / error
 
 
-def test_a_constant_model_has_its_law_after_every_text(constants):
+def test_a_constant_model_has_its_distribution_after_every_text(constants):
     for prefix in ([], [1, 2], [3, 3, 0, 1]):
-        law = log_law(constants[0], torch.tensor([2]), prefix)
-        np.testing.assert_allclose(law, LAWS[0], atol=1e-6)
+        distribution = log_distribution(constants[0], torch.tensor([2]), prefix)
+        np.testing.assert_allclose(distribution, DISTRIBUTIONS[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(15))
@@ -755,7 +758,9 @@ def test_in_float32_greedy_schemes_part_at_ties_only(scheme):
     assert len(parted) < 5
     for row in parted:
         at = int((actual[row] != wanted[row]).nonzero()[0])
-        rows = [log_law(model, prompts[row], wanted[row, :at].tolist()) for model in models]
+        rows = [
+            log_distribution(model, prompts[row], wanted[row, :at].tolist()) for model in models
+        ]
         log_q = qstar.log_geometric_mean(*rows, qstar.solve_kl_symmetry(*rows).alpha)
         gap = log_q[wanted[row, at]] - log_q[actual[row, at]]
         assert abs(gap) < 1e-4

@@ -1,7 +1,7 @@
 """Guidance: a fixed exponent outside [0, 1], by every scheme, against the formula itself.
 
-The output distribution is enumerated as in `test_decode_laws`; what it should be is computed here
-from log teacher + alpha (log policy - log teacher), without the package's functions.
+The output distribution is enumerated as in `test_decode_distributions`; what it should be is
+computed here from log teacher + alpha (log policy - log teacher), without the package's functions.
 """
 
 import itertools
@@ -14,7 +14,12 @@ import pytest
 import tiny
 import torch
 from covering import all_pairs
-from decoder_distributions import ended_law, enumerated_law, expected_law, options_of
+from decoder_distributions import (
+    ended_distribution,
+    enumerated_distribution,
+    expected_distribution,
+    options_of,
+)
 from schemes import (
     LONGER,
     OF_THREE,
@@ -66,16 +71,19 @@ quiet_memory = pytest.fixture(autouse=True, scope="module")(without_garbage_coll
 
 @pytest.fixture(autouse=True)
 def by_the_formula(monkeypatch):
-    monkeypatch.setattr(decoder_distributions, "target_law", formula)
+    monkeypatch.setattr(decoder_distributions, "target_distribution", formula)
 
 
-def law_error(parents, length, scheme, *, alpha, prompts=PROMPTS, rule=None, **filters):
+def distribution_error(parents, length, scheme, *, alpha, prompts=PROMPTS, rule=None, **filters):
     """The largest error in the probability of any outcome, of any of the prompts."""
     expected = [
-        expected_law(parents, pair, length, vocab=VOCAB, alpha=alpha, **filters) for pair in prompts
+        expected_distribution(parents, pair, length, vocab=VOCAB, alpha=alpha, **filters)
+        for pair in prompts
     ]
     options = asked(scheme) | options_of(**filters) | {"rule": rule}
-    actual, _ = enumerated_law(parents, prompts, length, vocab=VOCAB, alpha=alpha, **options)
+    actual, _ = enumerated_distribution(
+        parents, prompts, length, vocab=VOCAB, alpha=alpha, **options
+    )
     return np.abs(actual - expected).max()
 
 
@@ -84,15 +92,15 @@ def law_error(parents, length, scheme, *, alpha, prompts=PROMPTS, rule=None, **f
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("scheme", SHORT)
-def test_every_scheme_has_the_guided_law(scheme, alpha):
-    assert law_error(models(), 2, SHORT[scheme], alpha=alpha, prompts=PROMPTS[1:]) < EXACT
+def test_every_scheme_has_the_guided_distribution(scheme, alpha):
+    assert distribution_error(models(), 2, SHORT[scheme], alpha=alpha, prompts=PROMPTS[1:]) < EXACT
 
 
 @pytest.mark.parametrize(("scheme", "alpha", "blocks"), all_pairs(BLOCKS, ALPHAS, [False, True]))
-def test_longer_drafts_have_the_guided_law(scheme, alpha, blocks):
+def test_longer_drafts_have_the_guided_distribution(scheme, alpha, blocks):
     options = BLOCKS[scheme] | {"block_verification": blocks}
     length = 3 if scheme in OF_THREE else 2
-    assert law_error(models(), length, options, alpha=alpha, prompts=PROMPTS[2:]) < EXACT
+    assert distribution_error(models(), length, options, alpha=alpha, prompts=PROMPTS[2:]) < EXACT
 
 
 FILTERS = {
@@ -111,37 +119,37 @@ FILTERED = [  # of the coin, which makes many choices, one of either kind
 
 
 @pytest.mark.parametrize(("name", "scheme", "alpha"), FILTERED)
-def test_filters_are_part_of_the_guided_law(name, scheme, alpha):
+def test_filters_are_part_of_the_guided_distribution(name, scheme, alpha):
     options = {"prompts": PROMPTS[2:], "alpha": alpha} | FILTERS[name]
-    assert law_error(models(), 2, SHORT[scheme], **options) < EXACT
+    assert distribution_error(models(), 2, SHORT[scheme], **options) < EXACT
 
 
 @pytest.mark.parametrize(("scheme", "alpha"), in_turn(BLOCKS))
-def test_a_row_that_ends_inside_a_block_keeps_its_guided_law(scheme, alpha):
+def test_a_row_that_ends_inside_a_block_keeps_its_guided_distribution(scheme, alpha):
     options, length = asked(BLOCKS[scheme]), 3 if scheme in OF_THREE else 2
     prompts = PROMPTS[2:]
-    actual, _ = enumerated_law(
+    actual, _ = enumerated_distribution(
         models(), prompts, length, vocab=VOCAB, eos_token_id=1, alpha=alpha, **options
     )
-    free = expected_law(models(), prompts[0], length, vocab=VOCAB, alpha=alpha)
-    assert np.abs(actual[0] - ended_law(free, length, VOCAB, 1)).max() < EXACT
+    free = expected_distribution(models(), prompts[0], length, vocab=VOCAB, alpha=alpha)
+    assert np.abs(actual[0] - ended_distribution(free, length, VOCAB, 1)).max() < EXACT
 
 
 @pytest.mark.parametrize(
     ("scheme", "alpha", "together"),
     all_pairs(["plain", "lookup", "a third model drafts"], ALPHAS, [False, True]),
 )
-def test_classifier_free_guidance_of_one_model_has_its_law(scheme, alpha, together):
+def test_classifier_free_guidance_of_one_model_has_its_distribution(scheme, alpha, together):
     model = models()[1]
     options = SHORT[scheme] | {"one_call": together}
-    assert law_error([model, model], 2, options, alpha=alpha, prompts=PROMPTS[1:]) < EXACT
+    assert distribution_error([model, model], 2, options, alpha=alpha, prompts=PROMPTS[1:]) < EXACT
 
 
 @pytest.mark.parametrize(("scheme", "alpha"), [("plain", -0.5), ("alternating", 1.5)])
-def test_over_a_cache_of_fixed_size_the_guided_law_is_the_same(scheme, alpha):
+def test_over_a_cache_of_fixed_size_the_guided_distribution_is_the_same(scheme, alpha):
     pair = [tiny.llama(seed, vocab=VOCAB, sharpness=0.3) for seed in (1, 3)]
     options = SHORT[scheme] | {"cache_implementation": "static"}
-    assert law_error(pair, 2, options, alpha=alpha, prompts=PROMPTS[1:]) < EXACT
+    assert distribution_error(pair, 2, options, alpha=alpha, prompts=PROMPTS[1:]) < EXACT
 
 
 @pytest.mark.parametrize(
@@ -151,8 +159,8 @@ def test_the_packages_own_enumeration_agrees(scheme, alpha):
     pair = tiny_model(1), tiny_model(2)
     options = asked(SHORT[scheme]) | {"length": 2, "alpha": alpha}
     wanted = token_level_distribution(*pair, *PROMPTS[0], length=2, alpha=alpha)
-    law, _ = decoder_distribution(*pair, *PROMPTS[0], **options)
-    assert np.abs(law - wanted).max() < EXACT
+    distribution, _ = decoder_distribution(*pair, *PROMPTS[0], **options)
+    assert np.abs(distribution - wanted).max() < EXACT
 
 
 @pytest.mark.parametrize(("scheme", "alpha"), in_turn(SHORT))
@@ -223,9 +231,9 @@ MISTAKES = [Clamped, Exchanged, StrengthBesideOne, SwapsWithTheRoles, DraftsAreA
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_changes_the_guided_law(mistake, alpha):
+def test_a_mistake_changes_the_guided_distribution(mistake, alpha):
     scheme = SHORT["the teacher drafts"]
-    measured = partial(law_error, models(), 2, scheme, alpha=alpha, prompts=PROMPTS[:1])
+    measured = partial(distribution_error, models(), 2, scheme, alpha=alpha, prompts=PROMPTS[:1])
     assert measured() < EXACT
     assert measured(rule=mistake) > 1e-2
 
@@ -263,8 +271,8 @@ def test_what_the_guided_parent_excludes_is_never_drawn(scheme, alpha):
     options = SHORT[scheme] | {"alpha": alpha}
     if options["scheme"] == "draft-model":
         options["draft_model"] = tiny.gpt2(7, vocab=vocab, sharpness=0.5)
-    actual, result = enumerated_law(pair, prompts, 2, vocab=vocab, **options)
-    wanted = expected_law(pair, prompts[0], 2, vocab=vocab, alpha=alpha)
+    actual, result = enumerated_distribution(pair, prompts, 2, vocab=vocab, **options)
+    wanted = expected_distribution(pair, prompts[0], 2, vocab=vocab, alpha=alpha)
     assert (wanted > 0).sum() == 4
     assert np.abs(actual[0] - wanted).max() < EXACT
     assert (actual[0][wanted == 0] == 0).all()
@@ -352,8 +360,8 @@ class Scripted:
     def keep(self, log_probability):
         return torch.zeros_like(log_probability, dtype=torch.bool)
 
-    def draw(self, log_law):
-        return torch.full(log_law.shape[:-1], next(self.tokens))
+    def draw(self, log_distribution):
+        return torch.full(log_distribution.shape[:-1], next(self.tokens))
 
 
 @pytest.mark.parametrize("blocks", [False, True])
@@ -412,8 +420,8 @@ def test_the_trace_holds_the_log_partition_and_what_each_parents_drafts_are_kept
     assert float(out.trace.alpha[0]) == alpha
     assert float(out.trace.minus_log_partition[0]) == pytest.approx(-(order - 1) * renyi, abs=1e-12)
     assert bool(out.trace.balance.chernoff.isnan().all())
-    for name, law in zip(PARENTS, rows, strict=True):
-        accept = np.minimum(np.exp(law), np.exp(log_q)).sum()
+    for name, distribution in zip(PARENTS, rows, strict=True):
+        accept = np.minimum(np.exp(distribution), np.exp(log_q)).sum()
         assert float(getattr(out.trace, f"accept_{name}")[0]) == pytest.approx(accept, abs=1e-12)
 
 

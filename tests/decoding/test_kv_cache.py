@@ -1,4 +1,4 @@
-"""A reader's cache changes no law: against forwards over the whole text, after random scripts."""
+"""A cache changes no distribution: against forwards over the whole text, after random scripts."""
 
 import numpy as np
 import pytest
@@ -100,7 +100,7 @@ def attention(request):
 
 
 def attending(model, attention):
-    """The model with this attention, and how exact its laws can be; skips what does not exist."""
+    """The model with this attention, and how exact it can be; skips what does not exist."""
     dtype, atol = ATTENTION[attention]
     if attention == "sdpa" and isinstance(model, Gemma2ForCausalLM):
         pytest.skip("Gemma 2 has eager attention only")
@@ -116,7 +116,7 @@ def whole(model, text):
 
 
 class Script:
-    """Feeds a reader at random, remembers what each row has read, and checks every law."""
+    """Feeds a reader at random, remembers what each row has read, and checks every distribution."""
 
     def __init__(self, model, prompts, seed, *, atol=EXACT, implementation="dynamic"):
         self.model, self.atol = model, atol
@@ -131,18 +131,18 @@ class Script:
         return self.rng.integers(0, VOCAB, size=count).tolist()
 
     def feed(self, counts):
-        """Each row reads its unread tokens and as many drafts; all laws it gives are checked."""
+        """Each row reads its unread tokens and as many drafts; all that it gives is checked."""
         rows, widest = len(self.read), max(counts)
         drafts = torch.tensor(self.tokens(rows * widest), dtype=torch.long).reshape(rows, widest)
-        laws = self.reader.feed(self.unread, drafts, counts, positions=widest + 1)
-        assert torch.isfinite(laws).all()  # where only padding is seen, too
+        distributions = self.reader.feed(self.unread, drafts, counts, positions=widest + 1)
+        assert torch.isfinite(distributions).all()  # where only padding is seen, too
         for row, count in enumerate(counts):
             self.read[row] += self.unread[row]
             here = len(self.read[row])
             self.read[row] += drafts[row, :count].tolist()
             if here:
                 expected = whole(self.model, self.read[row])[here - 1 :]
-                gap = (laws[row, : count + 1].double() - expected).abs().max()
+                gap = (distributions[row, : count + 1].double() - expected).abs().max()
                 self.worst = max(self.worst, float(gap))
         assert self.reader.lengths == [len(read) for read in self.read]
         self.unread = [self.tokens(self.rng.integers(1, 3)) for _ in range(rows)]
@@ -180,7 +180,7 @@ def reject_all_but_one(script, rounds):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("implementation", ["dynamic", "static"])
-def test_the_cache_changes_no_law(implementation, family, attention, seed):
+def test_the_cache_changes_no_distribution(implementation, family, attention, seed):
     model, atol = attending(FAMILIES[family](), attention)
     prompts = [[3], [1, 4, 0, 2, 2], [5, 6], [0, 0, 1, 2, 3, 4, 5, 6]]
     play(Script(model, prompts, seed, atol=atol, implementation=implementation), 12)
@@ -246,9 +246,11 @@ def test_everything_can_be_taken_back(implementation):
     read.start([[1, 2, 3], [4, 5]])
     read.truncate([0, 0])
     assert read.lengths == [0, 0]
-    laws = read.feed([[6, 5], [0]])
+    distributions = read.feed([[6, 5], [0]])
     for row, text in enumerate(([6, 5], [0])):
-        torch.testing.assert_close(laws[row, 0], whole(model, text)[-1], rtol=0, atol=EXACT)
+        torch.testing.assert_close(
+            distributions[row, 0], whole(model, text)[-1], rtol=0, atol=EXACT
+        )
 
 
 @pytest.mark.parametrize("implementation", ["dynamic", "static"])
@@ -259,9 +261,11 @@ def test_a_long_prompt_is_read_in_pieces(width, implementation, monkeypatch):
     prompts = [[3], [1, 4, 0, 2, 2, 6, 6, 1], [5, 6, 0]]
     read = KVCache(model, implementation=implementation)
     assert read.start(prompts) == -(-7 // width)
-    laws = read.feed([[prompt[-1]] for prompt in prompts])
+    distributions = read.feed([[prompt[-1]] for prompt in prompts])
     for row, prompt in enumerate(prompts):
-        torch.testing.assert_close(laws[row, 0], whole(model, prompt)[-1], rtol=0, atol=EXACT)
+        torch.testing.assert_close(
+            distributions[row, 0], whole(model, prompt)[-1], rtol=0, atol=EXACT
+        )
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, ROUNDED), (torch.bfloat16, 0.5)])
@@ -272,8 +276,8 @@ def test_narrow_weights_are_read_alike_up_to_rounding(family, dtype, atol, atten
         prompts = [[3], [1, 4, 0, 2, 2]]
         script = Script(model, prompts, 2, atol=atol, implementation=implementation)
         play(script, 8, select=False)
-    laws = script.reader.feed(script.unread)
-    assert laws.dtype == torch.float32
+    distributions = script.reader.feed(script.unread)
+    assert distributions.dtype == torch.float32
 
 
 @pytest.mark.parametrize("family", SLIDING)

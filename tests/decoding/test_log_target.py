@@ -17,45 +17,49 @@ EXACT = 1e-12
 
 
 def enumerated(scheme, *, length=2, **options):
-    """The law of two tokens, its rows, and what the decoder said of each row's tokens."""
+    """The distribution of two tokens, its rows, and what the decoder said of each row's tokens."""
     pair = tiny_model(1), tiny_model(2)
-    laws, result = decoder_distributions(pair, [PROMPTS], length, **asked(scheme), **options)
+    distributions, result = decoder_distributions(
+        pair, [PROMPTS], length, **asked(scheme), **options
+    )
     tokens = result.tokens.numpy()
     said = {
         name: getattr(result.trace, f"log_{name}").sum(-1).numpy()
         for name in ("target", "policy", "teacher")
     }
-    return pair, laws[0], tokens, said
+    return pair, distributions[0], tokens, said
 
 
-def law_of(party, pair, length=2):
+def distribution_of(party, pair, length=2):
     return token_level_distribution(*pair, *PROMPTS, length=length, alpha=float(party == "policy"))
 
 
-def at(law, tokens):
-    return law[tuple(tokens.T)]
+def at(distribution, tokens):
+    return distribution[tuple(tokens.T)]
 
 
 @pytest.mark.parametrize("alpha", [None, 0.3, 1.4], ids=["solved", "alpha=.3", "guidance"])
 @pytest.mark.parametrize("scheme", SHORT)
 def test_the_trace_holds_the_log_probability_of_each_drawn_text(scheme, alpha):
-    pair, law, tokens, said = enumerated(SHORT[scheme], alpha=alpha)
-    np.testing.assert_allclose(said["target"], np.log(at(law, tokens)), atol=1e-10)
+    pair, distribution, tokens, said = enumerated(SHORT[scheme], alpha=alpha)
+    np.testing.assert_allclose(said["target"], np.log(at(distribution, tokens)), atol=1e-10)
     for party in ("policy", "teacher"):
-        np.testing.assert_allclose(said[party], np.log(at(law_of(party, pair), tokens)), atol=1e-10)
+        np.testing.assert_allclose(
+            said[party], np.log(at(distribution_of(party, pair), tokens)), atol=1e-10
+        )
 
 
 @pytest.mark.parametrize("block_verification", [False, True])
 @pytest.mark.parametrize("scheme", LONGER)
 def test_longer_drafts_and_blocks_say_it_too(scheme, block_verification):
     options = LONGER[scheme] | {"block_verification": block_verification}
-    _, law, tokens, said = enumerated(options)
-    np.testing.assert_allclose(said["target"], np.log(at(law, tokens)), atol=1e-10)
+    _, distribution, tokens, said = enumerated(options)
+    np.testing.assert_allclose(said["target"], np.log(at(distribution, tokens)), atol=1e-10)
 
 
 def test_after_filters_it_is_what_was_drawn_from():
-    _, law, tokens, said = enumerated(SHORT["plain"], temperature=0.6, top_k=2)
-    np.testing.assert_allclose(said["target"], np.log(at(law, tokens)), atol=1e-10)
+    _, distribution, tokens, said = enumerated(SHORT["plain"], temperature=0.6, top_k=2)
+    np.testing.assert_allclose(said["target"], np.log(at(distribution, tokens)), atol=1e-10)
 
 
 def score(tokens):
@@ -67,12 +71,12 @@ def score(tokens):
 @pytest.mark.parametrize("scheme", SHORT)
 def test_weighted_rollouts_of_q_star_are_unbiased_for_each_parent(scheme, party):
     """E_q*[parent / q* f] = E_parent[f]; without the weights, or with the other's, it is not."""
-    pair, law, tokens, said = enumerated(SHORT[scheme])
+    pair, distribution, tokens, said = enumerated(SHORT[scheme])
     # The rows of one text differ in what was rejected on the way: each text counts once.
     texts, first = np.unique(tokens, axis=0, return_index=True)
-    assert len(texts) == law.size
-    chance, found = at(law, texts), score(texts)
-    expected = at(law_of(party, pair), texts) @ found
+    assert len(texts) == distribution.size
+    chance, found = at(distribution, texts), score(texts)
+    expected = at(distribution_of(party, pair), texts) @ found
     weight = np.exp(said[party] - said["target"])[first]
     assert abs(chance @ (weight * found) - expected) < EXACT
     assert abs(chance @ weight - 1) < EXACT

@@ -262,7 +262,7 @@ def test_auto_decodes_by_what_it_was_told(costs, allowed):
 
 
 def test_auto_goes_over_to_lookups_once_the_text_repeats_itself():
-    """A model of very sharp laws under greedy decoding falls into a loop."""
+    """A model of very sharp distributions under greedy decoding falls into a loop."""
     pair = tiny.llama(1, sharpness=3.0), tiny.llama(2, sharpness=3.0)
     trace = generate(
         *pair,

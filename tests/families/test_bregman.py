@@ -8,7 +8,7 @@ the Chernoff information (it divides by alpha (1 - alpha)), so only the point is
 import numpy as np
 import pytest
 from reference import CASES
-from reference_laws import NAMES, pair
+from reference_distributions import NAMES, pair
 
 from qstar.families import solve_kl_symmetry
 
@@ -52,19 +52,19 @@ def log_beta(c):
 
 
 GENERATORS = {  # family -> (natural parameters, log-normaliser)
-    "poisson": (lambda law: [np.log(law.rate)], lambda e: anp.sum(anp.exp(e))),
+    "poisson": (lambda distribution: [np.log(distribution.rate)], lambda e: anp.sum(anp.exp(e))),
     "geometric": (
-        lambda law: [np.log1p(-law.probability)],
+        lambda distribution: [np.log1p(-distribution.probability)],
         lambda e: -anp.sum(anp.log(1 - anp.exp(e))),
     ),
     "gamma": (
-        lambda law: [law.shape, law.rate],
+        lambda distribution: [distribution.shape, distribution.rate],
         lambda e: gammaln(e[0]) - e[0] * anp.log(e[1]),
     ),
-    "beta": (lambda law: [law.a, law.b], log_beta),
-    "dirichlet": (lambda law: law.concentration, log_beta),
-    "rayleigh": (lambda law: [law.scale**-2], lambda e: -anp.sum(anp.log(e))),
-    "pareto": (lambda law: [law.shape], lambda e: -anp.sum(anp.log(e))),
+    "beta": (lambda distribution: [distribution.a, distribution.b], log_beta),
+    "dirichlet": (lambda distribution: distribution.concentration, log_beta),
+    "rayleigh": (lambda distribution: [distribution.scale**-2], lambda e: -anp.sum(anp.log(e))),
+    "pareto": (lambda distribution: [distribution.shape], lambda e: -anp.sum(anp.log(e))),
 }
 GENERATORS["exponential"] = GENERATORS["gamma"]
 
@@ -81,25 +81,30 @@ def names_of(*families):
 @pytest.mark.parametrize("name", names_of(*GENERATORS))
 def test_bregman_bisection_finds_the_same_alpha(name):
     natural, log_normaliser = GENERATORS[CASES[name]["family"]]
-    laws = pair(name)
-    points = [np.array(natural(law), dtype=float) for law in laws]
+    distributions = pair(name)
+    points = [np.array(natural(distribution), dtype=float) for distribution in distributions]
     manifold = BregmanManifold(Generator(len(points[0]), log_normaliser), None, len(points[0]))
     theirs = chernoff_point(manifold, THETA_COORDS, points)
-    assert solve_kl_symmetry(*laws).alpha == pytest.approx(theirs, abs=TOLERANCE)
+    assert solve_kl_symmetry(*distributions).alpha == pytest.approx(theirs, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", names_of("gaussian_1d", "gaussian_2d", "gaussian_nd"))
 def test_gaussian_manifold_finds_the_same_alpha(name):
-    laws = pair(name)
-    points = [np.concatenate([law.mean, law.covariance.ravel()]) for law in laws]
-    theirs = chernoff_point(GaussianManifold(laws[0].dimension), LAMBDA_COORDS, points)
-    assert solve_kl_symmetry(*laws).alpha == pytest.approx(theirs, abs=TOLERANCE)
+    distributions = pair(name)
+    points = [
+        np.concatenate([distribution.mean, distribution.covariance.ravel()])
+        for distribution in distributions
+    ]
+    theirs = chernoff_point(GaussianManifold(distributions[0].dimension), LAMBDA_COORDS, points)
+    assert solve_kl_symmetry(*distributions).alpha == pytest.approx(theirs, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", names_of("bernoulli", "binomial"))
 def test_multinomial_manifold_finds_the_same_alpha(name):
-    laws = pair(name)
-    points = [(law.probability, 1 - law.probability) for law in laws]
-    manifold = MultinomialManifold(k=2, n=getattr(laws[0], "trials", 1))
+    distributions = pair(name)
+    points = [
+        (distribution.probability, 1 - distribution.probability) for distribution in distributions
+    ]
+    manifold = MultinomialManifold(k=2, n=getattr(distributions[0], "trials", 1))
     theirs = chernoff_point(manifold, LAMBDA_COORDS, points)
-    assert solve_kl_symmetry(*laws).alpha == pytest.approx(theirs, abs=TOLERANCE)
+    assert solve_kl_symmetry(*distributions).alpha == pytest.approx(theirs, abs=TOLERANCE)

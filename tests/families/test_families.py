@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from reference import CASES, number
-from reference_laws import MAKERS, NAMES, pair
+from reference_distributions import MAKERS, NAMES, pair
 from scipy.stats import kstest
 
 import qstar
@@ -311,11 +311,11 @@ SCALE_LAWS = {  # rho -> a pair whose exponential rates have that ratio
 }
 
 
-@pytest.mark.parametrize("law", SCALE_LAWS)
+@pytest.mark.parametrize("distribution", SCALE_LAWS)
 @pytest.mark.parametrize("rho", [1e-8, 0.25, 0.5, 3.0, 15.0, 1e8])
-def test_the_scale_law_holds_in_every_scale_family(law, rho):
+def test_the_scale_law_holds_in_every_scale_family(distribution, rho):
     expected = 1 / math.log(rho) - 1 / (rho - 1)
-    balance = solve_kl_symmetry(*SCALE_LAWS[law](rho))
+    balance = solve_kl_symmetry(*SCALE_LAWS[distribution](rho))
     assert balance.alpha == pytest.approx(expected, abs=1e-14)
 
 

@@ -222,7 +222,7 @@ def test_kinds_outside_the_reference_file_have_the_digits_of_mpmath(case):
 
 # ---- Statuses --------------------------------------------------------------------------------
 
-EVERY_LAW = [
+EVERY_DISTRIBUTION = [
     *(Bernoulli(0.3), Binomial(9, 0.3), Poisson(2.5), Geometric(0.2), NegativeBinomial(2.5, 0.4)),
     *(Exponential(0.7), Gamma(2.5, 0.7), Beta(0.4, 3.0), Dirichlet([0.5, 2.0, 7.0])),
     *(VonMises(2.0, 1.0), Laplace(1.0, 2.0), Weibull(1.5, 2.0), Rayleigh(2.0), Pareto(1.5, 2.0)),
@@ -234,9 +234,11 @@ EVERY_LAW = [
 ]
 
 
-@pytest.mark.parametrize("law", EVERY_LAW, ids=lambda law: type(law).__name__)
-def test_a_law_against_itself_is_degenerate_in_every_family(law):
-    found = solve_kl_symmetry(law, law)
+@pytest.mark.parametrize(
+    "distribution", EVERY_DISTRIBUTION, ids=lambda distribution: type(distribution).__name__
+)
+def test_a_distribution_against_itself_is_degenerate_in_every_family(distribution):
+    found = solve_kl_symmetry(distribution, distribution)
     assert (found.status, found.converged, found.alpha) == ("degenerate_all", True, 0.5)
     assert (found.chernoff, found.kl_to_policy, found.kl_to_teacher) == (0.0, 0.0, 0.0)
 
@@ -312,14 +314,16 @@ EDGES = [name for name, case in CASES.items() if case["family"] == "categorical_
 @pytest.mark.parametrize("name", EDGES)
 def test_edges_of_rows_come_out_the_same_through_the_families(name):
     case = CASES[name]
-    laws = [Categorical([float(x) for x in case["parameters"][end]]) for end in ("p_theta", "p_t")]
-    found = solve_kl_symmetry(*laws)
+    distributions = [
+        Categorical([float(x) for x in case["parameters"][end]]) for end in ("p_theta", "p_t")
+    ]
+    found = solve_kl_symmetry(*distributions)
     assert found.status == case["status"]
     if found.status != "disjoint":
         assert found.chernoff == pytest.approx(number(case["chernoff_information"]), abs=1e-12)
         assert found.alpha == pytest.approx(number(case["alpha_star"]), abs=1e-11)
-    for laws_, key in ((laws, "kl_theta_t"), (laws[::-1], "kl_t_theta")):
-        assert kl(*laws_) == pytest.approx(number(case[key]), rel=1e-12, abs=1e-12)
+    for distributions_, key in ((distributions, "kl_theta_t"), (distributions[::-1], "kl_t_theta")):
+        assert kl(*distributions_) == pytest.approx(number(case[key]), rel=1e-12, abs=1e-12)
 
 
 def test_the_edges_have_every_status_that_rows_can_have():
@@ -329,7 +333,7 @@ def test_the_edges_have_every_status_that_rows_can_have():
 
 
 def test_a_tiny_difference_keeps_its_chernoff_information():
-    """The mean of q* of two Bernoulli laws has a closed form; the parents differ by 2^-24."""
+    """The mean of q* of two Bernoullis has a closed form; the parents differ by 2^-24."""
     step = 2.0**-24
     policy, teacher = Bernoulli(0.5), Bernoulli(0.5 + step)
     with mpmath.workdps(40):
@@ -371,7 +375,7 @@ def test_experts_who_are_rotations_of_one_row_share_the_weight_equally(count):
     rows = np.log([np.roll(row, k) for k in range(count)])
     centre = experts.solve_minimax(rows)
     np.testing.assert_allclose(centre.weights, 1 / count, atol=1e-9)
-    # q* is uniform: C is the divergence of the uniform law from the row.
+    # q* is uniform: C is the divergence of the uniform distribution from the row.
     assert centre.chernoff == pytest.approx(-np.log(count) - np.log(row).mean(), rel=1e-12)
 
 

@@ -12,7 +12,7 @@ A chapter's cases stand in a test file of its own, `tests/decided/test_decided_N
     NOTEBOOK, FEWER = "exact_sampling", {"trials": 200}  # parameters that make it quick
     CASES = (
         Case("loop-step-draft", "confirmed", {"careless": torch.tensor([0, 0])}, "possible tokens"),
-        Case("rule-is-exact", "refuted", {"gaps": Changed(lambda gaps: gaps + 0.1)}, "another law"),
+        Case("rule-is-exact", "refuted", {"gaps": Changed(lambda gaps: gaps + 0.1)}, "another one"),
     )
 
     @pytest.mark.parametrize("case", CASES, ids=str)

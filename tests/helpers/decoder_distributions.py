@@ -1,8 +1,8 @@
-"""The law of a decoder's tokens: what it should be, and what the very code that samples makes it.
+"""The distribution of a decoder's tokens: what it should be, and what the code that samples gives.
 
-`expected_law` computes the token-level law by forwards over whole texts and the NumPy reference.
-`enumerated_law` is `qstar.decoding.enumeration.decoder_distributions`, of the decoder or of a
-mistaken one.
+`expected_distribution` computes the token-level distribution by forwards over whole texts and the
+NumPy reference. `enumerated_distribution` is `qstar.decoding.enumeration.decoder_distributions`, of
+the decoder or of a mistaken one.
 """
 
 import itertools
@@ -28,25 +28,27 @@ def log_distributions(model, prompt, depth, vocab):
     return log_softmax(logits.double().numpy(), axis=-1), texts.numpy()
 
 
-def filtered(log_law, texts=None, *, temperature=1.0, top_k=None, top_p=None, penalty=0.0):
+def filtered(log_distribution, texts=None, *, temperature=1.0, top_k=None, top_p=None, penalty=0.0):
     """The filters again, in NumPy: a penalty on the tokens of the text, then the usual three."""
     with np.errstate(divide="ignore", invalid="ignore"):
         if penalty:
-            seen = (texts[..., None] == np.arange(log_law.shape[-1])).any(-2)
-            log_law = log_law - penalty * seen
-        log_law = log_softmax(log_law / temperature, axis=-1)
+            seen = (texts[..., None] == np.arange(log_distribution.shape[-1])).any(-2)
+            log_distribution = log_distribution - penalty * seen
+        log_distribution = log_softmax(log_distribution / temperature, axis=-1)
         if top_k is not None:
-            kth = np.sort(log_law, axis=-1)[..., [-min(top_k, log_law.shape[-1])]]
-            log_law = np.where(log_law < kth, -np.inf, log_law)
-            log_law = log_law - logsumexp(log_law, axis=-1, keepdims=True)
+            kth = np.sort(log_distribution, axis=-1)[..., [-min(top_k, log_distribution.shape[-1])]]
+            log_distribution = np.where(log_distribution < kth, -np.inf, log_distribution)
+            log_distribution = log_distribution - logsumexp(
+                log_distribution, axis=-1, keepdims=True
+            )
         if top_p is not None:
-            order = np.argsort(-log_law, axis=-1)
-            law = np.take_along_axis(np.exp(log_law), order, -1)
-            before = law.cumsum(-1) - law
-            keep = np.zeros(law.shape, dtype=bool)
+            order = np.argsort(-log_distribution, axis=-1)
+            distribution = np.take_along_axis(np.exp(log_distribution), order, -1)
+            before = distribution.cumsum(-1) - distribution
+            keep = np.zeros(distribution.shape, dtype=bool)
             np.put_along_axis(keep, order, before < top_p, -1)
-            log_law = np.where(keep, log_law, -np.inf)
-    return log_law - logsumexp(log_law, axis=-1, keepdims=True)
+            log_distribution = np.where(keep, log_distribution, -np.inf)
+    return log_distribution - logsumexp(log_distribution, axis=-1, keepdims=True)
 
 
 def penalise(strength, ids, scores):
@@ -55,7 +57,7 @@ def penalise(strength, ids, scores):
     return torch.where(seen, scores - strength, scores)
 
 
-def target_law(policy, teacher, alpha):
+def target_distribution(policy, teacher, alpha):
     """q_alpha by the reference; the even mixture where the parents share nothing."""
     with np.errstate(divide="ignore"):
         rows = []
@@ -68,7 +70,7 @@ def target_law(policy, teacher, alpha):
     return np.stack(rows)
 
 
-def expected_law(models, prompts, length, *, vocab, alpha=None, where="target", **filters):
+def expected_distribution(models, prompts, length, *, vocab, alpha=None, where="target", **filters):
     """The probability of every outcome of `length` tokens, flattened."""
     log_joint = np.zeros(1)
     for depth in range(length):
@@ -79,13 +81,13 @@ def expected_law(models, prompts, length, *, vocab, alpha=None, where="target", 
         if where == "parents":
             policy = filtered(policy, policy_texts, **filters)
             teacher = filtered(teacher, teacher_texts, **filters)
-        target = target_law(policy, teacher, alpha)
+        target = target_distribution(policy, teacher, alpha)
         if where == "target":
             target = filtered(target, policy_texts, **filters)
         log_joint = (log_joint[:, None] + target).ravel()
-    law = np.exp(log_joint)
-    np.testing.assert_allclose(law.sum(), 1.0, atol=1e-12)
-    return law
+    distribution = np.exp(log_joint)
+    np.testing.assert_allclose(distribution.sum(), 1.0, atol=1e-12)
+    return distribution
 
 
 def options_of(*, where="target", penalty=0.0, **filters):
@@ -110,23 +112,25 @@ def generate_by(rule, *models_and_prompts, generator, **options):
     return ways_to_decode(*models_and_prompts, rule=rule, **options)(generator)
 
 
-def ended_law(law, length, vocab, end):
-    """The law of outcomes that stop at a token and are filled up with it."""
-    stopped = np.zeros_like(law)
+def ended_distribution(distribution, length, vocab, end):
+    """The distribution of outcomes that stop at a token and are filled up with it."""
+    stopped = np.zeros_like(distribution)
     for place, outcome in enumerate(itertools.product(range(vocab), repeat=length)):
         at = outcome.index(end) if end in outcome else length
         filled = outcome[:at] + (end,) * (length - at)
-        stopped[np.ravel_multi_index(filled, (vocab,) * length)] += law[place]
+        stopped[np.ravel_multi_index(filled, (vocab,) * length)] += distribution[place]
     return stopped
 
 
-def enumerated_law(models, prompts, length, *, vocab, rule=None, **options):
-    """The law of every prompt's tokens, flattened, and the result of the run that gave it.
+def enumerated_distribution(models, prompts, length, *, vocab, rule=None, **options):
+    """The distribution of every prompt's tokens, flattened, and the result of the run that gave it.
 
     `rule` is a class in place of the decoder's own `Rule`.
     """
     if rule is not None:
         options["run"] = partial(generate_by, rule)
-    laws, result = decoder_distributions(models, prompts, length, vocab=vocab, **options)
-    np.testing.assert_allclose(laws.reshape(len(laws), -1).sum(-1), 1.0, atol=1e-12)
-    return laws.reshape(len(laws), -1), result
+    distributions, result = decoder_distributions(models, prompts, length, vocab=vocab, **options)
+    np.testing.assert_allclose(
+        distributions.reshape(len(distributions), -1).sum(-1), 1.0, atol=1e-12
+    )
+    return distributions.reshape(len(distributions), -1), result

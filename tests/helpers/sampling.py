@@ -1,4 +1,4 @@
-"""Sampling tests of a law: their odds of a false alarm, and the smallest error they would catch."""
+"""Tests of a sample: their odds of a false alarm, and the smallest error they would catch."""
 
 import numpy as np
 from scipy.optimize import brentq
@@ -11,15 +11,15 @@ POWER = 1 - 1e-6
 """How surely a sampler that is off by `smallest_detectable_tv` is caught."""
 
 
-def p_value(outcomes, law):
-    """Pearson's chi-squared p-value of integer outcomes against a law; 0 if one is impossible."""
-    law = np.asarray(law, dtype=float).ravel()
-    counts = np.bincount(np.asarray(outcomes).ravel(), minlength=len(law))
-    assert len(counts) == len(law), "an outcome outside the vocabulary"
-    possible = law > 0
+def p_value(outcomes, distribution):
+    """Pearson's chi-squared p-value of integer outcomes; 0 if one of them is impossible."""
+    distribution = np.asarray(distribution, dtype=float).ravel()
+    counts = np.bincount(np.asarray(outcomes).ravel(), minlength=len(distribution))
+    assert len(counts) == len(distribution), "an outcome outside the vocabulary"
+    possible = distribution > 0
     if counts[~possible].any():
         return 0.0
-    expected = counts.sum() * law[possible] / law.sum()
+    expected = counts.sum() * distribution[possible] / distribution.sum()
     assert expected.min() > 5, f"too few samples for chi-squared: expected {expected.min():.2g}"
     return float(chisquare(counts[possible], expected).pvalue)
 
@@ -27,8 +27,8 @@ def p_value(outcomes, law):
 def smallest_detectable_tv(num_samples, num_outcomes, *, false_alarm=FALSE_ALARM, power=POWER):
     """The total variation that fails the test with probability `power`, wherever it lies.
 
-    Over laws at total variation v the chi-squared divergence is at least 4 v^2, so the statistic's
-    noncentrality is at least 4 n v^2.
+    Over distributions at total variation v the chi-squared divergence is at least 4 v^2, so the
+    statistic's noncentrality is at least 4 n v^2.
     """
     freedom = num_outcomes - 1
     critical = chi2.isf(false_alarm, freedom)

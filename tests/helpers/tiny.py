@@ -1,4 +1,4 @@
-"""Tiny causal language models, made on the spot and seeded, for tests of laws and caches."""
+"""Tiny causal language models, made on the spot and seeded, for tests of decoding."""
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM

@@ -54,11 +54,11 @@ with np.errstate(divide="ignore"):
     }
 
 
-def distance(law, other):
-    return 0.5 * np.abs(law - other).sum()
+def distance(distribution, other):
+    return 0.5 * np.abs(distribution - other).sum()
 
 
-# One position: the law of every rule, from the code that samples.
+# One position: the distribution of every rule, from the code that samples.
 
 
 @pytest.mark.parametrize("replacement", [True, False])
@@ -67,10 +67,10 @@ def distance(law, other):
 def test_accept_or_redraw_emits_the_target(name, num_candidates, replacement):
     log_draft, log_target = PAIRS[name]
     rule = partial(picks.accept_or_redraw, replacement=replacement)
-    law, _ = pick_distribution(
+    distribution, _ = pick_distribution(
         rule, picks.draw_candidates, log_draft, log_target, num_candidates, replacement=replacement
     )
-    np.testing.assert_allclose(law, np.exp(log_target), rtol=0, atol=EXACT)
+    np.testing.assert_allclose(distribution, np.exp(log_target), rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -110,7 +110,7 @@ def test_candidates_without_replacement_are_accepted_more_often():
 @pytest.mark.parametrize("name", PAIRS)
 def test_von_neumann_with_a_last_resort_emits_the_target(name, num_candidates):
     log_draft, log_target = PAIRS[name]
-    law, accepted = pick_distribution(
+    distribution, accepted = pick_distribution(
         picks.von_neumann,
         picks.draw_candidates,
         log_draft,
@@ -118,7 +118,7 @@ def test_von_neumann_with_a_last_resort_emits_the_target(name, num_candidates):
         num_candidates,
         replacement=True,
     )
-    np.testing.assert_allclose(law, np.exp(log_target), rtol=0, atol=EXACT)
+    np.testing.assert_allclose(distribution, np.exp(log_target), rtol=0, atol=EXACT)
     with np.errstate(divide="ignore", invalid="ignore"):
         bound = np.nanmax(np.exp(log_target) / np.exp(log_draft))
     assert abs(accepted - (1 - (1 - 1 / bound) ** num_candidates)) < EXACT
@@ -126,9 +126,9 @@ def test_von_neumann_with_a_last_resort_emits_the_target(name, num_candidates):
 
 @pytest.mark.parametrize("num_candidates", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", [name for name in PAIRS if name != "disjoint"])
-def test_the_source_loop_has_the_derived_biased_law(name, num_candidates):
+def test_the_source_loop_has_the_derived_biased_distribution(name, num_candidates):
     log_draft, log_target = PAIRS[name]
-    law, _ = pick_distribution(
+    distribution, _ = pick_distribution(
         picks.source_loop,
         picks.draw_candidates,
         log_draft,
@@ -137,11 +137,13 @@ def test_the_source_loop_has_the_derived_biased_law(name, num_candidates):
         replacement=True,
     )
     expected = source_loop_distribution(log_draft, log_target, num_candidates)
-    np.testing.assert_allclose(law, expected, rtol=0, atol=EXACT)
+    np.testing.assert_allclose(distribution, expected, rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("num_candidates", [1, 2, 3])
-def test_the_source_loop_without_replacement_has_the_law_of_ordered_subsets(num_candidates):
+def test_the_source_loop_without_replacement_has_the_distribution_of_ordered_subsets(
+    num_candidates,
+):
     """Independent of the code: a sum over ordered subsets, each drawn without replacement."""
     log_draft, log_target = PAIRS["the source's three tokens"]
     draft, target = np.exp(log_draft), np.exp(log_target)
@@ -155,7 +157,7 @@ def test_the_source_loop_without_replacement_has_the_law_of_ordered_subsets(num_
             expected[token] += mass * keep[token]
             mass *= 1 - keep[token]
         expected += mass * target
-    law, _ = pick_distribution(
+    distribution, _ = pick_distribution(
         picks.source_loop,
         picks.draw_candidates,
         log_draft,
@@ -163,12 +165,12 @@ def test_the_source_loop_without_replacement_has_the_law_of_ordered_subsets(num_
         num_candidates,
         replacement=False,
     )
-    np.testing.assert_allclose(law, expected, rtol=0, atol=EXACT)
-    assert distance(law, target) > 0.08
+    np.testing.assert_allclose(distribution, expected, rtol=0, atol=EXACT)
+    assert distance(distribution, target) > 0.08
 
 
 @pytest.mark.parametrize("num_candidates", [1, 2, 3])
-def test_candidates_without_replacement_have_the_law_of_ordered_subsets(num_candidates):
+def test_candidates_without_replacement_have_the_distribution_of_ordered_subsets(num_candidates):
     draft = np.array([0.5, 0.3, 0.2, 0.0])
     with np.errstate(divide="ignore"):
         log_draft = torch.tensor(np.log(draft))
@@ -199,7 +201,7 @@ def test_the_envelope_keeps_tokens_of_the_geometric_mean(name, alpha):
     log_policy, log_teacher = PAIRS[name]
     balance = solve_kl_symmetry(log_policy, log_teacher)
     alpha = float(balance.alpha) if alpha == "solved" else alpha
-    law = token_distribution(
+    distribution = token_distribution(
         lambda chance: (
             picks.envelope(
                 torch.tensor(log_policy),
@@ -212,9 +214,9 @@ def test_the_envelope_keeps_tokens_of_the_geometric_mean(name, alpha):
     )
     log_target = log_geometric_mean(log_policy, log_teacher, alpha)
     kept = np.exp(log_partition(log_policy, log_teacher, alpha))
-    np.testing.assert_allclose(law, kept * np.exp(log_target), rtol=0, atol=EXACT)
+    np.testing.assert_allclose(distribution, kept * np.exp(log_target), rtol=0, atol=EXACT)
     if alpha == float(balance.alpha):
-        assert abs(law.sum() - np.exp(-balance.chernoff)) < EXACT
+        assert abs(distribution.sum() - np.exp(-balance.chernoff)) < EXACT
 
 
 def test_the_envelope_is_exact_for_whole_sequences():
@@ -241,7 +243,7 @@ def test_the_envelope_is_exact_for_whole_sequences():
     assert distance(token.ravel(), sequence) > 1e-2
 
 
-# A round: the joint law of the block.
+# A round: the joint distribution of the block.
 
 
 @dataclass(frozen=True)
@@ -277,10 +279,12 @@ def random_tree(seed, *, vocab=3, gamma=2, alpha=None, scale=1.5, holes=False):
 @pytest.mark.parametrize("drafter", ["policy", "teacher"])
 @pytest.mark.parametrize("alpha", [None, 0.3])
 @pytest.mark.parametrize(("vocab", "gamma"), [(4, 0), (5, 1), (4, 2), (3, 3), (2, 4)])
-def test_a_round_emits_the_joint_law_of_the_target(rule, drafter, alpha, vocab, gamma):
+def test_a_round_emits_the_joint_distribution_of_the_target(rule, drafter, alpha, vocab, gamma):
     tree = random_tree(gamma, vocab=vocab, gamma=gamma, alpha=alpha)
-    law, accepted, tested = block_distribution(rule, getattr(tree, drafter)[:gamma], tree.target)
-    np.testing.assert_allclose(law, joint_distribution(tree.target), rtol=0, atol=EXACT)
+    distribution, accepted, tested = block_distribution(
+        rule, getattr(tree, drafter)[:gamma], tree.target
+    )
+    np.testing.assert_allclose(distribution, joint_distribution(tree.target), rtol=0, atol=EXACT)
     assert abs(accepted.sum() - 1) < EXACT
     assert accepted @ np.arange(gamma + 1) <= tested + EXACT
 
@@ -289,19 +293,21 @@ def test_a_round_emits_the_joint_law_of_the_target(rule, drafter, alpha, vocab, 
 @pytest.mark.parametrize("seed", range(10))
 def test_a_round_respects_supports(rule, seed):
     tree = random_tree(seed, vocab=4, gamma=2, holes=True)
-    law, *_ = block_distribution(rule, tree.policy[:2], tree.target)
+    distribution, *_ = block_distribution(rule, tree.policy[:2], tree.target)
     expected = joint_distribution(tree.target)
     assert (expected == 0).any()
-    assert law[expected == 0].sum() == 0
-    np.testing.assert_allclose(law, expected, rtol=0, atol=EXACT)
+    assert distribution[expected == 0].sum() == 0
+    np.testing.assert_allclose(distribution, expected, rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("rule", [rules.verify, rules.verify_block])
 @pytest.mark.parametrize("drafted", [0, 1, 2, 3])
 def test_rows_may_draft_less_than_gamma(rule, drafted):
     tree = random_tree(7, vocab=3, gamma=3)
-    law, accepted, tested = block_distribution(rule, tree.policy[:3], tree.target, drafted=drafted)
-    np.testing.assert_allclose(law, joint_distribution(tree.target), rtol=0, atol=EXACT)
+    distribution, accepted, tested = block_distribution(
+        rule, tree.policy[:3], tree.target, drafted=drafted
+    )
+    np.testing.assert_allclose(distribution, joint_distribution(tree.target), rtol=0, atol=EXACT)
     shorter = block_distribution(rule, tree.policy[:drafted], tree.target[: drafted + 1])
     np.testing.assert_allclose(accepted[: drafted + 1], shorter[1], rtol=0, atol=EXACT)
     assert accepted[drafted + 1 :].sum() == 0
@@ -312,16 +318,16 @@ def test_rows_may_draft_less_than_gamma(rule, drafted):
 def test_what_pads_a_shorter_draft_is_never_read(rule):
     tree = random_tree(7, vocab=4, gamma=3)
     log_draft, log_target = (
-        torch.tensor(np.stack([row.reshape(-1, 4)[0] for row in laws])).repeat(200, 1, 1)
-        for laws in (tree.policy[:3], tree.target)
+        torch.tensor(np.stack([row.reshape(-1, 4)[0] for row in distributions])).repeat(200, 1, 1)
+        for distributions in (tree.policy[:3], tree.target)
     )
     tokens = rules.draw(log_draft, generator=torch.Generator().manual_seed(0))
     drafted = torch.arange(200) % 4
     padding = torch.arange(3) >= drafted[:, None]
     beyond = torch.arange(4) > drafted[:, None]
     plain, padded = (
-        rule(*laws, drafted=drafted, generator=torch.Generator().manual_seed(1))
-        for laws in (
+        rule(*distributions, drafted=drafted, generator=torch.Generator().manual_seed(1))
+        for distributions in (
             (tokens, log_draft, log_target),
             (
                 tokens.masked_fill(padding, NO_TOKEN),
@@ -336,15 +342,15 @@ def test_what_pads_a_shorter_draft_is_never_read(rule):
 @pytest.mark.parametrize("rule", [rules.verify, rules.verify_block])
 def test_a_round_in_single_precision_is_exact_to_single_precision(rule):
     tree = random_tree(8, vocab=4, gamma=2)
-    law, *_ = block_distribution(rule, tree.policy[:2], tree.target, dtype=torch.float32)
-    np.testing.assert_allclose(law, joint_distribution(tree.target), rtol=0, atol=1e-6)
+    distribution, *_ = block_distribution(rule, tree.policy[:2], tree.target, dtype=torch.float32)
+    np.testing.assert_allclose(distribution, joint_distribution(tree.target), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("rule", [rules.verify, rules.verify_block])
 def test_a_draft_equal_to_the_target_is_kept_whole(rule):
     tree = random_tree(9, vocab=3, gamma=3)
-    law, accepted, tested = block_distribution(rule, tree.policy[:3], tree.policy)
-    np.testing.assert_allclose(law, joint_distribution(tree.policy), rtol=0, atol=EXACT)
+    distribution, accepted, tested = block_distribution(rule, tree.policy[:3], tree.policy)
+    np.testing.assert_allclose(distribution, joint_distribution(tree.policy), rtol=0, atol=EXACT)
     np.testing.assert_allclose(accepted, [0, 0, 0, 1], rtol=0, atol=EXACT)
     assert abs(tested - 3) < EXACT
 
@@ -373,9 +379,11 @@ def test_one_draft_token_is_verified_the_same_by_both_rules():
 def test_block_verification_reproduces_its_paper_s_example():
     """Two coins, two drafts: 10/9 accepted tokens one by one, 11/9 as a block (Sun et al.)."""
     draft, target = np.log([2 / 3, 1 / 3]), np.log([1 / 3, 2 / 3])
-    laws = [[np.broadcast_to(row, (2,) * (i + 1)) for i in range(3)] for row in (draft, target)]
+    distributions = [
+        [np.broadcast_to(row, (2,) * (i + 1)) for i in range(3)] for row in (draft, target)
+    ]
     means = [
-        block_distribution(rule, laws[0][:2], laws[1])[1] @ np.arange(3)
+        block_distribution(rule, distributions[0][:2], distributions[1])[1] @ np.arange(3)
         for rule in (rules.verify, rules.verify_block)
     ]
     np.testing.assert_allclose(means, [10 / 9, 11 / 9], rtol=0, atol=EXACT)
@@ -385,10 +393,12 @@ def test_block_verification_reproduces_its_paper_s_example():
 def test_accepted_over_tested_is_the_acceptance_probability_and_over_drafted_is_not(gamma):
     draft, target = np.log([0.6, 0.4]), np.log([0.3, 0.7])
     probability = float(acceptance_probability(draft, target))
-    laws = [
+    distributions = [
         [np.broadcast_to(row, (2,) * (i + 1)) for i in range(gamma + 1)] for row in (draft, target)
     ]
-    _, accepted, tested = block_distribution(rules.verify, laws[0][:gamma], laws[1])
+    _, accepted, tested = block_distribution(
+        rules.verify, distributions[0][:gamma], distributions[1]
+    )
     mean_accepted = accepted @ np.arange(gamma + 1)
     assert abs(mean_accepted / tested - probability) < EXACT
     assert abs(1 + mean_accepted - tokens_per_round(probability, gamma)) < EXACT
@@ -400,12 +410,12 @@ def test_accepted_over_tested_is_the_acceptance_probability_and_over_drafted_is_
 
 
 def sample_blocks(rule, draft, target, *, seed, rows=ROWS, drafted=None):
-    """One round per row from the given conditional laws, completed by the target: block numbers."""
+    """One round per row from the given conditionals, completed by the target: block numbers."""
     generator = torch.Generator().manual_seed(seed)
     vocab, gamma = len(target[0]), len(draft)
     flat = {
-        name: [torch.tensor(law).reshape(-1, vocab) for law in laws]
-        for name, laws in (("draft", draft), ("target", target))
+        name: [torch.tensor(distribution).reshape(-1, vocab) for distribution in distributions]
+        for name, distributions in (("draft", draft), ("target", target))
     }
     prefix = torch.zeros(rows, dtype=torch.int64)
     tokens, log_draft, log_target = [], [], []
@@ -451,8 +461,10 @@ def test_sampled_blocks_of_ragged_drafts_follow_the_target(rule):
 
 def test_sampled_acceptance_rate_estimates_the_acceptance_probability():
     draft, target = np.log([0.6, 0.4]), np.log([0.3, 0.7])
-    laws = [[np.broadcast_to(row, (2,) * (i + 1)) for i in range(4)] for row in (draft, target)]
-    _, round_ = sample_blocks(rules.verify, laws[0][:3], laws[1], seed=2)
+    distributions = [
+        [np.broadcast_to(row, (2,) * (i + 1)) for i in range(4)] for row in (draft, target)
+    ]
+    _, round_ = sample_blocks(rules.verify, distributions[0][:3], distributions[1], seed=2)
     tested = int(round_.tested.sum())
     rate = int(round_.accepted.sum()) / tested
     probability = float(acceptance_probability(draft, target))
@@ -462,7 +474,9 @@ def test_sampled_acceptance_rate_estimates_the_acceptance_probability():
 
 def sampled_picks(rule, log_draft, log_target, num_candidates, *, replacement, seed):
     generator = torch.Generator().manual_seed(seed)
-    draft, target = (torch.tensor(law).expand(ROWS, -1) for law in (log_draft, log_target))
+    draft, target = (
+        torch.tensor(distribution).expand(ROWS, -1) for distribution in (log_draft, log_target)
+    )
     candidates = picks.draw_candidates(
         draft, num_candidates, replacement=replacement, generator=generator
     )
@@ -496,14 +510,14 @@ def test_sampled_tries_of_the_envelope_follow_the_geometric_mean():
         torch.full((ROWS,), float(balance.alpha), dtype=torch.float64),
         generator=torch.Generator().manual_seed(4),
     )
-    law = np.exp(log_geometric_mean(log_policy, log_teacher, balance.alpha))
-    assert p_value(pick.token[pick.accepted], law) > FALSE_ALARM
+    distribution = np.exp(log_geometric_mean(log_policy, log_teacher, balance.alpha))
+    assert p_value(pick.token[pick.accepted], distribution) > FALSE_ALARM
     kept = np.exp(-balance.chernoff)
     assert p_value(pick.accepted.long(), [1 - kept, kept]) > FALSE_ALARM
 
 
 def test_the_sampling_tests_see_small_errors():
-    """With certainty 1 - 1e-6: 0.017 in total variation of the joint law, 0.011 at one position."""
+    """With certainty 1 - 1e-6: 0.017 in total variation of the joint, 0.011 at one position."""
     assert smallest_detectable_tv(ROWS, VOCAB ** (GAMMA + 1)) < 0.017
     assert smallest_detectable_tv(ROWS // (GAMMA + 1), VOCAB ** (GAMMA + 1)) < 0.029  # ragged
     assert smallest_detectable_tv(ROWS, 4) < 0.011
@@ -522,16 +536,18 @@ class KeepsAfterARejection:
         kept = self.chance.keep(log_probability)
         return kept.sort(dim=-1, descending=True).values
 
-    def draw(self, log_law):
-        return self.chance.draw(log_law)
+    def draw(self, log_distribution):
+        return self.chance.draw(log_distribution)
 
 
-def top_two(law):
-    return law.masked_fill(law < law.topk(2).values[..., -1:], -torch.inf).log_softmax(-1)
+def top_two(distribution):
+    return distribution.masked_fill(
+        distribution < distribution.topk(2).values[..., -1:], -torch.inf
+    ).log_softmax(-1)
 
 
 def with_bonus_of(tree):
-    """The verifier's law in the target's last row."""
+    """The verifier's distribution in the target's last row."""
 
     def rule(tokens, log_draft, log_target, **options):
         last = torch.tensor(tree.teacher[GAMMA])[tuple(tokens.unbind(-1))]
@@ -542,7 +558,7 @@ def with_bonus_of(tree):
 
 
 def judged_by(change):
-    """A round that judges the draft by another law than the one that drew it."""
+    """A round that judges the draft by another distribution than the one that drew it."""
 
     def rule(tokens, log_draft, log_target, **options):
         return rules.verify(tokens, change(log_draft), log_target, **options)
@@ -576,14 +592,19 @@ def adds_an_epsilon(monkeypatch):
 CONTROLS = {  # name -> (what is patched, the rule given the tree)
     "redraws from the target instead of the residual": (redraws_from_the_target, None),
     "adds an epsilon in the ratio": (adds_an_epsilon, None),
-    "the draft lies about its law": (None, lambda tree: judged_by(lambda law: law.flip(-1))),
+    "the draft lies about its distribution": (
+        None,
+        lambda tree: judged_by(lambda distribution: distribution.flip(-1)),
+    ),
     "the ratio's draft is tempered, the drawn one is not": (
         None,
-        lambda tree: judged_by(lambda law: (0.7 * law).log_softmax(-1)),
+        lambda tree: judged_by(lambda distribution: (0.7 * distribution).log_softmax(-1)),
     ),
     "one cached draft row stands for all": (
         None,
-        lambda tree: judged_by(lambda law: law[..., :1, :].expand_as(law)),
+        lambda tree: judged_by(
+            lambda distribution: distribution[..., :1, :].expand_as(distribution)
+        ),
     ),
     "the bonus token is the verifier's": (None, with_bonus_of),
     "a rejected draft does not end the round": (None, lambda tree: keeping_after_a_rejection),
@@ -601,8 +622,8 @@ def wrong_rule(request, monkeypatch):
 
 def test_enumeration_finds_every_control_wrong(wrong_rule):
     tree, rule = wrong_rule
-    law, *_ = block_distribution(rule, tree.policy[:GAMMA], tree.target)
-    bias = distance(law, joint_distribution(tree.target))
+    distribution, *_ = block_distribution(rule, tree.policy[:GAMMA], tree.target)
+    bias = distance(distribution, joint_distribution(tree.target))
     assert bias > smallest_detectable_tv(ROWS, VOCAB ** (GAMMA + 1))
 
 
@@ -654,11 +675,11 @@ DRAWS = (draw_in_order, draw_in_parallel)
 @pytest.mark.parametrize("draw", DRAWS)
 def test_a_draw_reaches_exactly_the_tokens_with_mass(draw, monkeypatch):
     with np.errstate(divide="ignore"):
-        log_law = torch.tensor(np.log([0.0, 0.25, 0.0, 0.5, 0.25, 0.0]))
+        log_distribution = torch.tensor(np.log([0.0, 0.25, 0.0, 0.5, 0.25, 0.0]))
     ends = torch.tensor([0.0, 0.25 - 2**-54, 0.25, 0.5, 0.75, 1 - 2**-53], dtype=torch.float64)
     monkeypatch.setattr(Coins, "_lots", lambda self, like: ends)
     coins = Coins(torch.Generator())
-    assert draw(coins, log_law.expand(6, -1)).tolist() == [1, 1, 3, 3, 4, 4]
+    assert draw(coins, log_distribution.expand(6, -1)).tolist() == [1, 1, 3, 3, 4, 4]
 
 
 @pytest.mark.parametrize("draw", DRAWS)
@@ -685,13 +706,15 @@ def test_both_ways_to_draw_draw_the_same(monkeypatch):
 
 
 def test_rare_tokens_of_a_single_precision_row_are_reached(monkeypatch):
-    log_law = torch.tensor([0.0, -40.0], dtype=torch.float32)  # 4e-18: below any float32 uniform
+    log_distribution = torch.tensor(
+        [0.0, -40.0], dtype=torch.float32
+    )  # 4e-18: below any float32 uniform
     uniform = torch.tensor([1 - 2**-53], dtype=torch.float64)
     monkeypatch.setattr(Coins, "_lots", lambda self, like: uniform)
     coins = Coins(torch.Generator())
-    assert coins.draw(log_law[None]).tolist() == [0]
-    log_law = torch.tensor([0.0, -30.0], dtype=torch.float32)  # 9e-14
-    assert coins.draw(log_law[None]).tolist() == [1]
+    assert coins.draw(log_distribution[None]).tolist() == [0]
+    log_distribution = torch.tensor([0.0, -30.0], dtype=torch.float32)  # 9e-14
+    assert coins.draw(log_distribution[None]).tolist() == [1]
 
 
 def test_certainties_are_certain(monkeypatch):
@@ -729,8 +752,8 @@ def test_a_rejection_in_one_row_changes_nothing_in_the_others():
     never[0, :, :] = rules.log_point_mass((tokens[0, 0] + 1) % VOCAB, VOCAB, dtype=torch.float64)
     for rule in (rules.verify, rules.verify_block):
         plain, other = (
-            rule(tokens, log_draft, law, generator=torch.Generator().manual_seed(1))
-            for law in (log_target, never)
+            rule(tokens, log_draft, distribution, generator=torch.Generator().manual_seed(1))
+            for distribution in (log_target, never)
         )
         assert other.accepted[0] == 0
         assert torch.equal(plain.tokens[1:], other.tokens[1:])
@@ -741,8 +764,10 @@ def test_the_tokens_of_a_round_line_up():
     tree = random_tree(14, vocab=VOCAB, gamma=GAMMA)
     generator = torch.Generator().manual_seed(0)
     log_draft, log_target = (
-        torch.tensor(np.stack([row.reshape(-1, VOCAB)[0] for row in laws])).repeat(5, 40, 1, 1)
-        for laws in (tree.policy[:GAMMA], tree.target)
+        torch.tensor(np.stack([row.reshape(-1, VOCAB)[0] for row in distributions])).repeat(
+            5, 40, 1, 1
+        )
+        for distributions in (tree.policy[:GAMMA], tree.target)
     )
     tokens = rules.draw(log_draft, generator=generator)
     round_ = rules.verify(tokens, log_draft, log_target, generator=generator)
@@ -796,16 +821,20 @@ def test_a_round_runs_on_an_accelerator_without_waiting_for_it(rule):
 def test_single_position_rules_run_on_an_accelerator_without_waiting_for_it():
     generator = torch.Generator().manual_seed(0)
     with FakeTensorMode():
-        law = torch.zeros(3, 7, device="cuda").log_softmax(-1)
+        distribution = torch.zeros(3, 7, device="cuda").log_softmax(-1)
         for replacement in (True, False):
-            candidates = picks.draw_candidates(law, 2, replacement=replacement, generator=generator)
+            candidates = picks.draw_candidates(
+                distribution, 2, replacement=replacement, generator=generator
+            )
             pick = picks.accept_or_redraw(
-                candidates, law, law, replacement=replacement, generator=generator
+                candidates, distribution, distribution, replacement=replacement, generator=generator
             )
             assert pick.token.device.type == "cuda"
-        assert picks.von_neumann(candidates, law, law, generator=generator).token.is_cuda
+        assert picks.von_neumann(
+            candidates, distribution, distribution, generator=generator
+        ).token.is_cuda
         alpha = torch.full((3,), 0.5, device="cuda")
-        assert picks.envelope(law, law, alpha, generator=generator).token.is_cuda
+        assert picks.envelope(distribution, distribution, alpha, generator=generator).token.is_cuda
 
 
 BAD = {
@@ -825,7 +854,7 @@ BAD = {
 
 @pytest.mark.parametrize("rule", [rules.verify, rules.verify_block])
 @pytest.mark.parametrize("name", BAD)
-def test_bad_laws_are_refused(rule, name):
+def test_bad_distributions_are_refused(rule, name):
     spoil, message = BAD[name]
     log_draft, log_target = spoil(
         torch.zeros(3, 2, 5).log_softmax(-1), torch.zeros(3, 3, 5).log_softmax(-1)

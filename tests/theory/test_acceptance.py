@@ -137,7 +137,7 @@ def test_pairs_outside_the_range_are_refused():
         pair_with(0.5, 1)
 
 
-def test_any_law_is_the_q_star_of_any_draft_and_some_teacher():
+def test_any_distribution_is_the_q_star_of_any_draft_and_some_teacher():
     rng = np.random.default_rng(1)
     for _ in range(300):
         vocab = int(rng.integers(2, 9))
@@ -154,14 +154,14 @@ def test_any_law_is_the_q_star_of_any_draft_and_some_teacher():
 
 
 def test_a_target_without_a_teacher_of_its_own_is_refused():
-    law = np.log([0.5, 0.3, 0.2])
+    distribution = np.log([0.5, 0.3, 0.2])
     with pytest.raises(ValueError, match="must not be constant"):
-        teacher_for(law, law)
+        teacher_for(distribution, distribution)
     with np.errstate(divide="ignore"):
         smaller = np.log([0.5, 0.5, 0.0])
     with pytest.raises(ValueError, match="no mass where the policy has none"):
-        teacher_for(smaller, law)
-    log_teacher, _ = teacher_for(law, smaller)  # a smaller support is fine
+        teacher_for(smaller, distribution)
+    log_teacher, _ = teacher_for(distribution, smaller)  # a smaller support is fine
     assert np.isneginf(log_teacher[2])
 
 
@@ -215,7 +215,7 @@ def test_the_bias_of_the_source_loop_grows_with_the_candidates():
         source_loop_distribution(np.log([1.0, 0.0]), np.log([0.0, 1.0]), 2)
 
 
-def mended_law(loop, log_draft, log_target, num_candidates):
+def mended_distribution(loop, log_draft, log_target, num_candidates):
     """The distribution of a mended loop, by following every branch of it."""
     draft, target = torch.tensor(np.exp([log_draft, log_target]))
     return token_distribution(
@@ -231,7 +231,7 @@ def mended_law(loop, log_draft, log_target, num_candidates):
 
 @pytest.fixture(params=[None, 0, 1, 2], ids=lambda seed: "the book's" if seed is None else seed)
 def draft_and_target(request):
-    """The book's pair, and pairs of random laws (any two are a draft and its q*)."""
+    """The book's pair, and pairs of random distributions (any two are a draft and its q*)."""
     rows = np.log([[0.7, 0.2, 0.1], [0.2, 0.3, 0.5]])
     if request.param is None:
         return rows[0], log_geometric_mean(*rows, solve_kl_symmetry(*rows).alpha)
@@ -242,28 +242,30 @@ def draft_and_target(request):
 def test_one_residual_after_k_candidates_is_the_sources_loop_with_one_candidate_less(
     draft_and_target, k
 ):
-    law = mended_law(patched_loop, *draft_and_target, k)
-    np.testing.assert_allclose(law, source_loop_distribution(*draft_and_target, k - 1), atol=1e-14)
-    exact = np.allclose(law, np.exp(draft_and_target[1]), atol=1e-3)
+    distribution = mended_distribution(patched_loop, *draft_and_target, k)
+    np.testing.assert_allclose(
+        distribution, source_loop_distribution(*draft_and_target, k - 1), atol=1e-14
+    )
+    exact = np.allclose(distribution, np.exp(draft_and_target[1]), atol=1e-3)
     assert exact == (k == 1), "it is a repair for one candidate, and for no more"
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_a_residual_after_every_rejection_makes_the_loop_exact(draft_and_target, k):
-    law = mended_law(mended_loop, *draft_and_target, k)
-    np.testing.assert_allclose(law, np.exp(draft_and_target[1]), atol=1e-14)
+    distribution = mended_distribution(mended_loop, *draft_and_target, k)
+    np.testing.assert_allclose(distribution, np.exp(draft_and_target[1]), atol=1e-14)
     rule, _ = pick_distribution(
         accept_or_redraw, draw_candidates, *draft_and_target, k, replacement=True
     )
-    np.testing.assert_allclose(law, rule, atol=1e-14)
+    np.testing.assert_allclose(distribution, rule, atol=1e-14)
 
 
 def test_no_last_line_repairs_two_tests_against_the_target(draft_and_target):
     draft, target = np.exp(draft_and_target)
-    law, accepted = pick_distribution(
+    distribution, accepted = pick_distribution(
         source_loop, draw_candidates, *draft_and_target, 2, replacement=True
     )
-    handed_out = law - (1 - accepted) * target  # before the last line is reached
+    handed_out = distribution - (1 - accepted) * target  # before the last line is reached
     assert (handed_out > target + 1e-3).any()
     assert (handed_out > target)[target < draft].all()
 

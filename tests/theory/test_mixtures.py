@@ -11,7 +11,7 @@ RNG = np.random.default_rng(0)
 LOG_P, LOG_R = (log_softmax(3 * RNG.normal(size=(200, 5)), axis=-1) for _ in "pr")
 
 
-def test_the_cost_of_a_law_is_its_four_divergences():
+def test_the_cost_of_a_distribution_is_its_four_divergences():
     found = cost(LOG_R, LOG_P, LOG_R)
     np.testing.assert_array_equal(found.to_teacher, 0)
     np.testing.assert_array_equal(found.from_teacher, 0)
@@ -51,9 +51,12 @@ def test_the_forward_centre_obeys_its_own_minimax_bound():
 def test_every_rival_pays_what_it_strays():
     balance = solve_kl_symmetry(LOG_P, LOG_R)
     log_q = log_geometric_mean(LOG_P, LOG_R, balance.alpha)
-    for log_law in (log_mixture(LOG_P, LOG_R, balance.alpha), reverse_mixture(LOG_P, LOG_R)[1]):
-        excess = cost(log_law, LOG_P, LOG_R).worse - balance.chernoff
-        assert (excess >= kl(log_law, log_q) - 1e-12).all()
+    for log_distribution in (
+        log_mixture(LOG_P, LOG_R, balance.alpha),
+        reverse_mixture(LOG_P, LOG_R)[1],
+    ):
+        excess = cost(log_distribution, LOG_P, LOG_R).worse - balance.chernoff
+        assert (excess >= kl(log_distribution, log_q) - 1e-12).all()
         assert excess.max() > 0.1
 
 

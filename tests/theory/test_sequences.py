@@ -1,4 +1,4 @@
-"""Whole sequences: closed forms against enumeration, and samplers whose law is known.
+"""Whole sequences: closed forms against enumeration, and samplers whose distribution is known.
 
 Sampling tests fail a correct sampler for one seed in a billion (`FALSE_ALARM`). Averages of numbers
 in [0, 1] are held to the empirical Bernstein bound of Maurer and Pontil (2009), which holds for
@@ -62,8 +62,8 @@ def garden_path(split=3.0):
     return policy, teacher
 
 
-def flat(law):
-    return law.log_joint.ravel()
+def flat(distribution):
+    return distribution.log_joint.ravel()
 
 
 # --- Identities, by enumeration ------------------------------------------------------------------
@@ -103,7 +103,7 @@ def test_per_position_exponents_equalise_the_sequences_but_cost_the_gap(seed, sc
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6), alpha=st.floats(0.02, 0.98))
-def test_looking_ahead_turns_one_law_into_the_other(seed, alpha):
+def test_looking_ahead_turns_one_distribution_into_the_other(seed, alpha):
     policy, teacher = random_pair(seed, length=4, vocab=2)
     token, sequence = token_level(policy, teacher, alpha), sequence_level(policy, teacher, alpha)
     for own, ahead, whole in zip(
@@ -112,13 +112,13 @@ def test_looking_ahead_turns_one_law_into_the_other(seed, alpha):
         np.testing.assert_allclose(log_softmax(own + ahead, axis=-1), whole, rtol=0, atol=1e-11)
 
 
-def test_without_looking_ahead_the_laws_differ():
+def test_without_looking_ahead_the_distributions_differ():
     """The control of the identity above."""
     token, sequence = token_level(*garden_path(), 0.5), sequence_level(*garden_path(), 0.5)
     assert total_variation(flat(token.distribution), flat(sequence.distribution)) > 0.3
 
 
-def test_the_token_level_law_can_be_arbitrarily_far():
+def test_the_token_level_distribution_can_be_arbitrarily_far():
     gaps, distances = [], []
     for split in (1, 3, 9, 27):
         token, sequence = token_level(*garden_path(split)), sequence_level(*garden_path(split))
@@ -158,9 +158,11 @@ def test_independent_unlike_tokens_have_a_gap_only_through_their_exponents():
     assert kl(flat(solved.distribution), flat(sequence.distribution)) > 1e-3
 
 
-def test_a_law_survives_being_taken_apart():
-    law, _ = random_pair(3, length=4)
-    np.testing.assert_allclose(from_joint(law.log_joint).log_joint, law.log_joint, atol=1e-12)
+def test_a_distribution_survives_being_taken_apart():
+    distribution, _ = random_pair(3, length=4)
+    np.testing.assert_allclose(
+        from_joint(distribution.log_joint).log_joint, distribution.log_joint, atol=1e-12
+    )
 
 
 def test_a_sequence_level_mean_exists_where_a_decoder_would_be_stuck():
@@ -324,7 +326,7 @@ def test_equal_chains_and_one_sided_transitions_have_their_statuses():
         assert max(balance.kl_to_policy, balance.kl_to_teacher) == pytest.approx(rate, abs=1e-12)
 
 
-# --- Sequential Monte Carlo: the law of the very code, by enumeration ----------------------------
+# --- Sequential Monte Carlo: the distribution of the very code, by enumeration -------------------
 
 
 class Script:
@@ -417,9 +419,9 @@ def mean_is(values, expected, *, comparisons=1):
 
 
 def measure(drawn, shape, *, estimate):
-    law = np.zeros(shape)
-    np.add.at(law, tuple(drawn.tokens.T), np.exp(drawn.log_weights))
-    return law * np.exp(drawn.log_partition) if estimate else law
+    distribution = np.zeros(shape)
+    np.add.at(distribution, tuple(drawn.tokens.T), np.exp(drawn.log_weights))
+    return distribution * np.exp(drawn.log_partition) if estimate else distribution
 
 
 @pytest.fixture(scope="module")
@@ -457,7 +459,7 @@ def test_forgetting_one_weight_is_caught(runs):
     assert not mean_is(wrong, exact)
 
 
-def test_weighted_particles_follow_the_sequence_level_law(runs):
+def test_weighted_particles_follow_the_sequence_level_distribution(runs):
     policy, teacher, found = runs
     sequence = sequence_level(policy, teacher, 0.5)
     values = [measure(drawn, (2, 2), estimate=True) for drawn in found]
@@ -465,7 +467,7 @@ def test_weighted_particles_follow_the_sequence_level_law(runs):
     assert mean_is(values, expected, comparisons=4)
 
 
-def test_particles_without_their_weights_follow_another_law(runs):
+def test_particles_without_their_weights_follow_another_distribution(runs):
     """The control: plain token-level draws are not from Q."""
     policy, teacher, _ = runs
     sequence = sequence_level(policy, teacher, 0.5)
@@ -480,7 +482,7 @@ def test_particles_without_their_weights_follow_another_law(runs):
     )
 
 
-def test_token_level_draws_with_solved_exponents_follow_their_law():
+def test_token_level_draws_with_solved_exponents_follow_their_distribution():
     policy, teacher = random_pair(11, length=2, scale=1.0)
     token = token_level(policy, teacher)
     drawn = sample_token_level(
@@ -518,7 +520,7 @@ def rejected():
     return policy, teacher, draws
 
 
-def test_rejection_of_whole_sequences_draws_the_sequence_level_law(rejected):
+def test_rejection_of_whole_sequences_draws_the_sequence_level_distribution(rejected):
     policy, teacher, draws = rejected
     sequence = sequence_level(policy, teacher, 0.5)
     cells = draws.points @ [2, 1]
@@ -529,12 +531,12 @@ def test_rejection_of_whole_sequences_draws_the_sequence_level_law(rejected):
 
 
 def test_accepting_without_the_test_or_token_by_token_is_caught(rejected):
-    """The controls: the proposal itself, and the token-level law."""
+    """The controls: the proposal itself, and the token-level distribution."""
     policy, teacher, draws = rejected
-    law = np.exp(flat(sequence_level(policy, teacher, 0.5).distribution))
+    distribution = np.exp(flat(sequence_level(policy, teacher, 0.5).distribution))
     generator = np.random.default_rng(10)
     halves = [parent.sample(10_000, generator=generator) for parent in (policy, teacher)]
-    assert p_value(np.concatenate(halves) @ [2, 1], law) < FALSE_ALARM
+    assert p_value(np.concatenate(halves) @ [2, 1], distribution) < FALSE_ALARM
     low, _ = binom.interval(
         1 - FALSE_ALARM,
         draws.num_proposals,
@@ -584,10 +586,10 @@ def test_mistakes_are_named():
         smc(pair, 0, alpha=0.5, num_particles=4, generator=generator)
 
 
-def test_a_law_draws_what_its_density_says():
-    law, other = random_pair(2, scale=0.7)
-    drawn = law.sample(20_000, generator=np.random.default_rng(0)) @ [9, 3, 1]
-    assert p_value(drawn, np.exp(flat(law))) > FALSE_ALARM
+def test_a_distribution_draws_what_its_density_says():
+    distribution, other = random_pair(2, scale=0.7)
+    drawn = distribution.sample(20_000, generator=np.random.default_rng(0)) @ [9, 3, 1]
+    assert p_value(drawn, np.exp(flat(distribution))) > FALSE_ALARM
     assert p_value(drawn, np.exp(flat(other))) < FALSE_ALARM
     everything = np.array(list(itertools.product(range(3), repeat=3)))
-    np.testing.assert_allclose(law.log_density(everything), flat(law), atol=1e-14)
+    np.testing.assert_allclose(distribution.log_density(everything), flat(distribution), atol=1e-14)

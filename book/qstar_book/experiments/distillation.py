@@ -40,7 +40,7 @@ class Distillation:
 
     Attributes:
         model: A trained model of the family, or "smollm2", whose adapters (LoRA) are trained.
-        ways: How rollouts are drawn: "q*" and keys of `rollouts.LAWS`.
+        ways: How rollouts are drawn: "q*" and keys of `rollouts.TARGETS`.
         seeds: How many runs of each way; they differ in the questions and in the draws.
         steps: Optimiser steps.
         prompts: Questions of a step.
@@ -70,7 +70,7 @@ class Distillation:
     rank: int = 8
 
     def __post_init__(self) -> None:
-        known = ["q*", *rollouts.LAWS]
+        known = ["q*", *rollouts.TARGETS]
         if not set(self.ways) <= set(known):
             raise ValueError(f"ways must be among {', '.join(known)}; got {self.ways}")
         if min(self.seeds, self.steps, self.prompts, self.tokens, self.evaluations) < 1:
@@ -136,7 +136,7 @@ def first_tokens(drawn: Tensor, count: int) -> Tensor:
 def step_loss(
     student: Any, teacher: Any, questions: Questions, drawn: rollouts.Rollouts, learned: Tensor
 ) -> Tensor:
-    """The mean reverse divergence at the learned tokens, in nats a token, of the student's law."""
+    """The mean reverse divergence of the student at the learned tokens, in nats a token."""
     with torch.no_grad():
         log_teacher = rollouts.log_distributions(teacher, questions.hinted, drawn.tokens)
     log_student = rollouts.log_distributions(student, questions.plain, drawn.tokens)
@@ -147,17 +147,17 @@ def evaluate(student: Any, teacher: Any, questions: Questions, config: Distillat
     """Accuracy without a hint, and how far the student is from the teacher. Nats a token."""
     plain = rollouts.told(student, questions.plain, questions)
     hinted = rollouts.told(teacher, questions.hinted, questions)
-    pair = measure(*(_some(x.log_law[x.real]).double().log_softmax(-1) for x in (plain, hinted)))
+    pair = measure(*(_some(x.log_p[x.real]).double().log_softmax(-1) for x in (plain, hinted)))
     alpha = pair.balance.alpha
     own = rollouts.draw(
         "policy", student, teacher, questions, max_new_tokens=config.max_new_tokens, seed=1
     )
     with torch.no_grad():
-        laws = [
+        log_ps = [
             rollouts.log_distributions(model, prompts, own.tokens)
             for model, prompts in ((student, questions.plain), (teacher, questions.hinted))
         ]
-    gap = torch.where(own.drawn, rollouts.reverse_kl(*laws), 0.0).sum(-1)
+    gap = torch.where(own.drawn, rollouts.reverse_kl(*log_ps), 0.0).sum(-1)
     return {
         "right_greedy": plain.greedy.double().mean().item(),
         "right_chance": plain.chance.mean().item(),

@@ -30,10 +30,9 @@ from qstar.decoding.state import Step
 
 from ..files import RefusedError, provenance, write_json
 from ..records.decoding import seconds_by_width
-from . import family, tasks
-from . import laws as by_law
+from . import family, targets, tasks
 from .jobs import device_name
-from .laws import Reader
+from .targets import Reader
 
 OBJECTIVES = ("kl", "tv", "sampled")
 """KL(q* || draft), TV(q*, draft), and the log-loss of the tokens that q* drew."""
@@ -91,7 +90,7 @@ def documents(
 ) -> list[list[int]]:
     """Whole documents of q* of a pair, from the first character on."""
     begin = [family.prompt_ids("")] * count
-    return by_law.draw(
+    return targets.draw(
         pair, (begin, begin), "q*", seed=seed, max_new_tokens=max_new_tokens, **options
     )
 
@@ -233,7 +232,7 @@ def acceptances(
     for start in range(0, len(texts), rows):
         some = texts[start : start + rows]
         begin = [family.prompt_ids("")] * len(some)
-        log_p, log_t = (torch.cat(by_law.log_rows(r.model, begin, some)) for r in pair)
+        log_p, log_t = (torch.cat(targets.log_rows(r.model, begin, some)) for r in pair)
         log_q, known = Rule().mix(log_p, log_t)
         drawn = torch.tensor([t for text in some for t in text], device=log_q.device)[:, None]
         values: dict[str, Tensor] = {"chernoff": known["minus_log_partition"]}
@@ -241,7 +240,7 @@ def acceptances(
         for name, log_draft in proposing.items():
             values[name] = torch.minimum(log_draft, log_q).exp().sum(-1)
         for name, model in drafts.items():
-            log_draft = torch.cat(by_law.log_rows(model, begin, some))
+            log_draft = torch.cat(targets.log_rows(model, begin, some))
             values[name] = torch.minimum(log_draft, log_q).exp().sum(-1)
             ratio = (log_draft - log_q).gather(-1, drawn).squeeze(-1)
             values[f"kept {name}"] = ratio.clamp(max=0).exp()
@@ -428,7 +427,7 @@ def live(
 
 
 def _reader(name: str, device: str) -> Reader:
-    return by_law.of_family(name, device=device, loaded={})
+    return targets.of_family(name, device=device, loaded={})
 
 
 def train_command(

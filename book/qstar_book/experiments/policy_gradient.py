@@ -43,7 +43,7 @@ class PolicyGradient:
 
     Attributes:
         model: A trained model of the family.
-        ways: How rollouts are drawn: "q*" and keys of `rollouts.LAWS`; ", weighted" behind a name
+        ways: How rollouts are drawn: "q*" and keys of `rollouts.TARGETS`; ", weighted" after one
             weighs each answer by policy / what it was drawn from.
         seeds: How many runs of each way.
         steps: Optimiser steps.
@@ -72,7 +72,7 @@ class PolicyGradient:
     kinds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        known = ["q*", *rollouts.LAWS]
+        known = ["q*", *rollouts.TARGETS]
         if not {way.removesuffix(WEIGHTED) for way in self.ways} <= set(known):
             raise ValueError(f"ways must be among {', '.join(known)}; got {self.ways}")
         if min(self.seeds, self.steps, self.prompts, self.evaluations) < 1 or self.beta <= 0:
@@ -152,11 +152,11 @@ def evaluate(policy: Any, reference: Any, questions: Questions, config: PolicyGr
         "policy", policy, policy, questions, max_new_tokens=config.max_new_tokens, seed=1
     )
     with torch.no_grad():
-        laws = [
+        log_ps = [
             rollouts.log_distributions(m, questions.plain, own.tokens) for m in (policy, reference)
         ]
-    gap = torch.where(own.drawn, rollouts.reverse_kl(*laws), 0.0).sum(-1)
-    entropy = -(laws[0].exp() * laws[0]).sum(-1)[own.drawn].mean()
+    gap = torch.where(own.drawn, rollouts.reverse_kl(*log_ps), 0.0).sum(-1)
+    entropy = -(log_ps[0].exp() * log_ps[0]).sum(-1)[own.drawn].mean()
     return {
         "right_chance": plain.chance.mean().item(),
         "right_greedy": plain.greedy.double().mean().item(),
@@ -265,12 +265,12 @@ def values(config: PolicyGradient, device: str) -> dict[str, Any]:
     found: dict[str, list[float]] = {}
     for i, answer in enumerate(questions.answers):
         rows = {
-            name: side.log_law[i, : len(answer)].double().log_softmax(-1).cpu().numpy()
+            name: side.log_p[i, : len(answer)].double().log_softmax(-1).cpu().numpy()
             for name, side in (("policy", plain), ("hint", hinted))
         }
         right, place = answer.numpy(), np.arange(len(answer))
         rows["optimum"] = log_optimum(rows["policy"], right, config.beta)
-        chance = {name: math.exp(law[place, right].sum()) for name, law in rows.items()}
+        chance = {name: math.exp(log_p[place, right].sum()) for name, log_p in rows.items()}
         for name in ("hint", "optimum"):
             alpha = solve_kl_symmetry(rows["policy"], rows[name]).alpha
             q_star = log_geometric_mean(rows["policy"], rows[name], alpha)

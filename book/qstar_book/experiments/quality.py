@@ -5,8 +5,8 @@
 Two questions. Whether speculative decoding changes what is answered: two-sample tests of whole
 answers between plain and speculative draws, with their power, and with the source's loop as a
 control that must be found out. And whether q* answers better than its parents: the suite of
-`tasks`, whose right answers are known, under seven laws. The probability of a right answer is read
-off the laws, not counted in draws; so only items and models are a sample.
+`tasks`, whose right answers are known, for seven targets. The probability of a right answer is
+computed, not counted in draws; so only items and models are a sample.
 """
 
 import random
@@ -20,10 +20,9 @@ import numpy as np
 from numpy import ndarray
 
 from ..files import provenance, write_json
-from . import laws as by_law
-from . import tasks
+from . import targets, tasks
 from .jobs import device_name
-from .laws import COMPARED, Reader
+from .targets import COMPARED, Reader
 
 SPECULATIVE: dict[str, dict[str, Any]] = {
     "plain again": {"scheme": "plain"},
@@ -124,11 +123,11 @@ def choices(item: tasks.Item, *, seed: int = 0) -> list[str]:
 def score_suite(
     pair: tuple[Reader, Reader], items: Sequence[tasks.Item], *, compared: Sequence[str] = COMPARED
 ) -> dict[str, dict[str, ndarray]]:
-    """How each law answers each item, from one reading of the right answer and of wrong ones.
+    """How each target answers each item, from one reading of the right answer and of wrong ones.
 
     Returns:
-        By measure, by law. Shape (items,). "right": the probability of the right answer and of
-        the end after it. "greedy": whether each of its tokens is the law's most probable one, so
+        By measure, by target. Shape (items,). "right": the probability of the right answer and of
+        the end after it. "greedy": whether each of its tokens is the target's most probable one, so
         that taking these gives the right answer. "choice": whether the right answer is the most
         probable of `choices`.
     """
@@ -136,14 +135,14 @@ def score_suite(
     owners = [i for i, options in enumerate(told) for _ in options]
     prompts = tuple([reader.ask(items[i]) for i in owners] for reader in pair)
     texts = [pair[0].say(option) for options in told for option in options]
-    seen = by_law.read(pair, prompts, texts, laws=compared)  # type: ignore[arg-type]
+    seen = targets.read(pair, prompts, texts, targets=compared)  # type: ignore[arg-type]
     first = np.cumsum([0, *map(len, told)])[:-1]
     found: dict[str, dict[str, ndarray]] = {"right": {}, "greedy": {}, "choice": {}}
-    for law in compared:
-        log_p = np.array([reading[law].sum() for reading in seen])
-        found["right"][law] = np.exp(log_p[first])
-        found["greedy"][law] = np.array([float(seen[i][f"top {law}"].all()) for i in first])
-        found["choice"][law] = np.array(
+    for target in compared:
+        log_p = np.array([reading[target].sum() for reading in seen])
+        found["right"][target] = np.exp(log_p[first])
+        found["greedy"][target] = np.array([float(seen[i][f"top {target}"].all()) for i in first])
+        found["choice"][target] = np.array(
             [float(log_p[a : a + len(o)].argmax() == 0) for a, o in zip(first, told, strict=True)]
         )
     return found
@@ -161,27 +160,27 @@ def describe_draws(
     max_new_tokens: int,
     text_of: Callable[[Sequence[int]], str],
 ) -> dict[str, Any]:
-    """Answers drawn from each law, what the other laws think of them, and how they differ.
+    """Answers drawn from each target, what the other targets think of them, and how they differ.
 
     Returns:
-        By law: "right", the share of right answers; "nats", by law, the mean of -log p a token of
-        these draws (its exponential is the perplexity); "minus_log_p", of each draw under its own
-        law; "tokens" of an answer; "distinct", the mean
-        share of different answers among the draws to an item; "distinct_4", of different sequences
-        of four tokens among all; "text", the first draw to the first item of each kind.
+        By target: "right", the share of right answers; "nats", by target, the mean of -log p of a
+        token of these draws (its exponential is the perplexity); "minus_log_p", of each draw under
+        its own target; "tokens" of an answer; "distinct", the mean share of different answers among
+        the draws to an item; "distinct_4", of different sequences of four tokens among all; "text",
+        the first draw to the first item of each kind.
     """
-    asked = by_law.asked(pair, items)
+    asked = targets.asked(pair, items)
     prompts = tuple([p for p in own for _ in range(draws)] for own in asked)
     found = {}
-    for law in COMPARED:
-        texts = by_law.draw(
+    for target in COMPARED:
+        texts = targets.draw(
             pair,
             prompts,  # type: ignore[arg-type]
-            law,
+            target,
             seed=seed,
             max_new_tokens=max_new_tokens,
         )
-        seen = by_law.read(pair, prompts, texts)  # type: ignore[arg-type]
+        seen = targets.read(pair, prompts, texts)  # type: ignore[arg-type]
         tokens = sum(map(len, texts))
         said = [text_of(text) for text in texts]
         of_item = [said[i : i + draws] for i in range(0, len(said), draws)]
@@ -193,13 +192,13 @@ def describe_draws(
         shown: dict[str, str] = {}
         for item, answers in zip(items, of_item, strict=True):
             shown.setdefault(item.kind, answers[0])
-        found[law] = {
+        found[target] = {
             "right": [round(float(x), 4) for x in right],
             "nats": {
                 other: float(sum(-reading[other].sum() for reading in seen) / tokens)
                 for other in COMPARED
             },
-            "minus_log_p": [round(float(-reading[law].sum()), 4) for reading in seen],
+            "minus_log_p": [round(float(-reading[target].sum()), 4) for reading in seen],
             "tokens": tokens / len(texts),
             "distinct": float(np.mean([len(set(answers)) / draws for answers in of_item])),
             "distinct_4": len(set(fours)) / max(1, len(fours)),
@@ -314,18 +313,18 @@ def compare_samplers(
     """
     c = configuration
     prompts = tuple(
-        [p for p in own for _ in range(c.tested_draws)] for own in by_law.asked(pair, items)
+        [p for p in own for _ in range(c.tested_draws)] for own in targets.asked(pair, items)
     )
     ways = {w: o for w, o in SPECULATIVE.items() if draft is not None or "draft" not in w}
 
-    def sample(law: str, seed: int, **options: Any) -> list[list[list[int]]]:
+    def sample(target: str, seed: int, **options: Any) -> list[list[list[int]]]:
         if options.get("scheme") == "draft-model":
             assert draft is not None
             options |= {"draft_model": draft.model}
-        texts = by_law.draw(
+        texts = targets.draw(
             pair,
             prompts,  # type: ignore[arg-type]
-            law,
+            target,
             seed=seed,
             max_new_tokens=c.max_new_tokens,
             **options,
@@ -353,7 +352,7 @@ def compare_samplers(
     for name in samples:
         if name == "plain":
             continue
-        mean, low, high = by_law.interval(right[name] - right["plain"])
+        mean, low, high = targets.interval(right[name] - right["plain"])
         found[name] = {
             "p": two_sample(
                 numbers["plain"],
@@ -365,7 +364,7 @@ def compare_samplers(
             "right_difference": [mean, low, high],
         }
     texts = [text for of in samples["plain"] for text in of]
-    seen = by_law.read(pair, prompts, texts, laws=("q*", "source loop"))  # type: ignore[arg-type]
+    seen = targets.read(pair, prompts, texts, targets=("q*", "source loop"))  # type: ignore[arg-type]
     log_ratio = np.array([r["source loop"].sum() - r["q*"].sum() for r in seen])
     return {
         "prompts": [item.prompt for item in items],
@@ -420,7 +419,7 @@ def measure(configuration: Quality, *, device: str, save: Any = None) -> dict[st
     }
 
     def reader(name: str) -> Reader:
-        return by_law.of_family(name, device=device, loaded=loaded)
+        return targets.of_family(name, device=device, loaded=loaded)
 
     for name, seeds in c.pairs.items():
         found["pairs"][name] = []
@@ -429,14 +428,14 @@ def measure(configuration: Quality, *, device: str, save: Any = None) -> dict[st
             pair = (
                 (reader(policy), reader(teacher))
                 if teacher
-                else by_law.of_pair(policy, device=device)
+                else targets.of_pair(policy, device=device)
             )
             scores = score_suite(pair, items)
             told: dict[str, Any] = {
                 "policy": policy,
                 "teacher": teacher,
                 "scores": {
-                    measure: {law: _rounded(values) for law, values in of.items()}
+                    measure: {target: _rounded(values) for target, values in of.items()}
                     for measure, of in scores.items()
                 },
             }
@@ -533,14 +532,14 @@ def joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {**parts[0], "pairs": {name: pairs[name] for name in order}}
 
 
-def scores_of(record: Mapping[str, Any], pair: str, measure: str, law: str) -> ndarray:
-    """One measure of one law on every item, for each seed of a pair. Shape (seeds, items)."""
-    return np.array([seed["scores"][measure][law] for seed in record["pairs"][pair]])
+def scores_of(record: Mapping[str, Any], pair: str, measure: str, target: str) -> ndarray:
+    """One measure of one target on every item, for each seed of a pair. Shape (seeds, items)."""
+    return np.array([seed["scores"][measure][target] for seed in record["pairs"][pair]])
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How much more often one law is right than another, on the same items.
+    """How much more often one target is right than another, on the same items.
 
     Attributes:
         mean: Over items and seeds.
@@ -565,14 +564,14 @@ class Difference:
 
 
 def difference(
-    record: Mapping[str, Any], pair: str, law: str, against: str, *, measure: str = "right"
+    record: Mapping[str, Any], pair: str, target: str, against: str, *, measure: str = "right"
 ) -> Difference:
-    """A law's score minus another's; `against` may be "best parent", the better one on average."""
+    """A target's score minus another's; `against` may be "best parent", on average the better."""
     if against == "best parent":
         against = max(
             ("policy", "teacher"),
             key=lambda parent: float(scores_of(record, pair, measure, parent).mean()),
         )
-    gaps = scores_of(record, pair, measure, law) - scores_of(record, pair, measure, against)
-    mean, low, high = by_law.interval(gaps.mean(axis=0))
+    gaps = scores_of(record, pair, measure, target) - scores_of(record, pair, measure, against)
+    mean, low, high = targets.interval(gaps.mean(axis=0))
     return Difference(mean, low, high, tuple(gaps.mean(axis=1).tolist()))

@@ -6,7 +6,7 @@ rollout is an answer that was drawn; what it was drawn from is known of every to
 importance weights need.
 
     questions = of_characters(tasks.items(None, 64))
-    drawn = sample([(policy, questions.plain), (teacher, questions.hinted)], LAWS["mixture"], ...)
+    drawn = sample([(policy, questions.plain), (teacher, questions.hinted)], TARGETS["half"], ...)
     drawn = from_q_star(policy, teacher, questions, ...)     # by `qstar.generate`
 """
 
@@ -145,7 +145,7 @@ class _Reader:
         self._next, self._mask = _left_padded(prompts, next(model.parameters()).device)
         self._at = (self._mask.cumsum(-1) - 1).clamp(min=0)
 
-    def log_law(self) -> Tensor:
+    def log_p(self) -> Tensor:
         """The distribution of the next token. Shape (rows, vocab)."""
         logits = self._model(
             self._next,
@@ -191,8 +191,8 @@ class Rollouts:
         return same.all(-1) & (self.drawn.sum(-1) == lengths)
 
 
-Law = Callable[[Sequence[Tensor]], Tensor]
-LAWS: dict[str, tuple[tuple[str, ...], Law]] = {
+Target = Callable[[Sequence[Tensor]], Tensor]
+TARGETS: dict[str, tuple[tuple[str, ...], Target]] = {
     "policy": (("policy",), lambda logs: logs[0]),
     "teacher": (("teacher",), lambda logs: logs[0]),
     "mixture": (
@@ -207,7 +207,7 @@ LAWS: dict[str, tuple[tuple[str, ...], Law]] = {
 @torch.no_grad()
 def sample(
     readers: Sequence[tuple[Any, Context]],
-    law: Law,
+    target: Target,
     *,
     end: int,
     max_new_tokens: int,
@@ -220,7 +220,7 @@ def sample(
 
     Args:
         readers: Models, each with its prompts.
-        law: From their log-probabilities (rows, vocab) those of the next token.
+        target: From their log-probabilities (rows, vocab) those of the next token.
         end: The token that ends a row.
         max_new_tokens: The most tokens of a row.
         generator: On the CPU.
@@ -233,7 +233,7 @@ def sample(
     alive = torch.ones(rows, dtype=torch.bool, device=device)
     tokens, drawn, logs = [], [], []
     for step in range(max_new_tokens):
-        log_target = law([parent.log_law() for parent in parents])
+        log_target = target([parent.log_p() for parent in parents])
         steps = log_target.double().exp().cumsum(-1)
         token = (steps <= chance[step] * steps[:, -1:]).sum(-1).clamp(max=steps.shape[-1] - 1)
         token = torch.where(alive, token, end)
@@ -293,14 +293,14 @@ def draw(
     max_new_tokens: int,
     seed: int,
 ) -> Rollouts:
-    """Rollouts by name: "q*" by the package, the keys of `LAWS` by `sample`."""
+    """Rollouts by name: "q*" by the package, the keys of `TARGETS` by `sample`."""
     if name == "q*":
         return from_q_star(policy, teacher, questions, max_new_tokens=max_new_tokens, seed=seed)
-    whose, law = LAWS[name]
+    whose, target = TARGETS[name]
     sides = {"policy": (policy, questions.plain), "teacher": (teacher, questions.hinted)}
     return sample(
         [sides[one] for one in whose],
-        law,
+        target,
         end=questions.end,
         max_new_tokens=max_new_tokens,
         generator=torch.Generator().manual_seed(seed),
@@ -315,13 +315,13 @@ class Told:
     """The right answers as a model reads them: exact, without a draw.
 
     Attributes:
-        log_law: The distribution at each position. Shape (rows, longest, vocab).
+        log_p: The distribution at each position. Shape (rows, longest, vocab).
         real: Which positions belong to an answer. Shape (rows, longest).
         log_right: The log-probability of each right token, 0 beyond. Shape (rows, longest).
         greedy: Whether the most probable tokens are the right answer. Shape (rows,).
     """
 
-    log_law: Tensor
+    log_p: Tensor
     real: Tensor
     log_right: Tensor
     greedy: Tensor
@@ -339,10 +339,10 @@ def told(model: Any, prompts: Context, questions: Questions) -> Told:
     tokens = padded(questions.answers, value=questions.end).to(device)
     lengths = torch.tensor([len(x) for x in questions.answers], device=device)
     real = torch.arange(tokens.shape[1], device=device) < lengths[:, None]
-    log_law = log_distributions(model, prompts, tokens)
-    said = log_law.gather(-1, tokens[..., None]).squeeze(-1)
-    greedy = ((log_law.argmax(-1) == tokens) | ~real).all(-1)
-    return Told(log_law, real, torch.where(real, said, 0.0), greedy)
+    log_p = log_distributions(model, prompts, tokens)
+    said = log_p.gather(-1, tokens[..., None]).squeeze(-1)
+    greedy = ((log_p.argmax(-1) == tokens) | ~real).all(-1)
+    return Told(log_p, real, torch.where(real, said, 0.0), greedy)
 
 
 def reverse_kl(log_policy: Tensor, log_teacher: Tensor) -> Tensor:

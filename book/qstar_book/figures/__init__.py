@@ -47,7 +47,7 @@ _ON_FIRST_USE = {  # so that a chapter depends on the figures that it draws, and
     "gaussian_cases": ".gaussians",
     "kl_crossing": ".path",
     "kl_order": ".gaussians",
-    "law_scores": ".drafters",
+    "target_scores": ".drafters",
     "learning_curves": ".learning",
     "length_costs": ".drafters",
     "log_partition_panels": ".solver",

@@ -46,27 +46,27 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def law_scores(
+def target_scores(
     panels: Mapping[str, Mapping[str, tuple[Interval, Sequence[float]]]], *, fig: Figure
 ) -> Figure:
-    """How often each law answers rightly: a panel for each pair, a line for each law.
+    """How often each target answers rightly: a panel for each pair, a line for each target.
 
     Args:
-        panels: Pair -> law -> (mean and the ends of its interval, the mean of each seed).
+        panels: Pair -> target -> (mean and the ends of its interval, the mean of each seed).
         fig: Where to draw.
     """
     rows = -(-len(panels) // 2)
     axes = list(fig.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).flat)
     for ax in axes[len(panels) :]:
         ax.axis("off")
-    for ax, (heading, laws) in zip(axes, panels.items(), strict=False):
-        for y, (law, ((mean, low, high), seeds)) in enumerate(laws.items()):
-            look = {"markersize": 6, **MARKS.get(law, OTHER)}
+    for ax, (heading, targets) in zip(axes, panels.items(), strict=False):
+        for y, (target, ((mean, low, high), seeds)) in enumerate(targets.items()):
+            look = {"markersize": 6, **MARKS.get(target, OTHER)}
             ax.plot([low, high], [y, y], color=look["color"], linewidth=2)
             ax.plot(seeds, [y + 0.28] * len(seeds), "|", color=COLOURS["quiet"], markersize=6)
             ax.plot([mean], [y], linestyle="none", **look)
-        ax.set_yticks(range(len(laws)), list(laws))
-        ax.set(xlim=(-0.04, 1.04), ylim=(len(laws) - 0.5, -0.6))
+        ax.set_yticks(range(len(targets)), list(targets))
+        ax.set(xlim=(-0.04, 1.04), ylim=(len(targets) - 0.5, -0.6))
         ax.set_xticks([0, 0.5, 1], ["0", "½", "1"])
         ax.set_title(heading, fontsize=10.5)
         ax.grid(axis="y", color="#EEEEEE")

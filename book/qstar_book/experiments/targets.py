@@ -1,8 +1,8 @@
-"""Texts under several laws made of two models: drawn by the decoder, and read again exactly.
+"""Texts under several targets made of two models: drawn by the decoder, and read again exactly.
 
-A law says what the next token is drawn from, given the distributions of both parents. Its
+A target says what the next token is drawn from, given the distributions of both parents. Its
 probability of a whole text is a product, read off one forward of each parent: so the chance that a
-law answers a question rightly is known without drawing anything.
+target answers a question rightly is known without drawing anything.
 """
 
 import math
@@ -51,7 +51,7 @@ class SourceLoop(Rule):
         return torch.logaddexp(shared + some_kept, log_q + all_rejected), known
 
 
-LAWS: dict[str, Rule] = {
+TARGETS: dict[str, Rule] = {
     "policy": Rule(alpha=1.0),
     "teacher": Rule(alpha=0.0),
     "half": Rule(alpha=0.5),
@@ -61,9 +61,9 @@ LAWS: dict[str, Rule] = {
     "guided teacher": Rule(alpha=-0.5),
     "source loop": SourceLoop(),
 }
-"""By name, how a law is made of the parents; guidance divides by the other parent."""
+"""By name, how a target is made of the parents; guidance divides by the other parent."""
 
-COMPARED = tuple(name for name in LAWS if name != "source loop")
+COMPARED = tuple(name for name in TARGETS if name != "source loop")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,7 +120,7 @@ def of_pair(name: str, *, device: str) -> tuple[Reader, Reader]:
 def draw(
     pair: tuple[Reader, Reader],
     prompts: tuple[Sequence[Tensor], Sequence[Tensor]],
-    law: str,
+    target: str,
     *,
     seed: int,
     max_new_tokens: int,
@@ -128,12 +128,12 @@ def draw(
     choose: Any = None,
     **options: Any,
 ) -> list[list[int]]:
-    """The new tokens of a text after each prompt, drawn from a law by the decoder.
+    """The new tokens of a text after each prompt, drawn from a target by the decoder.
 
     Args:
         pair: Policy and teacher.
         prompts: Theirs, one for each text.
-        law: A key of `LAWS`.
+        target: A key of `TARGETS`.
         seed: Of the draws; a row's draw hangs on it and on its place.
         max_new_tokens: The longest a text gets.
         rows: Texts in one batch.
@@ -148,10 +148,10 @@ def draw(
             *(list(own[start : start + rows]) for own in prompts),
             generator=seed + start,
             max_new_tokens=max_new_tokens,
-            alpha=LAWS[law].alpha,
+            alpha=TARGETS[target].alpha,
             **{"scheme": "plain", "cache_implementation": "dynamic", **options},
         )
-        rule = type(LAWS[law])(**{f.name: getattr(setup.rule, f.name) for f in fields(Rule)})
+        rule = type(TARGETS[target])(**{f.name: getattr(setup.rule, f.name) for f in fields(Rule)})
         result, _ = decode(replace(setup, rule=rule), choose=choose)
         lengths = result.lengths.tolist()
         texts += [row[:n] for row, n in zip(result.tokens.tolist(), lengths, strict=True)]
@@ -187,21 +187,21 @@ def read(
     prompts: tuple[Sequence[Tensor], Sequence[Tensor]],
     texts: Sequence[Sequence[int]],
     *,
-    laws: Sequence[str] = COMPARED,
+    targets: Sequence[str] = COMPARED,
     rows: int | None = None,
 ) -> list[dict[str, ndarray]]:
-    """The log-probability of every token of some texts under each law, and whether it is the top.
+    """The log-probability of every token of some texts by target, and whether it is the top.
 
     Args:
         pair: Policy and teacher.
         prompts: Theirs, one for each text.
         texts: What follows them.
-        laws: Keys of `LAWS`.
+        targets: Keys of `TARGETS`.
         rows: Texts in one batch; None for fewer the larger the vocabulary is.
 
     Returns:
-        For each text, by law; with "top " before the law's name, whether no other token is more
-        probable. Shape (tokens,).
+        For each text, by target; with "top " before the target's name, whether no other token is
+        more probable. Shape (tokens,).
     """
     found: list[dict[str, ndarray]] = []
     if rows is None:
@@ -216,10 +216,10 @@ def read(
         drawn = torch.tensor([t for text in some for t in text], device=log_policy.device)
         ends = np.cumsum([len(text) for text in some])[:-1]
         values: dict[str, Tensor] = {}
-        for law in laws:
-            log_q, _ = LAWS[law].mix(log_policy, log_teacher)
-            values[law] = log_q.gather(-1, drawn[:, None]).squeeze(-1)
-            values[f"top {law}"] = values[law] == log_q.amax(-1)
+        for target in targets:
+            log_q, _ = TARGETS[target].mix(log_policy, log_teacher)
+            values[target] = log_q.gather(-1, drawn[:, None]).squeeze(-1)
+            values[f"top {target}"] = values[target] == log_q.amax(-1)
         parts = {name: np.split(v.cpu().numpy(), ends) for name, v in values.items()}
         found += [{name: of[i] for name, of in parts.items()} for i in range(len(some))]
     return found

@@ -1,9 +1,10 @@
 """Decoded tokens follow q* exactly: every choice enumerated, then sampled, with controls that fail.
 
-Three kinds of test. `decoder_distributions.enumerated_law` runs the decoder on a batch with one
-row per sequence of choices, rows of three prompts among them, and its law must be the token-level
-law to 1e-12: no odds, and every rejection in one row is ragged against another. `every_outcome`
-does the same with a single row, where an adaptive choice of schemes rests on that row's own text.
+Three kinds of test. `decoder_distributions.enumerated_distribution` runs the decoder on a batch
+with one row per sequence of choices, rows of three prompts among them, and what it draws must be
+the token-level distribution to 1e-12: no odds, and every rejection in one row is ragged against
+another. `every_outcome` does the same with a single row, where an adaptive choice of schemes rests
+on that row's own text.
 Then seeds: chi-squared on the joint outcomes of three tokens. The chance that a correct decoder
 fails any of these is below 1e-9; what they catch is asserted in
 `test_the_sampling_tests_see_a_total_variation_of_16_percent`; smaller errors are for the exact
@@ -21,9 +22,9 @@ import tiny
 import torch
 from covering import all_pairs
 from decoder_distributions import (
-    ended_law,
-    enumerated_law,
-    expected_law,
+    ended_distribution,
+    enumerated_distribution,
+    expected_distribution,
     options_of,
     penalise,
     ways_to_decode,
@@ -64,13 +65,16 @@ PAIRS = {
 quiet_memory = pytest.fixture(autouse=True, scope="module")(without_garbage_collection)
 
 
-def law_error(models, length, scheme, *, alpha=None, prompts=PROMPTS, rule=None, **filters):
+def distribution_error(
+    models, length, scheme, *, alpha=None, prompts=PROMPTS, rule=None, **filters
+):
     """The largest error in the probability of any outcome, of any of the prompts."""
     expected = [
-        expected_law(models, pair, length, vocab=VOCAB, alpha=alpha, **filters) for pair in prompts
+        expected_distribution(models, pair, length, vocab=VOCAB, alpha=alpha, **filters)
+        for pair in prompts
     ]
     wanted = asked(scheme) | options_of(**filters) | {"rule": rule}
-    actual, _ = enumerated_law(models, prompts, length, vocab=VOCAB, alpha=alpha, **wanted)
+    actual, _ = enumerated_distribution(models, prompts, length, vocab=VOCAB, alpha=alpha, **wanted)
     return np.abs(actual - expected).max()
 
 
@@ -80,25 +84,27 @@ def law_error(models, length, scheme, *, alpha=None, prompts=PROMPTS, rule=None,
 @pytest.mark.parametrize("alpha", [None, 0.3], ids=["solved", "alpha=.3"])
 @pytest.mark.parametrize("scheme", SHORT)
 @pytest.mark.parametrize("pair", PAIRS)
-def test_every_scheme_has_the_token_level_law(pair, scheme, alpha):
-    assert law_error(PAIRS[pair](), 2, SHORT[scheme], alpha=alpha) < EXACT
+def test_every_scheme_has_the_token_level_distribution(pair, scheme, alpha):
+    assert distribution_error(PAIRS[pair](), 2, SHORT[scheme], alpha=alpha) < EXACT
 
 
 @pytest.mark.parametrize("block_verification", [False, True])
 @pytest.mark.parametrize("alpha", [None, 0.3], ids=["solved", "alpha=.3"])
 @pytest.mark.parametrize("scheme", LONGER)
-def test_longer_drafts_have_the_token_level_law(scheme, alpha, block_verification):
+def test_longer_drafts_have_the_token_level_distribution(scheme, alpha, block_verification):
     options = LONGER[scheme] | {"block_verification": block_verification}
-    error = law_error(PAIRS["Llama and GPT-2"](), 2, options, alpha=alpha)
+    error = distribution_error(PAIRS["Llama and GPT-2"](), 2, options, alpha=alpha)
     assert error < EXACT
 
 
 @pytest.mark.parametrize("block_verification", [False, True])
 @pytest.mark.parametrize("alpha", [None, 0.3], ids=["solved", "alpha=.3"])
 @pytest.mark.parametrize("scheme", OF_THREE)
-def test_drafts_of_a_third_have_the_token_level_law(scheme, alpha, block_verification):
+def test_drafts_of_a_third_have_the_token_level_distribution(scheme, alpha, block_verification):
     options = OF_THREE[scheme] | {"block_verification": block_verification}
-    error = law_error(PAIRS["Llama and GPT-2"](), 3, options, alpha=alpha, prompts=PROMPTS[2:])
+    error = distribution_error(
+        PAIRS["Llama and GPT-2"](), 3, options, alpha=alpha, prompts=PROMPTS[2:]
+    )
     assert error < EXACT
 
 
@@ -116,7 +122,9 @@ FILTERS = {
 def test_filters_shape_the_target_and_what_is_drafted_alike(name, where, scheme):
     options = SHORT[scheme] | {"disjoint": "mixture"}
     models = PAIRS["Llama and GPT-2"]()
-    error = law_error(models, 2, options, prompts=PROMPTS[1:], where=where, **FILTERS[name])
+    error = distribution_error(
+        models, 2, options, prompts=PROMPTS[1:], where=where, **FILTERS[name]
+    )
     assert error < EXACT
 
 
@@ -127,92 +135,94 @@ def test_filters_read_the_text_at_every_draft(where, scheme):
     length = 3 if scheme in OF_THREE else 2
     models = PAIRS["two GPT-2s"]()
     filters = {"penalty": 0.8, "temperature": 1.3}
-    error = law_error(models, length, options, prompts=PROMPTS[2:], where=where, **filters)
+    error = distribution_error(models, length, options, prompts=PROMPTS[2:], where=where, **filters)
     assert error < EXACT
 
 
 def test_filters_apply_in_their_order_though_only_some_read_the_text():
-    """The others are applied to all positions at once. In another order it is another law."""
+    """The others are applied to all positions at once; in another order the target is another."""
     steps = [TopKLogitsWarper(4), partial(penalise, 1.5), TopKLogitsWarper(2)]
-    log_law = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    log_distribution = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0)).log_softmax(
+        -1
+    )
     texts, drafts = [torch.tensor([0, 1]), torch.tensor([4])], torch.tensor([[2, 3], [0, -1]])
 
     def one_by_one(steps):
-        laws = log_law.clone()
+        distributions = log_distribution.clone()
         for row, position in itertools.product(range(2), range(3)):
             ids = torch.cat([texts[row], drafts[row, :position].clamp(min=0)])[None]
             for step in steps:
-                laws[row, position] = step(ids, laws[row, position][None])[0]
-        return laws.log_softmax(-1)
+                distributions[row, position] = step(ids, distributions[row, position][None])[0]
+        return distributions.log_softmax(-1)
 
-    actual = filters_for(logits_processor=steps)(log_law, texts, drafts)
+    actual = filters_for(logits_processor=steps)(log_distribution, texts, drafts)
     torch.testing.assert_close(actual, one_by_one(steps), rtol=0, atol=1e-6)
     assert not torch.allclose(actual, one_by_one(steps[::-1]), atol=1e-3)
 
 
 @pytest.mark.parametrize("scheme", LONGER | OF_THREE)
-def test_a_row_that_ends_inside_a_block_keeps_its_law(scheme):
+def test_a_row_that_ends_inside_a_block_keeps_its_distribution(scheme):
     """Token 1 ends a row: accepted drafts behind it are dropped, and other rows go on."""
     options, length = (LONGER | OF_THREE)[scheme], 3 if scheme in OF_THREE else 2
     models = PAIRS["two GPT-2s"]()
-    actual, result = enumerated_law(
+    actual, result = enumerated_distribution(
         models, PROMPTS[1:], length, vocab=VOCAB, eos_token_id=1, **asked(options)
     )
     for row, pair in zip(actual, PROMPTS[1:], strict=True):
-        free = expected_law(models, pair, length, vocab=VOCAB)
-        assert np.abs(row - ended_law(free, length, VOCAB, 1)).max() < EXACT
+        free = expected_distribution(models, pair, length, vocab=VOCAB)
+        assert np.abs(row - ended_distribution(free, length, VOCAB, 1)).max() < EXACT
     assert result.lengths.min() == 1
 
 
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("scheme", ["plain", "lookup of two", "a third model drafts"])
-def test_one_model_under_two_prompts_has_the_token_level_law(scheme, together):
+def test_one_model_under_two_prompts_has_the_token_level_distribution(scheme, together):
     """Whether the two texts are read by two calls or as rows of one."""
     model = PAIRS["two GPT-2s"]()[1]
     options = (SHORT | OF_THREE)[scheme] | {"one_call": together}
     length = 3 if scheme in OF_THREE else 2
-    assert law_error([model, model], length, options, alpha=0.3) < EXACT
-    _, result = enumerated_law([model] * 2, PROMPTS, length, vocab=VOCAB, **asked(options))
+    assert distribution_error([model, model], length, options, alpha=0.3) < EXACT
+    _, result = enumerated_distribution([model] * 2, PROMPTS, length, vocab=VOCAB, **asked(options))
     called = {call.model for round_ in result.trace.rounds for call in round_.forwards}
     assert ("both" in called) == together
 
 
 @pytest.mark.parametrize("scheme", SHORT)
-def test_padded_output_layers_leave_the_law_over_the_shared_part(scheme):
+def test_padded_output_layers_leave_the_distribution_over_the_shared_part(scheme):
     models = [tiny.llama(1, vocab=5, sharpness=2.0), tiny.gpt2(2, vocab=4, sharpness=0.5)]
-    error = law_error(models, 2, SHORT[scheme], prompts=PROMPTS[1:])
+    error = distribution_error(models, 2, SHORT[scheme], prompts=PROMPTS[1:])
     assert error < EXACT
 
 
 def test_the_enumeration_saw_ragged_acceptance_and_both_outcomes():
-    _, result = enumerated_law(
+    _, result = enumerated_distribution(
         PAIRS["Llama and GPT-2"](), PROMPTS, 2, vocab=VOCAB, **SHORT["alternating"]
     )
     first = result.trace.rounds[0]
     assert 0 < first.accepted < first.tested == len(result.tokens)
 
 
-def one_row_law(models, prompts, length, vocab, **options):
-    """The law of a single row by `every_outcome`, and the schemes that were followed."""
-    law, followed = np.zeros(vocab**length), set()
+def one_row_distribution(models, prompts, length, vocab, **options):
+    """The distribution of a single row by `every_outcome`, and the schemes that were followed."""
+    distribution, followed = np.zeros(vocab**length), set()
     place = vocab ** np.arange(length - 1, -1, -1)
 
     run = ways_to_decode(*models, *prompts, max_new_tokens=length, **options)
     for result, weight in enumeration.every_outcome(run, (1,)):
-        law[result.tokens.numpy() @ place] += float(weight)
+        distribution[result.tokens.numpy() @ place] += float(weight)
         followed.add(tuple(r.scheme for r in result.trace.rounds))
-    return law, followed
+    return distribution, followed
 
 
 @pytest.mark.parametrize("scheme", [name for name in SHORT if name != "coin"])  # see test_coin.py
-def test_a_single_row_has_the_token_level_law(scheme):
+def test_a_single_row_has_the_token_level_distribution(scheme):
     models, prompts = PAIRS["two GPT-2s"](), PROMPTS[2]
-    law, _ = one_row_law(models, prompts, 2, VOCAB, **asked(SHORT[scheme]))
-    expected = expected_law(models, prompts, 2, vocab=VOCAB)
-    assert np.abs(law - expected).max() < EXACT
+    distribution, _ = one_row_distribution(models, prompts, 2, VOCAB, **asked(SHORT[scheme]))
+    expected = expected_distribution(models, prompts, 2, vocab=VOCAB)
+    assert np.abs(distribution - expected).max() < EXACT
 
 
-def test_a_choice_of_scheme_that_rests_on_the_text_leaves_the_law_alone(monkeypatch):
+def test_a_choice_of_scheme_that_rests_on_the_text_leaves_the_distribution_alone(monkeypatch):
     """Plans are switched by what was observed, with proposals outstanding."""
     monkeypatch.setattr(
         "qstar.decoding.planner.PRIOR", dict.fromkeys(("policy", "teacher"), 0.6) | PRIORS
@@ -222,9 +232,9 @@ def test_a_choice_of_scheme_that_rests_on_the_text_leaves_the_law_alone(monkeypa
     monkeypatch.setattr("qstar.decoding.planner.SCHEMES", without_coins)
     costs = Costs(policy={1: 1.0, 2: 1.35, 3: 1.7}, teacher={1: 1.0, 2: 1.35, 3: 1.7})
     models, prompts = PAIRS["two GPT-2s"](2), tuple(p.clamp(max=1) for p in PROMPTS[1])
-    law, followed = one_row_law(models, prompts, 4, 2, scheme="auto", costs=costs)
-    expected = expected_law(models, prompts, 4, vocab=2)
-    assert np.abs(law - expected).max() < EXACT
+    distribution, followed = one_row_distribution(models, prompts, 4, 2, scheme="auto", costs=costs)
+    expected = expected_distribution(models, prompts, 4, vocab=2)
+    assert np.abs(distribution - expected).max() < EXACT
     assert len(followed) > 3
     assert any(len(set(schemes)) > 1 for schemes in followed)
 
@@ -252,7 +262,7 @@ class OneRowForAllPositions(Rule):
         return super().judge(state, replace(proposal, log_draft=first[0]), *log_p, *rest[2:])
 
 
-class CombinedRowAsTheDraftLaw(Rule):
+class CombinedRowAsTheDraftDistribution(Rule):
     def judge(self, state, proposal, log_policy, log_teacher, *beyond):
         log_q, _ = self.mix(log_policy, log_teacher)
         proposal = replace(proposal, log_draft=log_q)
@@ -260,7 +270,7 @@ class CombinedRowAsTheDraftLaw(Rule):
 
 
 def row_of_the_round_before():
-    """After a rollback the drafter's law is still the one of the draft that was rejected."""
+    """After a rollback the drafter's distribution is still that of the draft that was rejected."""
 
     class RowOfTheRoundBefore(Rule):
         stale = None
@@ -281,7 +291,7 @@ class BonusFromTheVerifier(Rule):
         return torch.cat([log_q[:, :-1], log_teacher[:, -1:]], 1), known
 
 
-class UnfilteredDraftLaw(Rule):
+class UnfilteredDraftDistribution(Rule):
     def draw(self, *given):
         token, _, log_parent = super().draw(*given)
         return token, log_parent, log_parent
@@ -336,11 +346,11 @@ def positions_are_slots(monkeypatch):
         padded = [[0] * (width - len(tokens)) + list(tokens) for tokens in unread]
         known = [len(tokens) for tokens in unread]
         fresh = self._slots
-        laws = real(self, padded, drafts, counts, width, positions)
+        distributions = real(self, padded, drafts, counts, width, positions)
         columns = torch.arange(width) >= width - torch.tensor(known)[:, None]
         self._slots[:, fresh.shape[-1] : fresh.shape[-1] + width] &= columns
         self.lengths = [a + b + c for a, b, c in zip(lengths, known, counts, strict=True)]
-        return laws
+        return distributions
 
     monkeypatch.setattr(kv_cache.KVCache, "_forward", forward)
 
@@ -380,7 +390,7 @@ CONTROLS = {  # name -> (the mistake, where it shows, alpha, filters, the least 
     "1 weights swap": (WeightsSwapWithTheRoles, TEACHER_DRAFTS, 0.3, {}, 1e-2),
     "1 weights swap by turns": (WeightsSwapWithTheRoles, SHORT["alternating"], 0.3, {}, 1e-3),
     "2 one row": (OneRowForAllPositions, LONGER["the policy drafts two"], None, {}, 1e-3),
-    "2 combined": (CombinedRowAsTheDraftLaw, SHORT["alternating"], None, {}, 1e-3),
+    "2 combined": (CombinedRowAsTheDraftDistribution, SHORT["alternating"], None, {}, 1e-3),
     "2 stale": (row_of_the_round_before(), TEACHER_DRAFTS, None, {}, 1e-3),
     "3 verifier's bonus": (
         BonusFromTheVerifier,
@@ -392,8 +402,8 @@ CONTROLS = {  # name -> (the mistake, where it shows, alpha, filters, the least 
     "4 redraw": (redraw_from_the_target, TEACHER_DRAFTS, None, {}, 1e-3),
     "5 epsilon": (epsilon_in_the_ratio, TEACHER_DRAFTS, None, {}, 1e-9),
     "5 token 0": (token_zero_is_nothing, TEACHER_DRAFTS, None, {}, 1e-3),
-    "6 filters": (UnfilteredDraftLaw, TEACHER_DRAFTS, None, {"temperature": 0.6}, 1e-3),
-    "6 top-k": (UnfilteredDraftLaw, SHORT["alternating"], None, {"top_k": 2}, 1e-3),
+    "6 filters": (UnfilteredDraftDistribution, TEACHER_DRAFTS, None, {"temperature": 0.6}, 1e-3),
+    "6 top-k": (UnfilteredDraftDistribution, SHORT["alternating"], None, {"top_k": 2}, 1e-3),
     "6 bfloat16": (BFloat16DraftLaw, TEACHER_DRAFTS, None, {}, 1e-5),
     "7 crop": (one_rejection_crops_every_row, OF_THREE["lookup of two"], None, {}, 1e-4),
     "7 positions": (positions_are_slots, SHORT["plain"], None, {}, 1e-3),
@@ -401,11 +411,11 @@ CONTROLS = {  # name -> (the mistake, where it shows, alpha, filters, the least 
 
 
 @pytest.mark.parametrize("name", CONTROLS)
-def test_a_known_mistake_changes_the_law(name, monkeypatch):
+def test_a_known_mistake_changes_the_distribution(name, monkeypatch):
     mistake, scheme, alpha, filters, least = CONTROLS[name]
     models = PAIRS["two GPT-2s"]()
     length = 3 if scheme in OF_THREE.values() else 2
-    measured = partial(law_error, models, length, scheme, alpha=alpha, **filters)
+    measured = partial(distribution_error, models, length, scheme, alpha=alpha, **filters)
     assert measured() < EXACT
     if isinstance(mistake, type):
         assert measured(rule=mistake) > least
@@ -416,14 +426,14 @@ def test_a_known_mistake_changes_the_law(name, monkeypatch):
 
 def test_swapped_weights_are_invisible_at_one_half():
     """Why the tests above use alpha = .3 and alpha*, and not only the middle."""
-    measured = partial(law_error, PAIRS["two GPT-2s"](), 2, TEACHER_DRAFTS, alpha=0.5)
+    measured = partial(distribution_error, PAIRS["two GPT-2s"](), 2, TEACHER_DRAFTS, alpha=0.5)
     assert measured(rule=WeightsSwapWithTheRoles) < EXACT
 
 
 def test_zeroed_slots_are_still_attended_to(monkeypatch):
     """Mistake 9, on prompts of one length, where only rejected drafts are masked."""
     models, prompts = PAIRS["two GPT-2s"](), PROMPTS[2:]
-    measured = partial(law_error, models, 2, LONGER["alternating twos"], prompts=prompts)
+    measured = partial(distribution_error, models, 2, LONGER["alternating twos"], prompts=prompts)
     assert measured() < EXACT
     zero_rejected_slots(monkeypatch)
     assert measured() < EXACT  # masked, it does not matter what they hold
@@ -463,11 +473,11 @@ NUM_TESTS = len(SAMPLED_PROMPTS) * (len(UNFILTERED) + len(FILTERED)) + 1
 FALSE_ALARM = 1e-9 / NUM_TESTS
 
 
-def pooled_p_value(outcomes, law):
+def pooled_p_value(outcomes, distribution):
     """Of Pearson's chi-squared; outcomes with fewer than 5 expected are one. 0 if impossible."""
-    counts = np.bincount(outcomes, minlength=len(law))
-    expected = len(outcomes) * law
-    if counts[law == 0].any():
+    counts = np.bincount(outcomes, minlength=len(distribution))
+    expected = len(outcomes) * distribution
+    if counts[distribution == 0].any():
         return 0.0
     rare = expected < 5
     pooled = [np.append(values[~rare], values[rare].sum()) for values in (counts, expected)]
@@ -489,7 +499,7 @@ def sampled_p_values(models, scheme, *, seed=0, alpha=None, mistaken=None, draws
     ).tokens
     place = SAMPLED_VOCAB ** torch.arange(LENGTH - 1, -1, -1)
     outcomes = (tokens * place).sum(-1).reshape(len(SAMPLED_PROMPTS), draws).numpy()
-    wanted = wanted_laws(alpha, tuple(filters.items()))
+    wanted = wanted_distributions(alpha, tuple(filters.items()))
     return [pooled_p_value(*pair) for pair in zip(outcomes, wanted, strict=True)]
 
 
@@ -502,11 +512,13 @@ def sampled_models():
 
 
 @cache
-def wanted_laws(alpha, filters):
+def wanted_distributions(alpha, filters):
     """Of the sampled pair, by the reference: no change in the decoder reaches them."""
     models = sampled_models()
     return [
-        expected_law(models, pair, LENGTH, vocab=SAMPLED_VOCAB, alpha=alpha, **dict(filters))
+        expected_distribution(
+            models, pair, LENGTH, vocab=SAMPLED_VOCAB, alpha=alpha, **dict(filters)
+        )
         for pair in SAMPLED_PROMPTS
     ]
 
@@ -525,12 +537,12 @@ def test_the_sampling_tests_see_a_total_variation_of_16_percent():
 
 
 @pytest.mark.parametrize(("scheme", "alpha"), UNFILTERED)
-def test_three_sampled_tokens_follow_the_token_level_law(sampled_pair, scheme, alpha):
+def test_three_sampled_tokens_follow_the_token_level_distribution(sampled_pair, scheme, alpha):
     assert min(sampled_p_values(sampled_pair, SAMPLED[scheme], alpha=alpha)) > FALSE_ALARM
 
 
 @pytest.mark.parametrize("scheme", FILTERED)
-def test_three_filtered_tokens_follow_the_token_level_law(sampled_pair, scheme):
+def test_three_filtered_tokens_follow_the_token_level_distribution(sampled_pair, scheme):
     p_values = sampled_p_values(sampled_pair, SAMPLED[scheme], **SAMPLED_FILTERS)
     assert min(p_values) > FALSE_ALARM
 
@@ -557,7 +569,7 @@ def test_half_in_place_of_alpha_star_is_caught(sampled_pair):
     assert min(p_values) < FALSE_ALARM
 
 
-def test_many_seeds_of_a_single_row_follow_the_token_level_law():
+def test_many_seeds_of_a_single_row_follow_the_token_level_distribution():
     models, prompts = PAIRS["two GPT-2s"](), PROMPTS[0]
     generator = torch.Generator().manual_seed(1)
     run = ways_to_decode(
@@ -567,5 +579,5 @@ def test_many_seeds_of_a_single_row_follow_the_token_level_law():
     for _ in range(300):
         tokens = run(chance.RowCoins.of(generator, 1)).tokens
         outcomes.append(int(tokens[0]) * VOCAB + int(tokens[1]))
-    law = expected_law(models, prompts, 2, vocab=VOCAB, alpha=0.3)
-    assert pooled_p_value(np.array(outcomes), law) > FALSE_ALARM
+    distribution = expected_distribution(models, prompts, 2, vocab=VOCAB, alpha=0.3)
+    assert pooled_p_value(np.array(outcomes), distribution) > FALSE_ALARM
