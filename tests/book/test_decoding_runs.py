@@ -120,6 +120,27 @@ def test_peers_decode_as_many_tokens_from_the_product():
     assert found["transformers assisted 2"]["forwards"] < 40
 
 
+def test_the_temperature_of_a_cell_reaches_every_way(monkeypatch):
+    asked = []
+
+    def spied(function):
+        def spy(*args, temperature=None, **options):
+            asked.append(temperature)
+            return function(*args, temperature=temperature, **options)
+
+        return spy
+
+    monkeypatch.setattr(decoding.decode, "generate", spied(decoding.decode.generate))
+    monkeypatch.setattr(decoding.ProductModel, "generate", spied(decoding.ProductModel.generate))
+    pair = [tiny_model(seed, vocab=6) for seed in (1, 2)]
+    prompts = [(PROMPTS[0][0], PROMPTS[0][0])]
+    ways = ("plain", *decoding.LONGER, *decoding.PEERS)
+    wanted = Cell("tiny", "as loaded", ways, new_tokens=12, temperature=0.25)
+    made = measure_cell(wanted, *pair, prompts, seed=0, width_rounds=1)
+    assert made["temperature"] == 0.25
+    assert asked == [0.25] * 2 * len(ways)  # each warms up once
+
+
 def test_noise_is_multiplicative_seeded_and_spares_the_head():
     model = tiny_model(1)
     other, again = (decoding.noised(model, 0.1, seed=3) for _ in range(2))
@@ -163,7 +184,9 @@ def test_every_pair_is_asked_under_the_prompts_of_its_kind():
     assert len(asked("far copy")) == 4 == len(set(asked("far copy")))
     for adapter in decoding.ADAPTERS:
         assert len(asked(adapter)) == 6
-    assert all(ours == its for ours, its in asked("lora-manual") + asked("noised copy"))
+    same = asked("lora-manual") + asked("noised copy") + asked(decoding.REPEATING)
+    assert all(ours == its for ours, its in same)
+    assert not set(asked(decoding.REPEATING)) & set(asked("noised copy"))
 
 
 def test_an_unknown_pair_is_refused_with_those_that_are_known(tmp_path, capsys):
@@ -192,7 +215,10 @@ def test_alternating_with_one_proposal_never_took_more_forwards_than_plain(recor
 
 
 def test_recorded_acceptances_respect_the_bound_of_the_chernoff_information(record):
-    for cell in record["cells"]:
+    """C is of the parents as they are; where a temperature filters q* the bound is not of these."""
+    plain = [cell for cell in record["cells"] if cell["temperature"] == 1]
+    assert len(plain) == len(record["cells"]) - 1
+    for cell in plain:
         for run in cell["runs"]:
             if run["way"] in decoding.OURS:
                 bound = 1 - np.sqrt(np.array(run["chernoff"]) / 2)

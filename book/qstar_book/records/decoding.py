@@ -74,11 +74,17 @@ DYNAMIC: Mapping[str, Mapping[str, Any]] = {
 }
 """The same from a cache that grows, where an accelerator reads from one of fixed size."""
 
+LONGER: Mapping[str, Mapping[str, Any]] = {
+    f"lookup {gamma}": {**OURS["lookup 2"], "gamma": gamma} for gamma in (4, 8)
+}
+"""More tokens looked up at a time, for texts that repeat themselves."""
+
 PEERS: Mapping[str, Mapping[str, Any]] = {
     "transformers plain": {},
     "transformers assisted 2": {"assistant": 2},
     "transformers assisted 4": {"assistant": 4},
     "transformers lookup 2": {"prompt_lookup_num_tokens": 2},
+    "transformers lookup 8": {"prompt_lookup_num_tokens": 8},
 }
 """What `generate` of transformers is told, for `product.ProductModel`."""
 
@@ -92,9 +98,10 @@ class Cell:
             noise in its layers, under one prompt; one of `ADAPTERS`, the model and itself with that
             adapter merged, two sets of weights, under one prompt.
         layers: "packed" or "as loaded".
-        ways: Keys of `OURS`, `DYNAMIC` and `PEERS`.
+        ways: Keys of `OURS`, `DYNAMIC`, `LONGER` and `PEERS`.
         new_tokens: How many in each block; nothing ends a text earlier.
         seeds: How many of them; each with every prompt makes the blocks.
+        temperature: Of q*.
     """
 
     pair: str
@@ -102,10 +109,16 @@ class Cell:
     ways: tuple[str, ...]
     new_tokens: int = 40
     seeds: int = 1
+    temperature: float = 1.0
 
 
-NOISE = {"noised copy": 0.07, "far copy": 0.3}
+REPEATING = "noised copy, repeating"
+"""The pair of "noised copy", asked for what repeats its prompt or itself."""
+
+NOISE = {"noised copy": 0.07, "far copy": 0.3, REPEATING: 0.07}
 """The size of the noise, relative to each weight."""
+
+SHORT_PEERS = tuple(way for way in PEERS if not way.endswith("8"))
 
 ADAPTERS = ("lora-manual", "lora-arithmetic")
 """Fine-tunes in data/adapters: real pairs of two sets of weights."""
@@ -118,7 +131,7 @@ CELLS = (
     Cell(
         "noised copy",
         "packed",
-        ("plain", "alternating 1", "alternating 2", "coin", "one-sided 4", "auto", *PEERS),
+        ("plain", "alternating 1", "alternating 2", "coin", "one-sided 4", "auto", *SHORT_PEERS),
         seeds=2,
     ),
     Cell(
@@ -126,6 +139,15 @@ CELLS = (
     ),
     *(Cell(pair, "packed", OF_ADAPTERS) for pair in ADAPTERS),
     Cell(ADAPTERS[0], "as loaded", ("plain", "alternating 1", "coin", "auto")),
+    # Warm texts of a model this small repeat little: a low temperature, and long answers.
+    Cell(
+        REPEATING,
+        "packed",
+        ("plain", "alternating 1", "coin", *LONGER, "auto", "transformers lookup 8"),
+        new_tokens=80,
+        seeds=2,
+        temperature=0.3,
+    ),
 )
 
 WIDTHS = (1, 2, 3, 4, 5, 8, 16)
@@ -164,7 +186,7 @@ def measure_cell(
             rows: seconds_by_width(policy, prompts[0][0], rows=rows, rounds=width_rounds)
             for rows in (1, 2)
         }
-        ways = {way: _runner(way, policy, teacher) for way in cell.ways}
+        ways = {way: _runner(way, policy, teacher, cell.temperature) for way in cell.ways}
         for run in ways.values():  # warms up, and lets "auto" measure
             run(prompts[0], 12, seed)
         for turn, (prompt, block_seed) in enumerate(blocks):
@@ -176,6 +198,7 @@ def measure_cell(
         "pair": cell.pair,
         "layers": cell.layers,
         "new_tokens": cell.new_tokens,
+        "temperature": cell.temperature,
         "load": [load, os.getloadavg()[0]],
         "packed_layers": 0 if packing is None else packing.layers,
         "widths": widths[1],
@@ -213,12 +236,15 @@ def seconds_by_width(
 Run = Callable[..., dict[str, Any]]
 
 
-def _runner(way: str, policy: Any, teacher: Any) -> Run:
+def _runner(way: str, policy: Any, teacher: Any, temperature: float = 1.0) -> Run:
     """What decodes and reports: called with both prompts, the number of tokens and a seed."""
+    decode_one: Run
+    known = {**OURS, **DYNAMIC, **LONGER, **PEERS}
+    options = {**known[way], "temperature": temperature}
     if way not in PEERS:
-        decode_one = partial(_ours, {**OURS, **DYNAMIC}[way], policy, teacher)
+        decode_one = partial(_ours, options, policy, teacher)
     else:
-        decode_one = partial(_peer, PEERS[way], policy, ProductModel(policy, teacher))
+        decode_one = partial(_peer, options, policy, ProductModel(policy, teacher))
 
     def timed(*given: Any) -> dict[str, Any]:
         wall, cpu = time.perf_counter(), time.process_time()
@@ -548,8 +574,12 @@ def questions_of(pair: str, tokenizer: Any) -> list[tuple[Tensor, Tensor]]:
 
     Two prompts: every question of data/prompts.json. Copies: its questions under the policy's
     system prompts. Adapters: the questions of data/pair_questions.json whose answers are long.
+    What repeats: data/repeating_questions.json.
     """
-    if pair in ADAPTERS:
+    if pair == REPEATING:
+        asked = corpus.read_questions(corpus.data_file("repeating_questions.json"))
+        systems = [(q.user, q.system, q.system) for q in asked]
+    elif pair in ADAPTERS:
         every = corpus.read_questions(corpus.data_file("pair_questions.json"))
         asked = [q for q in every if q.kind in ("general", "manual")]
         systems = [(q.user, q.system, q.system) for q in asked]
