@@ -7,8 +7,13 @@ A forward over a few positions reads every weight and computes little. `torch.nn
 then either streams a matrix as it lies, which two positions already slow down, or lays it out anew
 on every call. Laid out once, a forward over several positions costs little more than over one: the
 ratio that decides whether verifying several drafts at once pays (`qstar.decoding.costs`).
+
+Attention makes several positions dear too: where a mask says who sees whom, as between two drafts,
+transformers copies the keys and values of grouped queries once for every query head. Its switch
+`GROUPED` reads them as they lie.
 """
 
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,6 +29,10 @@ from torch import Tensor, nn
 ROWS = 8
 """The number of positions that oneDNN is told to expect. Any number but 1 leads to one layout,
 which serves one position too; the layout for 1 is slower for several."""
+
+GROUPED = "TRANSFORMERS_SDPA_FORCE_GQA"
+"""The variable of the environment by which transformers asks torch's attention to share keys and
+values between query heads, masked or not. Set to "1" inside `packed`, unless it is set already."""
 
 TOLERANCE = 1e-5
 """How far a packed layer may be from the exact answer, relative to the sum of the absolute values
@@ -62,6 +71,9 @@ def packed(*models: nn.Module) -> Iterator[Packing]:
     up to `TOLERANCE` for a layer. Blocks may overlap, in one thread or in several: a layer that is
     packed already is not packed again, and is plain again when the last of its blocks has ended.
 
+    While any layer is packed, `GROUPED` is set for the whole process, and then is as it was: other
+    models of the process attend through the same switch, with the same answers but for rounding.
+
     Not packed are subclasses of `nn.Linear` and other layers (GPT-2's Conv1D). A warning says so
     if no layer at all could be packed. A model may be named twice.
 
@@ -81,6 +93,8 @@ def packed(*models: nn.Module) -> Iterator[Packing]:
                 if reasons[module] is None:
                     if module not in _USERS:
                         module.__dict__["forward"] = MethodType(_packed_forward(module), module)
+                    if not _USERS:
+                        _set_switch()
                     _USERS[module] = _USERS.get(module, 0) + 1
                     held.append(module)
         reason = next((r for r in reasons.values() if r is not None), None)
@@ -99,12 +113,28 @@ def packed(*models: nn.Module) -> Iterator[Packing]:
                 if not _USERS[module]:
                     del _USERS[module]
                     module.__dict__.pop("forward", None)
+            if held and not _USERS:
+                _give_switch_back()
 
 
 _USERS: dict[nn.Module, int] = {}
 """How many blocks each packed layer is in."""
 
 _USERS_LOCK = threading.Lock()
+
+_SWITCHED: list[str] = []
+"""`GROUPED` while this module has set it, which it does only where nobody else has."""
+
+
+def _set_switch() -> None:
+    if GROUPED not in os.environ:
+        os.environ[GROUPED] = "1"
+        _SWITCHED.append(GROUPED)
+
+
+def _give_switch_back() -> None:
+    while _SWITCHED:
+        os.environ.pop(_SWITCHED.pop(), None)
 
 
 def why_not(module: nn.Module) -> str | None:

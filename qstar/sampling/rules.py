@@ -59,8 +59,8 @@ def log_residual(log_draft: Tensor, log_target: Tensor) -> Tensor:
     where draft and target are equal, which are never rejected save by rounding.
     """
     log_excess = _log_excess(log_draft, log_target)
-    log_total = log_excess.logsumexp(-1, keepdim=True)
-    return torch.where(log_total > -torch.inf, log_excess - log_total, log_target)
+    some = log_excess.amax(-1, keepdim=True) > -torch.inf
+    return torch.where(some, log_excess.log_softmax(-1), log_target)
 
 
 def draw(log_p: Tensor, *, generator: torch.Generator | Chance) -> Tensor:

@@ -1,6 +1,7 @@
 """Packed linear layers answer like plain ones, and leave the model as it was."""
 
 import copy
+import os
 import re
 
 import pytest
@@ -97,6 +98,51 @@ def test_a_language_model_answers_through_every_packed_layer(monkeypatch):
     assert len(answered) == 15, "after the block the plain layers answer"
     torch.testing.assert_close(answer, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(again, expected, rtol=0, atol=0)
+
+
+def heads_of_keys(monkeypatch, model, width=2):
+    """How many heads the keys have that torch's attention is given, at each layer."""
+    seen = []
+    attend = nn.functional.scaled_dot_product_attention
+
+    def spied(query, key, value, **options):
+        seen.append(key.shape[1])
+        return attend(query, key, value, **options)
+
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6]])
+    with torch.no_grad(), monkeypatch.context() as patch:
+        cache = model(ids[:, :-width], use_cache=True).past_key_values
+        patch.setattr(nn.functional, "scaled_dot_product_attention", spied)
+        logits = model(ids[:, -width:], past_key_values=cache).logits
+    return set(seen), logits
+
+
+def test_keys_are_not_copied_for_every_query_head(monkeypatch):
+    monkeypatch.delenv(module.GROUPED, raising=False)
+    model = tiny.llama(0, dtype=torch.float32)
+    copied, expected = heads_of_keys(monkeypatch, model)
+    with packed(model):
+        shared, answer = heads_of_keys(monkeypatch, model)
+    again, _ = heads_of_keys(monkeypatch, model)
+    heads = model.config.num_attention_heads, model.config.num_key_value_heads
+    assert (copied, shared, again) == ({heads[0]}, {heads[1]}, {heads[0]})
+    torch.testing.assert_close(answer, expected, rtol=0, atol=1e-5)
+
+
+def test_the_switch_of_attention_is_given_back_as_it_was(monkeypatch):
+    monkeypatch.delenv(module.GROUPED, raising=False)
+    one, other = layers((4, 5)), layers((4, 5), seed=1)
+    with packed(one):
+        with pytest.raises(KeyError, match="inside"), packed(other):
+            raise KeyError("inside")
+        assert os.environ[module.GROUPED] == "1", "another block is still open"
+    assert module.GROUPED not in os.environ
+    with pytest.warns(RuntimeWarning, match="no layer is packed"), packed(one.double()):
+        assert module.GROUPED not in os.environ, "nothing is packed"
+    monkeypatch.setenv(module.GROUPED, "0")
+    with packed(other):
+        assert os.environ[module.GROUPED] == "0", "whoever has set it has decided"
+    assert os.environ[module.GROUPED] == "0"
 
 
 def tied():
