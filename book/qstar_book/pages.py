@@ -8,11 +8,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from .files import find_checkout
 from .fresh import digest_of_files
-from .translation import translated_pages
+from .translation import FOLDER, READ, translated_pages
 
 HTML = Path("book", "_build", "html")
 """Where the pages are, in the checkout."""
@@ -35,21 +36,36 @@ def build(root: Path) -> bool:
     fresh = html.with_name("fresh")
     shutil.rmtree(fresh, ignore_errors=True)
     tool = Path(sys.executable).with_name("jupyter-book")
-    # Its standard output only names a folder that is moved below; what is wrong goes to stderr.
+    made_in = fresh / "_build"
     command = [tool, "build", root / "book", "--path-output", fresh, *OPTIONS]
-    run = subprocess.run(list(map(str, command)), cwd=root, stdout=subprocess.DEVNULL)
-    if run.returncode == 0 and translated_pages(root):
-        english = fresh / "_build" / "html"
-        chinese = [sys.executable, "-m", "qstar_book.translation", str(root), str(english)]
-        run = subprocess.run(chinese, cwd=root, stdout=subprocess.DEVNULL)
-    if run.returncode != 0:
-        print(f"The book was not built. What there is of it: {fresh / '_build' / 'html'}")
+    builds = [_start(root, *command)]
+    editions = 2 if translated_pages(root) else 1
+    if editions == 2 and _all_is_read(made_in, builds[0]):
+        chinese = [sys.executable, "-m", "qstar_book.translation", root, made_in / "html"]
+        builds.append(_start(root, *chinese))
+    if any([build.wait() for build in builds]) or len(builds) < editions:
+        print(f"The book was not built. What there is of it: {made_in / 'html'}")
         return False
+    if editions == 2:
+        (made_in / FOLDER).rename(made_in / "html" / FOLDER)
     shutil.rmtree(html, ignore_errors=True)
-    (fresh / "_build" / "html").rename(html)
+    (made_in / "html").rename(html)
     (html / ".made-from").write_text(made)
     shutil.rmtree(fresh)
     return True
+
+
+def _start(root: Path, *command: str | Path) -> subprocess.Popen[bytes]:
+    """A build whose standard output, which names folders that are moved, is nobody's business."""
+    return subprocess.Popen(list(map(str, command)), cwd=root, stdout=subprocess.DEVNULL)
+
+
+def _all_is_read(made_in: Path, english: subprocess.Popen[bytes]) -> bool:
+    """Wait for the English build to have read every page; whether it has, and did not fail."""
+    read = made_in / ".doctrees" / READ
+    while not read.exists() and english.poll() is None:
+        time.sleep(0.1)
+    return read.exists() and not english.poll()
 
 
 def command(*, force: bool = False, root: Path | None = None) -> int:

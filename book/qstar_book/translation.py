@@ -11,6 +11,7 @@ English, and a test names it.
 
 import argparse
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,8 @@ from babel.messages.pofile import read_po, write_po
 from .files import find_checkout
 
 LANGUAGE, FOLDER = "zh_CN", "zh"
+READ = "read"
+"""A file beside the trees of the English pages, from when all of them are there."""
 LOCALE = Path("book", "locale")
 WIDTH = 100
 
@@ -93,8 +96,14 @@ def _run_sphinx(root: Path, out: Path, builder: str, said: Mapping[str, Any], **
 
 
 def build(root: Path, english: Path) -> bool:
-    """Build the Chinese pages into a folder of the English ones, as `jupyter-book` left them."""
+    """Build the Chinese pages beside the English ones, which may still be being written.
+
+    They are written again from the trees that the English build has read (`READ`); the folder of
+    the pages belongs into that of the English ones.
+    """
     locale = english.with_name("locale")
+    trees = english.with_name(".doctrees-zh")
+    shutil.copytree(english.with_name(".doctrees"), trees)
     compile_catalogs(root, locale)
     said = {
         "language": LANGUAGE,
@@ -103,11 +112,8 @@ def build(root: Path, english: Path) -> bool:
         "html_search_language": "en",  # ours, which finds Chinese by pairs of characters
     }
     pages = english.with_name(FOLDER)
-    how = {"doctreedir": english.with_name(".doctrees"), "warningiserror": True}
-    if not _run_sphinx(root, pages, "html", said, keep_going=True, **how):
-        return False
-    pages.rename(english / FOLDER)
-    return True
+    how = {"doctreedir": trees, "warningiserror": True}
+    return _run_sphinx(root, pages, "html", said, keep_going=True, **how)
 
 
 # --- The catalogues ------------------------------------------------------------------------------

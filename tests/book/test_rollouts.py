@@ -1,13 +1,22 @@
 """Rollouts are of the target they claim, and what is learned from them is what is said."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from qstar.decoding.enumeration import tiny_model, token_level_distribution
-from qstar_book.experiments import distillation, dynamics, family, jobs, policy_gradient, rollouts
+from qstar_book.experiments import (
+    distillation,
+    dynamics,
+    family,
+    jobs,
+    policy_gradient,
+    rollouts,
+    tasks,
+)
 from qstar_book.experiments.rollouts import TARGETS, Questions, Rollouts
 
 ALPHA = {"policy": 1.0, "teacher": 0.0, "half": 0.5}
@@ -284,6 +293,57 @@ def test_curves_are_of_the_seeds_that_every_way_has():
     found = rollouts.over_seeds([1.0, 2.0, 3.0])
     assert found["mean"] == 2
     assert found["high"] - 2 == pytest.approx(4.302652729911275 / math.sqrt(3))
+
+
+class Letters:
+    """A tokenizer of letters with a chat template, as far as `of_chat` needs one."""
+
+    chat_template = "a template"
+
+    def apply_chat_template(self, messages, **_):
+        turns = [f"<{message['role']}>{message['content']}" for message in messages]
+        return "".join(turns) + "<assistant>"
+
+    def __call__(self, text, **_):
+        return SimpleNamespace(input_ids=[ord(letter) for letter in text])
+
+    def convert_tokens_to_ids(self, token):
+        return 0
+
+
+def test_a_hint_is_the_answer_or_worked_examples_of_the_same_kind():
+    items = tasks.items("capitals", 12, "a test")
+
+    def says(rows):
+        return ["".join(map(chr, row.tolist())) for row in rows]
+
+    known = rollouts.of_chat(Letters(), hint="answer")(items)
+    shown = rollouts.of_chat(Letters(), hint="examples")(items)
+    assert says(known.plain) == says(shown.plain)
+    for item, plain, told, taught in zip(
+        items, says(known.plain), says(known.hinted), says(shown.hinted), strict=True
+    ):
+        assert item.answer in told
+        assert item.answer not in plain
+        assert item.answer not in taught, "worked examples do not hold the answer"
+        turns = taught.split("<user>")
+        assert len(turns) == 1 + rollouts.SHOWN + 1
+        assert turns[-1] == plain.split("<user>")[1] == f"{item.prompt}<assistant>"
+        for turn, example in zip(turns[1:], rollouts.examples_of(item), strict=False):
+            assert turn == f"{example.prompt}<assistant>{example.answer}"
+            assert example.kind == "capitals"
+            assert not tasks.is_held_out(example.prompt)
+            assert example.answer == example.prompt.removeprefix("In capitals: ").upper()
+    again = rollouts.of_chat(Letters(), hint="examples")(items)
+    assert says(again.hinted) == says(shown.hinted)
+
+
+def test_unknown_hints_are_refused():
+    with pytest.raises(ValueError, match="hint must be among answer, examples; got 'answers'"):
+        rollouts.of_chat(Letters(), hint="answers")
+    with pytest.raises(ValueError, match="a model of the family reads the answer; got 'examples'"):
+        distillation.Distillation(hint="examples")
+    distillation.Distillation(model=distillation.SMOLLM2, hint="examples")  # the control
 
 
 def test_unknown_ways_are_refused():

@@ -24,6 +24,7 @@ from packaging.version import Version
 
 from qstar_book import pages as book_pages
 from qstar_book.sphinx.provenance import bibtex
+from qstar_book.translation import READ
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))
@@ -564,29 +565,61 @@ def test_a_build_begins_with_nothing_of_the_one_that_failed(pages, monkeypatch):
     """Sphinx warns of a page only when it reads it, so that a second look would find nothing."""
     there = []
 
-    def fails(command, **_):
+    def fails(root, *command):
         place = Path(command[command.index("--path-output") + 1])
         there.append(place.exists())
         place.mkdir(parents=True, exist_ok=True)
-        return subprocess.CompletedProcess(command, 1)
+        return SimpleNamespace(wait=lambda: 1)
 
-    monkeypatch.setattr(book_pages.subprocess, "run", fails)
+    monkeypatch.setattr(book_pages, "_start", fails)
     assert (pages.main(), pages.main()) == (1, 1)
     assert there == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("exits", "read"),
+    [((0, 1), True), ((1, 0), True), ((0,), False), ((1,), False)],
+    ids=["no Chinese", "no English", "not read", "not read, no English"],
+)
+def test_the_old_pages_stay_unless_both_editions_are_built(pages, monkeypatch, exits, read):
+    pages.HTML.mkdir(parents=True)
+    (pages.HTML / "index.html").write_text("the old pages")
+    config = "title: A book\nsphinx: {config: {translated_pages: [index]}}\n"
+    (pages.ROOT / "book" / "_config.yml").write_text(config)
+    begun = []
+
+    def build(root, *command):
+        made_in = pages.HTML.with_name("fresh") / "_build"
+        (made_in / ("zh" if begun else "html")).mkdir(parents=True)
+        if read and not begun:
+            (made_in / ".doctrees").mkdir()
+            (made_in / ".doctrees" / READ).touch()
+        begun.append(command)
+        code = exits[len(begun) - 1]
+        return SimpleNamespace(wait=lambda: code, poll=lambda: None if read else code)
+
+    monkeypatch.setattr(book_pages, "_start", build)
+    assert pages.main() == 1
+    assert len(begun) == len(exits)
+    assert (pages.HTML / "index.html").read_text() == "the old pages"
+    begun.clear()
+    exits, read = (0, 0), True  # the control
+    assert pages.main() == 0
+    assert (pages.HTML / "zh").is_dir()
 
 
 def build_nothing(pages, monkeypatch):
     """Let the pages be empty files, and count how often they are built."""
     builds = []
 
-    def tool(command, **_):
+    def tool(root, *command):
         html = Path(command[command.index("--path-output") + 1]) / "_build" / "html"
         html.mkdir(parents=True)
         (html / "index.html").touch()
         builds.append(command)
-        return subprocess.CompletedProcess(command, 0)
+        return SimpleNamespace(wait=lambda: 0)
 
-    monkeypatch.setattr(book_pages.subprocess, "run", tool)
+    monkeypatch.setattr(book_pages, "_start", tool)
     return builds
 
 

@@ -53,6 +53,7 @@ class Distillation:
         max_new_tokens: The longest answer.
         kinds: What is asked; empty: every kind of `tasks.KINDS`.
         rank: Of the adapters of "smollm2".
+        hint: What its teacher reads, of `rollouts.HINTS`; a model of the family knows the answer.
     """
 
     model: str = "300k"
@@ -68,6 +69,7 @@ class Distillation:
     max_new_tokens: int = 32
     kinds: tuple[str, ...] = ()
     rank: int = 8
+    hint: str = "answer"
 
     def __post_init__(self) -> None:
         known = ["q*", *rollouts.TARGETS]
@@ -75,6 +77,11 @@ class Distillation:
             raise ValueError(f"ways must be among {', '.join(known)}; got {self.ways}")
         if min(self.seeds, self.steps, self.prompts, self.tokens, self.evaluations) < 1:
             raise ValueError(f"expected seeds, steps, prompts, ... >= 1; got {self}")
+        if self.hint not in (rollouts.HINTS if self.model == SMOLLM2 else ("answer",)):
+            raise ValueError(
+                f"hint must be among {', '.join(rollouts.HINTS)}, and a model of the family reads "
+                f"the answer; got {self.hint!r} for {self.model!r}"
+            )
 
     def quick(self) -> "Distillation":
         """Small and few: a rehearsal."""
@@ -102,7 +109,7 @@ def checkpoint(
             LoraConfig(r=config.rank, lora_alpha=2 * config.rank, target_modules="all-linear"),
         )
     student = adapted.get_base_model().eval()
-    return student, teacher.requires_grad_(False), rollouts.of_chat(tokenizer)
+    return student, teacher.requires_grad_(False), rollouts.of_chat(tokenizer, hint=config.hint)
 
 
 @cache
@@ -375,6 +382,7 @@ def command(
     learning_rate: float | None,
     rates: Sequence[float],
     kinds: Sequence[str],
+    hint: str,
     jobs: int,
     limit: float | None,
 ) -> None:
@@ -384,7 +392,7 @@ def command(
     if kinds:
         chosen["kinds"] = tuple(kinds)
     named = {"seeds": seeds, "steps": steps, "prompts": prompts, "learning_rate": learning_rate}
-    chosen["rates"] = tuple(rates)
+    chosen["hint"], chosen["rates"] = hint, tuple(rates)
     config = Distillation(**chosen)
     config = config.quick() if quick else config
     chosen = asdict(config) | {name: x for name, x in named.items() if x is not None}

@@ -1,9 +1,9 @@
 """Answers of one checkpoint under two contexts: drawn, read again, and compared with right ones.
 
-The policy reads a question; the teacher reads the same question after a hint that holds the answer.
-Both write the same answer, so that each position has two distributions over one vocabulary. A
-rollout is an answer that was drawn; what it was drawn from is known of every token, which is what
-importance weights need.
+The policy reads a question; the teacher reads the same question after a hint, which holds the
+answer or shows how such questions are answered. Both write the same answer, so that each position
+has two distributions over one vocabulary. A rollout is an answer that was drawn; what it was drawn
+from is known of every token, which is what importance weights need.
 
     questions = of_characters(tasks.items(None, 64))
     drawn = sample([(policy, questions.plain), (teacher, questions.hinted)], TARGETS["half"], ...)
@@ -13,6 +13,7 @@ importance weights need.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class Questions:
     Attributes:
         items: What is asked.
         plain: The policy's prompts.
-        hinted: The teacher's prompts, which hold the answer.
+        hinted: The teacher's prompts, with the hint.
         answers: The right answers' token ids, the token that ends a text last.
         end: The token that ends a text.
     """
@@ -62,31 +63,67 @@ def of_characters(items: Sequence[tasks.Item]) -> Questions:
     )
 
 
-def of_chat(tokenizer: Any) -> Callable[[Sequence[tasks.Item]], Questions]:
-    """What makes questions for a chat model: the hint is a part of its system prompt."""
+HINTS = ("answer", "examples")
+"""What a chat model's teacher reads besides the question: the answer, or worked examples."""
+
+SHOWN = 3
+"""Worked examples before a question, all of its kind."""
+
+
+def of_chat(tokenizer: Any, *, hint: str = "answer") -> Callable[[Sequence[tasks.Item]], Questions]:
+    """What makes questions for a chat model.
+
+    Args:
+        tokenizer: With a chat template.
+        hint: Of `HINTS`. The answer is a part of the teacher's system prompt; the examples are
+            turns before the question: other questions of its kind, none of them held out, each
+            answered rightly.
+
+    Raises:
+        ValueError: The hint is unknown.
+    """
     from qstar.adapters import checkpoints
 
-    plain = "Answer in one line, with the result alone."
+    if hint not in HINTS:
+        raise ValueError(f"hint must be among {', '.join(HINTS)}; got {hint!r}")
+    system = "Answer in one line, with the result alone."
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
 
-    def questions(items: Sequence[tasks.Item]) -> Questions:
-        prompts = [
-            [
-                checkpoints.chat_ids(tokenizer, item.prompt, system=system)
-                for item, system in zip(items, systems, strict=True)
-            ]
-            for systems in (
-                [plain] * len(items),
-                [f"{plain} The right answer is: {item.answer}" for item in items],
-            )
+    def plain(item: tasks.Item) -> Tensor:
+        return checkpoints.chat_ids(tokenizer, item.prompt, system=system)
+
+    def hinted(item: tasks.Item) -> Tensor:
+        if hint == "answer":
+            told = f"{system} The right answer is: {item.answer}"
+            return checkpoints.chat_ids(tokenizer, item.prompt, system=told)
+        messages = [
+            {"role": role, "content": content}
+            for shown in examples_of(item)
+            for role, content in (("user", shown.prompt), ("assistant", shown.answer))
         ]
+        messages.append({"role": "user", "content": item.prompt})
+        return checkpoints.chat_ids(tokenizer, messages, system=system)
+
+    def questions(items: Sequence[tasks.Item]) -> Questions:
         answers = [
             torch.tensor([*tokenizer(x.answer, add_special_tokens=False).input_ids, end])
             for x in items
         ]
-        return Questions(tuple(items), tuple(prompts[0]), tuple(prompts[1]), tuple(answers), end)
+        return Questions(
+            tuple(items),
+            tuple(map(plain, items)),
+            tuple(map(hinted, items)),
+            tuple(answers),
+            end,
+        )
 
     return questions
+
+
+def examples_of(item: tasks.Item) -> list[tasks.Item]:
+    """The worked examples before a question: the same ones whenever it is asked."""
+    found = tasks.stream(("examples", item.prompt), [item.kind])
+    return list(islice((other for other in found if other.prompt != item.prompt), SHOWN))
 
 
 # --- Reading -------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """The Chinese edition: translated pages in a folder of the English ones, whose files they share.
 
-`qstar_book.translation` builds it after the English pages, from the same environment: only the
-pages that `_config.yml` lists under `translated_pages` are read and written again, with the
-catalogues of `book/locale`. Their links lead to the English page of every other, and their figures,
-styles and scripts are those of the English edition.
+`qstar_book.translation` builds it while the English pages are written, from what their build has
+read: only the pages that `_config.yml` lists under `translated_pages` are read and written again,
+with the catalogues of `book/locale`. Their links lead to the English page of every other, and their
+figures, styles and scripts are those of the English edition.
 """
 
 import functools
@@ -31,8 +31,7 @@ from sphinx.util.i18n import docname_to_domain
 from sphinx.util.osutil import ensuredir
 from sphinx.util.typing import ExtensionMetadata
 
-LANGUAGE, FOLDER = "zh_CN", "zh"
-"""The language of the translation, and the folder of its pages."""
+from ..translation import FOLDER, LANGUAGE, READ
 
 CATALOG, SCRIPTS = "qstar", "scripts"
 """The catalogues of what our extensions and our scripts say; each page has one of its own."""
@@ -250,6 +249,12 @@ def _read_only_what_is_translated(app: Sphinx, env: BuildEnvironment, docnames: 
         docnames[:] = [name for name in docnames if name in app.config.translated_pages]
 
 
+def _say_that_all_is_read(app: Sphinx, env: BuildEnvironment) -> None:
+    """For who waits to build the other edition from it: the environment is saved by now."""
+    if not is_translation(app.config):
+        Path(app.doctreedir, READ).touch()
+
+
 def _share_the_files(app: Sphinx, exception: Exception | None) -> None:
     if exception is not None or app.builder.format != "html" or not is_translation(app.config):
         return
@@ -283,6 +288,7 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.connect("builder-inited", _keep_the_environment)
     app.connect("env-get-outdated", _read_again)
     app.connect("env-before-read-docs", _read_only_what_is_translated)
+    app.connect("env-check-consistency", _say_that_all_is_read)
     # Before the theme drops the parts of the header that are empty.
     app.connect("html-page-context", _switch_languages, priority=400)
     app.connect("build-finished", _share_the_files, priority=950)
