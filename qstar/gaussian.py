@@ -1,36 +1,25 @@
 """Gaussians: KL, the geometric mean, log Z and alpha*, in closed form up to one scalar root.
 
-Everything about a pair is said in the teacher's units. With teacher covariance M M^T, policy
-covariance M diag(v) M^T and means apart by M d, the pair is a product of axes: on each the policy
-has variance v = 1 + e and sits d standard deviations from the teacher, and with
-u = alpha + (1 - alpha) v
-
-    log Z(alpha) = 1/2 sum [(1 - alpha) log v - log u - alpha (1 - alpha) d^2 / u].
-
-One decomposition finds the axes; afterwards every alpha costs O(dimension). Close pairs keep their
-relative precision because e is computed from the difference of the covariances, never as v - 1.
-NumPy float64; divergences are in nats; parents come first and alpha last.
+A pair is a product of axes (`qstar.gaussian_axes`): one decomposition finds them, and afterwards
+every alpha costs O(dimension). NumPy float64; divergences are in nats; parents come first and alpha
+last.
 """
 
-import math
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy import ndarray
 from numpy.typing import ArrayLike
-from scipy.linalg import eigh, lapack, solve_triangular
+from scipy.linalg import eigh, solve_triangular
 from scipy.optimize import brentq
 
 from .arguments import check_alphas
+from .gaussian_axes import Axes, cholesky
 from .result import Balance
 
 EPS = np.finfo(np.float64).eps
 LOST = 1e-3
 """Relative rounding of a covariance's smallest direction beyond which nothing has converged."""
-FEW = 16
-"""Numbers up to which a loop in plain floats costs less than calls into NumPy."""
 SYMMETRY_TOLERANCE = 1e-8
 """How far cov[i, j] and cov[j, i] may differ, in units of the two standard deviations."""
 
@@ -106,7 +95,7 @@ class Gaussian:
                 f"x must have the {self.dimension} coordinates of a point on its last axis: got "
                 f"shape {points.shape}. In one dimension pass x[..., None]."
             )
-        root = _cholesky(self.covariance)
+        root = cholesky(self.covariance)
         flat = (points - self.mean).reshape(-1, self.dimension)
         standard = solve_triangular(root, flat.T, lower=True)
         log_volume = np.log(np.diag(root)).sum() + 0.5 * self.dimension * np.log(2 * np.pi)
@@ -115,7 +104,7 @@ class Gaussian:
     def sample(self, count: int, *, generator: np.random.Generator) -> ndarray:
         """Independent draws, one a row."""
         standard = generator.standard_normal((count, self.dimension))
-        return self.mean + standard @ _cholesky(self.covariance).T
+        return self.mean + standard @ cholesky(self.covariance).T
 
 
 def kl(a: Gaussian, b: Gaussian) -> float:
@@ -124,7 +113,7 @@ def kl(a: Gaussian, b: Gaussian) -> float:
     Raises:
         ValueError: The dimensions differ.
     """
-    return float(_Axes.of(a, b, names=("a", "b")).kl_policy_teacher())
+    return float(Axes.of(a, b, names=("a", "b")).kl_policy_teacher())
 
 
 def log_partition(policy: Gaussian, teacher: Gaussian, alpha: ArrayLike) -> ndarray:
@@ -140,7 +129,7 @@ def log_partition(policy: Gaussian, teacher: Gaussian, alpha: ArrayLike) -> ndar
     Raises:
         ValueError: The dimensions differ, or alpha leaves [0, 1].
     """
-    return _Axes.of(policy, teacher).log_partition(check_alphas(alpha))
+    return Axes.of(policy, teacher).log_partition(check_alphas(alpha))
 
 
 def kl_gap(policy: Gaussian, teacher: Gaussian, alpha: ArrayLike) -> ndarray:
@@ -148,7 +137,7 @@ def kl_gap(policy: Gaussian, teacher: Gaussian, alpha: ArrayLike) -> ndarray:
 
     Arguments and errors are those of `log_partition`.
     """
-    return _Axes.of(policy, teacher).slope(check_alphas(alpha))
+    return Axes.of(policy, teacher).slope(check_alphas(alpha))
 
 
 def kl_to_parents(policy: Gaussian, teacher: Gaussian, alpha: ArrayLike) -> tuple[ndarray, ndarray]:
@@ -158,7 +147,7 @@ def kl_to_parents(policy: Gaussian, teacher: Gaussian, alpha: ArrayLike) -> tupl
 
     Arguments and errors are those of `log_partition`.
     """
-    axes = _Axes.of(policy, teacher)
+    axes = Axes.of(policy, teacher)
     alphas = check_alphas(alpha)
     return axes.kl_to_policy(alphas), axes.kl_to_teacher(alphas)
 
@@ -178,7 +167,7 @@ def geometric_mean(policy: Gaussian, teacher: Gaussian, alpha: float) -> Gaussia
         raise ValueError(
             f"alpha is the exponent on the policy and must be one number in [0, 1]: got {alpha!r}."
         )
-    axes = _Axes.of(policy, teacher)
+    axes = Axes.of(policy, teacher)
     if weight in (0.0, 1.0):
         return policy if weight else teacher
     u = axes.u(weight)
@@ -209,7 +198,7 @@ def solve_kl_symmetry(policy: Gaussian, teacher: Gaussian) -> Balance[float, str
     Source: the analysis, problem 2; Chernoff (1952); Nielsen (2013),
         doi:10.1109/LSP.2013.2243726.
     """
-    axes = _Axes.of(policy, teacher)
+    axes = Axes.of(policy, teacher)
     at_0, at_1 = -axes.kl_teacher_policy(), axes.kl_policy_teacher()
     if at_0 == 0 or at_1 == 0:
         alpha, passes, converged, status = 0.5, 2, True, "degenerate_all"
@@ -323,180 +312,6 @@ _LANGEVIN = np.array(
 """B_2k / (2k)! for k = 1, 2, ...: the odd part of x / expm1(x), over x^(2k-1)."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Axes:
-    """A pair of Gaussians as a product of one-dimensional ones, in the teacher's units.
-
-    Attributes:
-        basis: M, with teacher covariance M M^T and policy covariance M diag(variance) M^T.
-        excess: The policy's variance on each axis, minus 1 (exact also where it is tiny).
-        variance: The policy's variance on each axis (exact also where it is tiny).
-        gap: Policy mean minus teacher mean, in teacher standard deviations.
-    """
-
-    basis: ndarray
-    excess: ndarray
-    variance: ndarray
-    gap: ndarray
-
-    @classmethod
-    def of(
-        cls, policy: Gaussian, teacher: Gaussian, names: tuple[str, str] = ("policy", "teacher")
-    ) -> "_Axes":
-        if policy.dimension != teacher.dimension:
-            raise ValueError(
-                f"{names[0]} and {names[1]} must live in one space: got dimensions "
-                f"{policy.dimension} and {teacher.dimension}. Marginalise or extend one of them."
-            )
-        root = _cholesky(teacher.covariance)
-        half = _solve(root, policy.covariance - teacher.covariance)
-        difference = _solve(root, half.T)
-        excess, rotation = np.full(1, np.inf), root
-        if np.isfinite(difference).all():  # else they are far apart, perhaps too far
-            excess, rotation = eigh((difference + difference.T) / 2, check_finite=False)
-        if np.abs(excess).max() < 0.5:
-            variance = 1 + excess
-        else:
-            # Without products of matrices the small variances of a far pair survive beside large
-            # ones: one-sided Jacobi on the quotient of the Cholesky factors.
-            quotient = _solve(root, _cholesky(policy.covariance))
-            scale, rotation = _singular(quotient)
-            variance = scale**2
-            excess = (scale - 1) * (scale + 1)
-        apart = _solve(root, policy.mean - teacher.mean)
-        return cls(root @ rotation, excess, variance, rotation.T @ apart)
-
-    @cached_property
-    def log_variance(self) -> ndarray:
-        return _log(self.excess, self.variance)
-
-    @cached_property
-    def log_less_excess(self) -> ndarray:
-        return _log_less_linear(self.excess, self.variance)
-
-    def u(self, alpha: ndarray) -> ndarray:
-        """alpha + (1 - alpha) v: what q's precision is, over the policy's."""
-        weight = alpha[..., None]
-        return weight + (1 - weight) * self.variance
-
-    def log_partition(self, alpha: ndarray) -> ndarray:
-        a, b, u = alpha[..., None], 1 - alpha[..., None], self.u(alpha)
-        # Seen from the parent with the larger exponent, of whose excess q keeps the smaller part:
-        # b log(1 + e) - log(1 + b e), where first orders cancel and are left out.
-        excess = np.where(a < b, -self.excess / self.variance, self.excess)
-        other = np.where(a < b, 1 / self.variance, self.variance)
-        part = np.minimum(a, b)
-        mix = (1 - part) + part * other
-        near = np.abs(excess) < 0.5
-        second_order = part * _log_less_linear(excess, other) - _log_less_linear(part * excess, mix)
-        log_other = np.where(a < b, -1.0, 1.0) * self.log_variance
-        spread = np.where(near, second_order, part * log_other - np.log(mix))
-        return np.minimum(0.5 * (spread - a * b * self.gap**2 / u).sum(axis=-1), 0.0)
-
-    @cached_property
-    def slope_terms(self) -> tuple[ndarray, ...]:
-        """What `_axis_slope` asks of the axes: two ways to say the spread, near and far."""
-        near = np.abs(self.excess) < 0.5
-        square = np.where(near, self.excess, 0.0) ** 2
-        far = np.where(near, 0.0, self.excess)
-        constant = np.where(near, self.log_less_excess, self.log_variance)
-        return self.variance, square, far, constant, self.gap**2
-
-    @cached_property
-    def slope_rows(self) -> list[list[float]]:
-        """The same as plain floats, axis by axis."""
-        return np.stack(self.slope_terms, axis=1).tolist()
-
-    def slope(self, alpha: ndarray) -> ndarray:
-        """The derivative of log Z: KL(q || teacher) - KL(q || policy)."""
-        return 0.5 * _axis_slope(alpha[..., None], *self.slope_terms).sum(axis=-1)
-
-    def slope_at(self, alpha: float) -> float:
-        """`slope` at one alpha: a root finder asks for no more."""
-        if len(self.variance) > FEW:
-            return float(self.slope(np.asarray(alpha)))
-        return 0.5 * math.fsum([_axis_slope(alpha, *row) for row in self.slope_rows])
-
-    def curvature(self, alpha: ndarray) -> ndarray:
-        """The second derivative of log Z: the variance of the log-ratio under q."""
-        u = self.u(alpha)
-        return (0.5 * (self.excess / u) ** 2 + self.gap**2 * self.variance / u**3).sum(axis=-1)
-
-    def kl_to_policy(self, alpha: ndarray) -> ndarray:
-        b, u = 1 - alpha[..., None], self.u(alpha)
-        spread = -_log_less_linear(-b * self.excess / u, 1 / u)
-        return 0.5 * (spread + self.gap**2 * (b / u) * (b * self.variance / u)).sum(axis=-1)
-
-    def kl_to_teacher(self, alpha: ndarray) -> ndarray:
-        a, u = alpha[..., None], self.u(alpha)
-        spread = -_log_less_linear(a * self.excess / u, self.variance / u)
-        return 0.5 * (spread + (a * self.gap / u) ** 2).sum(axis=-1)
-
-    def kl_policy_teacher(self) -> ndarray:
-        return self.kl_to_teacher(np.asarray(1.0))
-
-    def kl_teacher_policy(self) -> ndarray:
-        return self.kl_to_policy(np.asarray(0.0))
-
-
-def _axis_slope(a: Any, variance: Any, square: Any, far: Any, constant: Any, gap: Any) -> Any:
-    """Twice what one axis adds to the slope of log Z; arrays or plain floats alike.
-
-    The spread is -b e^2 / u - (log(1 + e) - e) near e = 0, else e / u - log(1 + e), where b is
-    1 - a: `square` is e^2 or 0, `far` 0 or e.
-    """
-    b = 1 - a
-    u = a + b * variance
-    location = gap * ((a / u) * (a / u) - (b / u) * (b * variance / u))
-    return (far - b * square) / u - constant + location
-
-
-def _log(x: ndarray, one_plus_x: ndarray) -> ndarray:
-    """log(1 + x) from whichever of the two carries the precision."""
-    near = np.abs(x) < 0.5
-    return np.where(near, np.log1p(np.where(near, x, 0.0)), np.log(one_plus_x))
-
-
-def _log_less_linear(x: ndarray, one_plus_x: ndarray) -> ndarray:
-    """log(1 + x) - x, never positive, to relative precision also where it is about -x^2 / 2."""
-    near = np.abs(x) < 0.5
-    small = np.where(near, x, 0.0)
-    ratio = small / (2 + small)  # log1p(x) = 2 atanh(x / (2 + x))
-    tail = _polynomial(ratio**2, _ATANH)
-    return np.where(near, 2 * ratio**3 * tail - small * ratio, np.log(one_plus_x) - x)
-
-
-def _polynomial(x: ndarray, coefficients: ndarray) -> ndarray:
-    """Horner's rule, lowest coefficient first, without many calls for few numbers."""
-    if x.size > FEW:
-        return np.polynomial.polynomial.polyval(x, coefficients)
-    highest_first = coefficients.tolist()[::-1]
-    values = []
-    for at in x.ravel().tolist():
-        value = 0.0
-        for coefficient in highest_first:
-            value = value * at + coefficient
-        values.append(value)
-    return np.array(values).reshape(x.shape)
-
-
-_ATANH = 1 / np.arange(3, 41, 2)
-"""1/3, 1/5, ...: the series of (atanh(r) - r) / r^3 in r^2, enough for r = 1/3."""
-
-
-def _singular(matrix: ndarray) -> tuple[ndarray, ndarray]:
-    """Singular values and left singular vectors, the small values to relative precision."""
-    scale, left, _, work, _, info = lapack.dgejsv(matrix, joba=2, jobu=0, jobv=0, jobr=0)
-    scale = scale * (work[0] / work[1])
-    if info != 0 or not ((scale > 1e-150) & (scale < 1e150)).all():
-        raise ValueError(
-            f"policy and teacher must have standard deviations within a factor of 1e150 of each "
-            f"other along every axis: got ratios from {scale.min():.3g} to {scale.max():.3g} "
-            f"(LAPACK dgejsv: info {info}). Check the units of the two covariances."
-        )
-    return scale, left
-
-
 def _condition(parent: Gaussian) -> float:
     """Of the correlation matrix: scales and units do not count."""
     if parent.dimension == 1:
@@ -504,15 +319,6 @@ def _condition(parent: Gaussian) -> float:
     deviation = np.sqrt(np.diag(parent.covariance))
     values = eigh(parent.covariance / deviation[:, None] / deviation, eigvals_only=True)
     return float(values[-1] / max(values[0], EPS * EPS))
-
-
-def _solve(root: ndarray, right: ndarray) -> ndarray:
-    """root^-1 right, for a lower triangle; a Gaussian was checked when it was made."""
-    return solve_triangular(root, right, lower=True, check_finite=False)
-
-
-def _cholesky(covariance: ndarray) -> ndarray:
-    return np.linalg.cholesky(covariance)
 
 
 def _real(values: ArrayLike, name: str) -> ndarray:

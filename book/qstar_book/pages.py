@@ -37,12 +37,11 @@ def build(root: Path) -> bool:
     shutil.rmtree(fresh, ignore_errors=True)
     tool = Path(sys.executable).with_name("jupyter-book")
     made_in = fresh / "_build"
-    command = [tool, "build", root / "book", "--path-output", fresh, *OPTIONS]
-    builds = [_start(root, *command)]
+    builds = [_start(root, tool, "build", root / "book", "--path-output", fresh, *OPTIONS)]
     editions = 2 if translated_pages(root) else 1
     if editions == 2 and _all_is_read(made_in, builds[0]):
-        chinese = [sys.executable, "-m", "qstar_book.translation", root, made_in / "html"]
-        builds.append(_start(root, *chinese))
+        module = "qstar_book.translation"
+        builds.append(_start(root, sys.executable, "-m", module, root, made_in / "html"))
     if any([build.wait() for build in builds]) or len(builds) < editions:
         print(f"The book was not built. What there is of it: {made_in / 'html'}")
         return False

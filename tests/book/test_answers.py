@@ -15,13 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from qstar.adapters.checkpoints import log_distributions
 from qstar.decoding import cache_check
 from qstar.families.montecarlo import solve_sample
-from qstar.theory.sequences import (
-    SequenceDistribution,
-    sample_token_level,
-    sequence_level,
-    smc,
-    token_level,
-)
+from qstar.theory.particles import sample_token_level, smc
+from qstar.theory.sequences import SequenceDistribution, sequence_level, token_level
 from qstar_book.__main__ import main
 from qstar_book.records import answers
 from qstar_book.records.answers import ModelPair, parents_sample

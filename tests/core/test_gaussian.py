@@ -9,7 +9,6 @@ import pytest
 from scipy.integrate import quad
 
 import qstar
-from qstar import gaussian
 from qstar.gaussian import (
     Gaussian,
     alpha_same_mean_isotropic,
@@ -20,6 +19,7 @@ from qstar.gaussian import (
     log_partition,
     solve_kl_symmetry,
 )
+from qstar.gaussian_axes import ATANH, FEW, Axes, axis_slope, polynomial
 from qstar.result import Status
 
 DATA = json.loads((Path(__file__).parents[2] / "data" / "reference_cases.json").read_text())
@@ -489,7 +489,7 @@ def counted(patch, owner, name):
     return calls
 
 
-@pytest.mark.parametrize("dimension", [1, 5, gaussian.FEW, gaussian.FEW + 1])
+@pytest.mark.parametrize("dimension", [1, 5, FEW, FEW + 1])
 def test_the_root_finder_sees_the_slope_itself_in_few_calls(dimension, monkeypatch):
     """Plain floats up to `FEW` axes, arrays beyond: one slope, near parents and far ones."""
     rng = np.random.default_rng(dimension)
@@ -499,20 +499,20 @@ def test_the_root_finder_sees_the_slope_itself_in_few_calls(dimension, monkeypat
             Gaussian(scale * rng.normal(size=dimension), spread),
             Gaussian(np.zeros(dimension), np.eye(dimension)),
         )
-        axes = gaussian._Axes.of(*pair)
+        axes = Axes.of(*pair)
         for alpha in (0.0, 0.3, 1.0):
-            size = np.abs(gaussian._axis_slope(alpha, *axes.slope_terms)).sum()
+            size = np.abs(axis_slope(alpha, *axes.slope_terms)).sum()
             assert abs(axes.slope_at(alpha) - axes.slope(np.asarray(alpha))) <= 1e-14 * size
         with monkeypatch.context() as patch:
-            calls = counted(patch, gaussian._Axes, "slope")
+            calls = counted(patch, Axes, "slope")
             found = solve_kl_symmetry(*pair)
-        assert len(calls) == (1 if dimension <= gaussian.FEW else found.passes + 1)
+        assert len(calls) == (1 if dimension <= FEW else found.passes + 1)
 
 
 def test_horners_rule_is_numpys():
-    x = np.linspace(0, 1 / 9, 2 * gaussian.FEW)
-    whole = gaussian._polynomial(x, gaussian._ATANH)
-    assert (whole[: gaussian.FEW] == gaussian._polynomial(x[: gaussian.FEW], gaussian._ATANH)).all()
+    x = np.linspace(0, 1 / 9, 2 * FEW)
+    whole = polynomial(x, ATANH)
+    assert (whole[:FEW] == polynomial(x[:FEW], ATANH)).all()
 
 
 def test_the_scale_law_refuses_variances_that_are_none():

@@ -19,19 +19,15 @@ from scipy.stats import binom
 
 from qstar.families.montecarlo import sample_geometric_mean
 from qstar.rows import kl, total_variation
-from qstar.theory import sequences
+from qstar.theory import particles
+from qstar.theory.markov_chains import PerronPair, stationary
+from qstar.theory.particles import ChainPair, TablePair, sample_token_level, smc
 from qstar.theory.sequences import (
-    ChainPair,
-    PerronPair,
     SequenceDistribution,
-    TablePair,
     from_joint,
     look_ahead,
     markov_chain,
-    sample_token_level,
     sequence_level,
-    smc,
-    stationary,
     token_level,
 )
 
@@ -334,9 +330,9 @@ class Script:
 
     def __init__(self, monkeypatch):
         self.path, self.script, self.weight = [], [], 1.0
-        monkeypatch.setattr(sequences, "_draw", self.draw)
-        real = sequences._systematic
-        monkeypatch.setattr(sequences, "_systematic", lambda w, _: self.resample(w, real))
+        monkeypatch.setattr(particles, "draw_tokens", self.draw)
+        real = particles._systematic
+        monkeypatch.setattr(particles, "_systematic", lambda w, _: self.resample(w, real))
 
     def choose(self, probabilities):
         index = self.script[len(self.path)] if len(self.path) < len(self.script) else 0
@@ -397,10 +393,10 @@ def test_the_comb_copies_each_particle_as_often_as_its_weight_says():
     log_w = np.log([0.05, 0.5, 0.45])
     uniforms = (np.arange(20_000) + 0.5) / 20_000
     counts = np.mean(
-        [np.bincount(sequences._systematic(log_w, u), minlength=3) for u in uniforms], axis=0
+        [np.bincount(particles._systematic(log_w, u), minlength=3) for u in uniforms], axis=0
     )
     np.testing.assert_allclose(counts, 3 * np.exp(log_w), rtol=0, atol=1e-3)
-    assert sequences._systematic(np.array([0.0, -np.inf]), 1 - 2**-53).tolist() == [0, 0]
+    assert particles._systematic(np.array([0.0, -np.inf]), 1 - 2**-53).tolist() == [0, 0]
 
 
 # --- Sampling, with stated odds ------------------------------------------------------------------

@@ -3,7 +3,7 @@
     qstar-book record answers --out data/results/answers_cpu.json
 
 makes the record that the chapter on sequences reads. Distributions of whole answers cannot be
-enumerated; here they are sampled by `qstar.theory.sequences` and measured by
+enumerated; here they are sampled by `qstar.theory.particles` and measured by
 `qstar.families.montecarlo`.
 """
 
@@ -22,7 +22,7 @@ from qstar.adapters import checkpoints
 from qstar.decoding import cache_check
 from qstar.decoding.kv_cache import PREFILL_WIDTH, KVCache
 from qstar.families import montecarlo
-from qstar.theory.sequences import Particles, sample_token_level, smc
+from qstar.theory.particles import Particles, sample_token_level, smc
 
 from .. import shipped_model
 from ..files import RefusedError, provenance, write_json
