@@ -49,7 +49,8 @@ def load(
         device_map: What transformers is told to spread the layers over devices, such as "auto";
             then `device` is not used. Needs accelerate.
         attn_implementation: What transformers is told, such as "sdpa" or "eager".
-        quantization_config: What transformers is told, to quantise the weights as they are read.
+        quantization_config: What transformers is told, to quantise the weights as they are read,
+            such as `QuantoConfig(weights="int8")`.
 
     Raises:
         ValueError: No model can be loaded from `name`; the message says why.
