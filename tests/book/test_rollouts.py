@@ -1,6 +1,7 @@
 """Rollouts are of the target they claim, and what is learned from them is what is said."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -214,6 +215,29 @@ def test_one_seed_is_one_run_and_every_way_gets_as_many_tokens(untrained):
         losses = [run["steps"][0]["loss"] for run in runs]
         assert losses[0] == losses[1] != losses[2]
         assert all(run["steps"][0]["tokens"] <= 24 for run in runs)
+
+
+def test_what_is_true_before_the_first_step_is_found_once(untrained, monkeypatch):
+    small = {"steps": 1, "evaluations": 1, "held_out": 4, "prompts": 2, "tokens": 8}
+    told = distillation.Distillation(**small, max_new_tokens=6, kinds=("sort",))
+    looked = []
+    real = distillation.evaluate
+    monkeypatch.setattr(distillation, "_BEFORE", {})
+    monkeypatch.setattr(
+        distillation, "evaluate", lambda *given: looked.append(given) or real(*given)
+    )
+    runs = [
+        distillation.run(config=vars_of(told), way="policy", seed=seed, device="cpu")
+        for seed in (0, 1)
+    ]
+    starts = [run["curve"][0] for run in runs]
+    assert starts[0] == starts[1]
+    assert runs[0]["curve"][1] != runs[1]["curve"][1]
+    assert len(looked) == 3, "once before, and at either end"
+    assert len(starts[0]["chances"]) == 4
+    assert np.mean(starts[0]["chances"]) == pytest.approx(starts[0]["right_chance"], rel=1e-6)
+    distillation.run(config=vars_of(replace(told, held_out=5)), way="policy", seed=0, device="cpu")
+    assert len(looked) == 5, "other questions are asked anew"
 
 
 def test_a_policy_gradient_run_says_what_its_weights_are_worth(untrained):

@@ -178,7 +178,25 @@ def evaluate(student: Any, teacher: Any, questions: Questions, config: Distillat
             kind: sum(marks) / len(marks)
             for kind, marks in _by_kind(questions, plain.chance.tolist()).items()
         },
+        "chances": plain.chance.tolist(),
+        "teacher_chances": hinted.chance.tolist(),
     }
+
+
+_BEFORE: dict[str, dict[str, Any]] = {}
+"""What an evaluation finds before the first step, by what it depends on: every run begins there."""
+
+
+def evaluate_before(
+    student: Any, teacher: Any, questions: Questions, config: Distillation
+) -> dict[str, Any]:
+    """`evaluate` of the checkpoint itself, once a process: adapters change nothing at first."""
+    asked = config.hint, config.held_out, config.kinds, config.max_new_tokens
+    weights = sum(x.detach().double().sum().item() for x in teacher.parameters())
+    key = repr((config.model, weights, *asked, str(next(teacher.parameters()).device)))
+    if key not in _BEFORE:
+        _BEFORE[key] = evaluate(student, teacher, questions, config)
+    return _BEFORE[key]
 
 
 def _some(rows: Tensor) -> Tensor:
@@ -216,7 +234,8 @@ def run(
     for step in range(asked.steps + 1):
         if step in at and stop_after is None:
             found = {"step": step, "tokens": sum(s["tokens"] for s in steps)}
-            curve.append(found | evaluate(student, teacher, held_out, asked))
+            look = evaluate if step else evaluate_before
+            curve.append(found | look(student, teacher, held_out, asked))
         if step in (asked.steps, stop_after):
             break
         begun = time.perf_counter()
