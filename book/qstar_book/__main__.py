@@ -267,7 +267,7 @@ def _add_experiments(records: Commands) -> None:
     option("--learning-rate", type=float, help="the same at every step")
     option("--rates", type=float, nargs="+", default=(), help=RATES)
     option("--kinds", nargs="+", default=(), help="what is asked; all that the model learned")
-    option("--hint", default="answer", help="of smollm2: answer, or examples (worked ones)")
+    option("--hint", default="", help="of smollm2: answer, or examples (worked ones; the default)")
 
     option = add("policy-gradient", "train a model on a reward by rollouts of several kinds")
     option("--model", default="300k", help="a trained model of the family")

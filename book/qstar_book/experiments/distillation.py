@@ -411,7 +411,9 @@ def command(
     if kinds:
         chosen["kinds"] = tuple(kinds)
     named = {"seeds": seeds, "steps": steps, "prompts": prompts, "learning_rate": learning_rate}
-    chosen["hint"], chosen["rates"] = hint, tuple(rates)
+    chosen["rates"] = tuple(rates)
+    if hint:
+        chosen["hint"] = hint
     config = Distillation(**chosen)
     config = config.quick() if quick else config
     chosen = asdict(config) | {name: x for name, x in named.items() if x is not None}
@@ -423,11 +425,15 @@ SMOLLM2_SIZE = {
     "ways": ("policy", "mixture", "half", "q*"),
     "seeds": 3,
     "steps": 12,
-    "prompts": 128,
-    "tokens": 768,
+    "prompts": 16,
+    "tokens": 80,
     "learning_rate": 1e-3,
-    "held_out": 128,
+    "held_out": 36,
     "evaluations": 2,
-    "max_new_tokens": 20,
-    "kinds": ("copy", "capitals", "largest", "sort"),
+    "max_new_tokens": 18,
+    "kinds": ("copy", "json", "largest"),
+    "hint": "examples",
 }
+"""Three quarters of an hour on two CPU cores. Of the kinds of `tasks`, two worked examples raise
+the chance of a right answer above a tenth in these three; told the answer itself, the model is
+hardly ever right."""

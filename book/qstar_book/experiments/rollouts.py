@@ -66,7 +66,7 @@ def of_characters(items: Sequence[tasks.Item]) -> Questions:
 HINTS = ("answer", "examples")
 """What a chat model's teacher reads besides the question: the answer, or worked examples."""
 
-SHOWN = 3
+SHOWN = 2
 """Worked examples before a question, all of its kind."""
 
 
