@@ -13,6 +13,7 @@ Source of the method: Agarwal et al. (2024), "On-policy distillation of language
 
 import copy
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -102,7 +103,9 @@ def checkpoint(
     from peft import LoraConfig, get_peft_model
 
     teacher, tokenizer = _smollm2(device)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # peft asks transformers by an old name.
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated")
         torch.manual_seed(seed)
         adapted = get_peft_model(
             copy.deepcopy(teacher),
