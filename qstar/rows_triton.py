@@ -305,7 +305,7 @@ def _judge(
     alpha, log_z, slope, curvature, size, log_odds, gain,
     low, high, left, left_slope, right, right_slope, last, count, tolerance,
 ):  # fmt: skip
-    """After an evaluation: (next alpha, bracket, tangents, |log-odds|, whether the row is done)."""
+    """After an evaluation: (next alpha, bracket, tangents, log-odds, whether the row is done)."""
     deviation = tl.sqrt(curvature)
     off = tl.abs(slope)
     floor = EPS / 2 * (deviation * (1.0 + size) + curvature)
@@ -325,11 +325,11 @@ def _judge(
     new = (low + high) / 2
     meet = (count % 3 != 0) & (low < corner) & (corner < high)
     new = tl.where(meet, corner, new)
-    helps = (low < newton) & (newton < high) & (tl.abs(log_odds) <= last / 2)
-    new = tl.where(helps, newton, new)
+    better = (tl.abs(log_odds) * 2.0 <= tl.abs(last)) | ((count % 3 != 0) & (log_odds * last < 0))
+    new = tl.where((low < newton) & (newton < high) & better, newton, new)
     return (
         new, low, high, left, left_slope, right, right_slope,
-        tl.abs(log_odds), tl.where(done, 1, 0).to(tl.int32),
+        log_odds, tl.where(done, 1, 0).to(tl.int32),
     )  # fmt: skip
 
 
@@ -352,8 +352,8 @@ def _begin(
     status = tl.where(valid > 0, status, INVALID).to(tl.int32)
     half = bound * 0.0 + 0.5
     alpha, low, high, left, left_slope, right, right_slope, last, done = _judge(
-        half, log_z, slope, curvature, size, log_odds, gain,
-        1.0 - bound, bound, log_z_0, slope_0, log_z_1 - slope_1, slope_1, INFINITY, 1, tolerance,
+        half, log_z, slope, curvature, size, log_odds, gain, 1.0 - bound, bound,
+        log_z_0, slope_0, log_z_1 - slope_1, slope_1, half + INFINITY, 1, tolerance,
     )  # fmt: skip
     done = tl.where(status == INTERIOR, done, tl.where(status > DEGENERATE_ALL, 0, 1))
     over = (done > 0) | (max_passes <= 1) | (status > DEGENERATE_ALL)

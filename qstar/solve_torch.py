@@ -236,7 +236,7 @@ class _Search(NamedTuple):
     high: Tensor
     left: Tensor  # the tangent nearest to the minimum from below
     right: Tensor  # and from above
-    last: Tensor  # |log-odds| at the previous alpha
+    last: Tensor  # the log-odds at the previous alpha
     passes: Tensor
     done: Tensor
 
@@ -245,9 +245,10 @@ class _Search(NamedTuple):
     ) -> "_Search":
         """Shrink the bracket and move to the next alpha, unless done.
 
-        By Newton's step on the log-odds; where that leaves the bracket, or they have not halved,
-        to where the two tangents meet (for parents so far apart that log Z is a polygon this is its
-        corner); or else to the middle of the bracket.
+        By Newton's step on the log-odds; where that leaves the bracket, or they have neither halved
+        nor changed sign, to where the two tangents meet (for parents so far apart that log Z is a
+        polygon this is its corner); or else to the middle of the bracket. Where `halve`, a change
+        of sign is not enough and the middle comes first: one of the two is halved.
         """
         falls, rises = at.slope < 0, at.slope > 0
         tangent = at.tangent(self.alpha)
@@ -260,16 +261,16 @@ class _Search(NamedTuple):
             for side, line in ((falls, self.left), (rises, self.right))
         )
         log_odds, gain = path.log_odds(self.alpha)
-        newton, size = self.alpha - log_odds / gain, log_odds.abs()
+        newton, better = self.alpha - log_odds / gain, 2 * log_odds.abs() <= self.last.abs()
         new = (low + high) / 2
         if not halve:
             (left_value, left_slope), (right_value, right_slope) = left.unbind(-1), right.unbind(-1)
             corner = (left_value - right_value) / (right_slope - left_slope)
             new = torch.where((low < corner) & (corner < high), corner, new)
-        helps = (low < newton) & (newton < high) & (size <= self.last / 2)
-        new = torch.where(helps, newton, new)
+            better = better | (log_odds * self.last < 0)
+        new = torch.where((low < newton) & (newton < high) & better, newton, new)
         alpha = torch.where(done, self.alpha, new)
-        return _Search(alpha, low, high, left, right, size, passes, done)
+        return _Search(alpha, low, high, left, right, log_odds, passes, done)
 
 
 def _minimise(path: _Path, search: _Search, plan: Plan) -> tuple[Tensor, ...]:

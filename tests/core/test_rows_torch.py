@@ -200,6 +200,18 @@ def test_few_adversarial_rows_are_left_after_the_fixed_passes():
     assert left <= total / 500
 
 
+def test_the_search_does_not_creep_along_one_side_of_a_corner():
+    """One of a million adversarial rows: Newton's steps were refused until they had halved the
+    log-odds of the *other* side, and 18 evaluations were needed."""
+    policy = torch.tensor([[-1.9416, -1.9668, -1.9438, -1.95, -1.9359, -1.947, -1.9367]]).double()
+    teacher = torch.tensor([[-21714.0, -21497, -3.5459, -41322, -39251, -39812, 0]]).double()
+    pair = policy.log_softmax(-1), teacher.log_softmax(-1)
+    balance = rows_torch.solve_kl_symmetry(*pair)
+    assert balance.converged.all()
+    assert balance.passes.item() <= 2 + 12
+    assert rows_torch.solve_as_on_an_accelerator(*pair).converged.all()
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e2, 1e4])
 def test_agrees_with_sixty_digits(scale):
     pair = adversarial_pairs(scale, 0.0, vocab=5, rows=3)

@@ -168,7 +168,8 @@ def planted(*changes):
         ("floor = EPS / 2 * (", "floor = EPS * 500 * ("),
         (
             "newton = alpha - log_odds / gain\n",
-            "newton = alpha - slope / curvature\n    last = INFINITY\n    low, high = -9.0, 9.0\n",
+            "newton = alpha - slope / curvature\n"
+            "    last, low, high = alpha + INFINITY, -9.0, 9.0\n",
         ),
         ("status = tl.where(differ > 0, status, DEGENERATE_ALL)", "pass"),
         ("(slope_0 >= (1.0 + size_0)", "(slope_0 <= (1.0 + size_0)"),

@@ -277,7 +277,7 @@ def run(
 
 
 def costs(config: Distillation, device: str, *, rows: int, single: int) -> dict[str, Any]:
-    """Seconds and forwards of rollouts, by how they are drawn, in turns on one machine.
+    """Tokens and forwards of rollouts, by how they are drawn.
 
     Args:
         config: The pair and its questions.
@@ -320,38 +320,19 @@ def costs(config: Distillation, device: str, *, rows: int, single: int) -> dict[
             calls += drawn.trace.forwards
         return tokens, calls / tokens
 
+    def counted(ways: Mapping[str, Callable[[], tuple[int, float]]]) -> dict[str, Any]:
+        found = ((name, draw()) for name, draw in ways.items())
+        return {name: {"tokens": n, "forwards_a_token": calls} for name, (n, calls) in found}
+
     batched = {f"{name}, small sampler": partial(small, name) for name in ("policy", "half")}
     batched |= {f"q*, {name}": partial(package, name) for name in ("plain", "alternating", "auto")}
     schemes = ("plain", "alternating", "coin", "auto")
     return {
         "rows": rows,
         "single": single,
-        "turns": TURNS,
-        "batched": _timed(batched),
-        "one_by_one": _timed({name: partial(one_by_one, name) for name in schemes}),
+        "batched": counted(batched),
+        "one_by_one": counted({name: partial(one_by_one, name) for name in schemes}),
     }
-
-
-TURNS = 3
-"""How often each way to draw is timed, in turns; the fastest counts."""
-
-
-def _timed(ways: Mapping[str, Callable[[], tuple[int, float]]]) -> dict[str, Any]:
-    """What each way draws, and its least time; a first call, which is slower, is not timed."""
-    found: dict[str, dict[str, Any]] = {}
-    for turn in range(TURNS + 1):
-        for name, call in ways.items():
-            begun = time.perf_counter()
-            tokens, forwards = call()
-            seconds = time.perf_counter() - begun
-            if turn == 1 or (turn > 1 and seconds < found[name]["seconds"]):
-                found[name] = {
-                    "tokens": tokens,
-                    "seconds": seconds,
-                    "ms_a_token": 1e3 * seconds / tokens,
-                    "forwards_a_token": forwards,
-                }
-    return found
 
 
 # --- The record ----------------------------------------------------------------------------------
