@@ -77,6 +77,9 @@ async (scheme) => {
     found.push(`maths error: ${error.textContent}`);
   for (const maths of document.querySelectorAll(".math"))
     if (!maths.querySelector("math")) found.push(`unrendered maths: ${maths.textContent}`);
+  for (const maths of document.querySelectorAll("math"))
+    if (/[a-z][‘`]/.test(maths.textContent))
+      found.push(`role in a formula: ${maths.textContent}`);
   // axe-core reads a formula as one text in the colour of its container; so all of it has that.
   for (const maths of document.querySelectorAll("math")) {
     const { color } = getComputedStyle(maths);
@@ -679,6 +682,7 @@ BROKEN = """<!doctype html>
 <script src="data:text/javascript,1"></script><script src="data:text/javascript,1"></script>
 <p>Raw: $$ x^2 $$</p><p>Raw: \\(x\\)</p>
 <p><math><merror><mtext>no such command</mtext></merror></math></p>
+<p><math><mi>e</mi><mi>f</mi><mi>&lsquo;</mi><mi>x</mi><mi>&lsquo;</mi></math></p>
 <p>The value {glue:text}`ch9-nothing:.3f`</p><p>A glued value: <span class="pasted-text"></span></p>
 <img src="nowhere.png" alt="missing"><figure id="fig-empty"></figure><img src="nowhere.png">
 <div style="width: 3000px">wide</div><table><tr><th></th><td>empty</td></tr></table>
@@ -712,6 +716,7 @@ src="data:,1" alt="a figure" style="filter: invert(1)"></span></article>
         "unrendered maths: Raw: \\(x\\)",
         "maths error: no such command",
         "maths in another colour: rgb(255, 0, 0) in rgb(0, 0, 0)",
+        "role in a formula: ef‘x‘",
         "unresolved role: The value",
         "unresolved role: an empty glued value",
         "missing image: nowhere.png",

@@ -16,7 +16,14 @@ from qstar.decoding.enumeration import tiny_model
 from qstar_book.__main__ import main
 from qstar_book.records import decoding
 from qstar_book.records.corpus import data_file
-from qstar_book.records.decoding import Cell, count_forwards, find_cell, measure_cell, speed_ratio
+from qstar_book.records.decoding import (
+    Cell,
+    around_the_models,
+    count_forwards,
+    find_cell,
+    measure_cell,
+    speed_ratio,
+)
 
 TESTS = Path(__file__).parents[1]
 PROMPTS = [
@@ -92,6 +99,19 @@ def test_the_proposer_of_a_round_is_the_one_whose_law_was_judged(cell):
     assert set(tested) == {"policy"}
     rate = kept["policy"] / tested["policy"]
     assert abs(rate - means["policy"]) < 6 * math.sqrt(0.25 / tested["policy"])
+
+
+def test_what_is_around_the_models_is_told_in_forwards_of_plain_decoding():
+    runs = [
+        {"way": way, "prompt": k, "seed": 0, "tokens": 10, "model_calls": 20, **spent}
+        for k, spent in enumerate(
+            [{"wall_s": 24.0, "model_s": 20.0}, {"wall_s": 28.0, "model_s": 20.0}]
+        )
+        for way in ("plain", "coin")
+    ]
+    for run in runs:
+        run["wall_s"] += 5 * (run["way"] == "coin")  # which does not count
+    assert around_the_models({"runs": runs}) == pytest.approx((0.4 + 0.8) / 2)
 
 
 def test_a_speed_ratio_is_the_median_over_blocks_with_an_interval():

@@ -79,3 +79,16 @@ def test_a_gain_has_its_interval_and_its_promise(fig):
     assert np.abs(shown[:, 0] - expected[:, 0]).max() < 0.005  # side by side
     promised = [list(line.get_ydata()) for line in ax.lines if list(line.get_xdata()) == [0.6, 0.9]]
     assert promised == [[1.4, 1.7], [1.5, 1.8]]
+
+
+def test_a_way_goes_from_its_count_to_its_clock_under_the_ceiling_of_its_pair(fig):
+    near, far = (1.9, 1.8, 1.7, 1.6, 1.75), (1.1, 1.0, 0.9, 0.8, 1.05)
+    groups = {"near": {"coin": near}, "far": {"auto": far}}
+    ax = figures.count_to_clock(groups, {"near": 1.85, "far": 1.8}, ax=fig.subplots())
+    places = zip((1, 3.4), (near, far), strict=True)
+    assert marked(ax) == [([x], [y]) for y, row in places for x in row[:3]]
+    spans = [tuple(x.get_xdata()) for x in ax.lines if len(set(x.get_ydata())) == 1]
+    assert {near[3:], far[3:]} <= set(spans)
+    upright = [tuple(x.get_xdata()) for x in ax.lines if len(set(x.get_ydata())) == 2]
+    assert upright == [(1.85, 1.85), (1.8, 1.8), (1, 1)]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["coin", "auto"]

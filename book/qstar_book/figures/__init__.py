@@ -29,6 +29,7 @@ _ON_FIRST_USE = {  # so that a chapter depends on the figures that it draws, and
     "collapse": ".dimension",
     "concentration": ".pairs",
     "convergence": ".solver",
+    "count_to_clock": ".speed",
     "covariance_rules": ".gaussians",
     "decode_trace": ".models",
     "densities": ".gaussians",

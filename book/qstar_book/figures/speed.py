@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy import ndarray
 
-from .style import COLOURS, INK, LINES
+from .style import COLOURS, INK, LINES, halo
 
 LOOKS: tuple[dict[str, Any], ...] = (
     {"color": COLOURS["quiet"], "marker": "s", "markerfacecolor": "white"},
@@ -152,8 +152,54 @@ def speed_by_acceptance(
     return ax
 
 
-def _above(ax: Axes, handles: Sequence[Any]) -> None:
+def count_to_clock(
+    groups: Mapping[str, Mapping[str, Sequence[float]]], ceilings: Mapping[str, float], *, ax: Axes
+) -> Axes:
+    """From what fewer forward passes promise to what the clock shows, way by way.
+
+    Args:
+        groups: Heading -> way -> speed-up as counted, within the models, by the clock, and the low
+            and high end of the last one's interval.
+        ceilings: Heading -> the most that the clock can show with one forward pass a token.
+        ax: Where to draw; the line at 1 is plain decoding.
+    """
+    looks: dict[str, dict[str, Any]] = {
+        "counted": LOOKS[0],
+        "in the models": {"color": COLOURS["ink"], "marker": "x", "markeredgewidth": 1.8},
+        "by the clock": LOOKS[1],
+    }
+    y, ticks, labels = 0.0, [], []
+    for heading, rows in groups.items():
+        place: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center"}
+        halo(ax.text(0.01, y, heading, weight="bold", fontsize=10.5, zorder=3, **place))
+        y += 1
+        ceiling = ceilings[heading]
+        ax.plot([ceiling, ceiling], [y - 0.4, y + len(rows) - 0.6], **LINES["guide"])
+        for way, (*found, low, high) in rows.items():
+            ax.plot([found[0], found[-1]], [y, y], color="#CCCCCC", linewidth=1.0, zorder=1)
+            ax.plot([low, high], [y, y], color=INK["q*"], linewidth=1.8)
+            for value, look in zip(found, looks.values(), strict=True):
+                ax.plot([value], [y], linestyle="none", markersize=6.5, **look)
+            ticks.append(y)
+            labels.append(way)
+            y += 1
+        y += 0.4
+    ax.axvline(1, color=COLOURS["ink"], linewidth=1.0, zorder=1)
+    ax.set_yticks(ticks, labels)
+    ax.set(xlabel="times as fast as plain decoding", ylim=(y - 0.6, -0.6))
+    ax.set_xlim(min(0.7, ax.get_xlim()[0]), None)
+    ax.tick_params(labelsize=10.5)
+    ax.tick_params(axis="y", length=0)
+    handles = [
+        Line2D([], [], linestyle="none", markersize=6.5, label=name, **look)
+        for name, look in looks.items()
+    ]
+    _above(ax, [*handles, Line2D([], [], label="ceiling of the clock", **LINES["guide"])], ncols=2)
+    return ax
+
+
+def _above(ax: Axes, handles: Sequence[Any], ncols: int = 1) -> None:
     """A legend above the whole figure."""
     figure = ax.get_figure(root=True)
     assert figure is not None
-    figure.legend(handles=handles, loc="outside upper center", fontsize=10.5)
+    figure.legend(handles=handles, loc="outside upper center", fontsize=10.5, ncols=ncols)

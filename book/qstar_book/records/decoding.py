@@ -396,11 +396,25 @@ class Ratio:
 def speed_ratio(
     cell: Mapping[str, Any], way: str, *, to: str = "plain", clock: str = "wall_s"
 ) -> Ratio:
-    """Seconds per token of `to` over those of a way, prompts included; "wall_s" or "cpu_s"."""
+    """Seconds per token of `to` over those of a way, prompts included; "wall_s" or "cpu_s".
+
+    Of our own ways also "model_s", the seconds in the models once the prompts are read, and
+    "model_calls", which counts forwards in place of seconds.
+    """
     slow, fast = (
         np.array([run[clock] / run["tokens"] for run in runs_of(cell, name)]) for name in (to, way)
     )
     return Ratio(**median_with_interval(slow / fast, draws=10_000))
+
+
+def around_the_models(cell: Mapping[str, Any]) -> float:
+    """What a token of plain decoding takes outside the models, prompts included, in forwards of its
+    own: the median over the blocks."""
+    shares = [
+        (run["wall_s"] - run["model_s"]) / run["tokens"] / (run["model_s"] / run["model_calls"])
+        for run in runs_of(cell, "plain")
+    ]
+    return float(np.median(shares))
 
 
 def measured_costs(cell: Mapping[str, Any], clock: str = "wall_s") -> costs.Costs:
