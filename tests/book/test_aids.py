@@ -201,19 +201,28 @@ def test_no_two_places_of_a_page_have_one_name(aids: Path):
         assert [name for name, times in names.items() if times > 1] == [], page
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("# B\n\nWords. {prf:ref}`thm-none`", "thm-none"),
-        ("# B\n\n```{solution} ex-none\nHow.\n```", "ex-none"),
-        ("# B\n\n```{prf:lemma} No label\nHow.\n```", "needs a :label:"),
-        ("# B\n\n```{prf:lemma} Again\n:label: thm-one\nHow.\n```", "thm-one"),
-    ],
-)
-def test_a_box_that_is_not_there_or_twice_fails_the_build(tmp_path: Path, text: str, said: str):
-    done = build(make_book(tmp_path, second=text))
-    assert done.returncode != 0
-    assert said in done.stderr
+WRONG = {
+    "thm-none": "{prf:ref}`thm-none`",
+    "ex-none": "```{solution} ex-none\nHow.\n```",
+    "needs a :label:": "```{prf:lemma} No label\nHow.\n```",
+    "thm-one": "```{prf:lemma} Again\n:label: thm-one\nHow.\n```",
+}
+
+
+@pytest.fixture(scope="session")
+def wrong(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """The build of a book in which all of these are."""
+    text = "\n\n".join(["# B", *WRONG.values()])
+    return build(make_book(tmp_path_factory.mktemp("wrong"), second=text))
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_a_box_that_is_not_there_or_twice_fails_the_build(
+    wrong: subprocess.CompletedProcess[str], said: str
+):
+    assert wrong.returncode != 0
+    told = [line for line in wrong.stderr.splitlines() if re.search("WARNING|ERROR", line)]
+    assert [line for line in told if said in line and "b.ipynb" in line], wrong.stderr
 
 
 def test_a_solution_is_folded_with_its_check_and_open_on_paper(first: Page):
