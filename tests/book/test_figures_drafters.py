@@ -2,6 +2,7 @@
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 from qstar_book import figures
@@ -40,3 +41,16 @@ def test_each_pair_has_a_panel_with_its_distributions(pairs):
     for ax in shown:
         assert [line.get_xdata()[0] for line in ax.lines[2::3]] == [0.5, 0.3]
     plt.close(fig)
+
+
+def test_the_power_of_each_pair_stands_at_its_shares():
+    shares = np.array([0.1, 1.0])
+    pairs = {"one": (shares, np.array([0.0, 0.9])), "two": (shares, np.array([0.2, 1.0]))}
+    with figures.in_style():
+        fig, ax = plt.subplots()
+        figures.sampler_power(pairs, 0.01, ax=ax)
+        plt.close(fig)
+    drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in ax.lines[:2]]
+    assert drawn == [([0.1, 1.0], [0.0, 0.9]), ([0.1, 1.0], [0.2, 1.0])]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["one", "two"]
+    assert len({line.get_linestyle() for line in ax.lines[:2]}) == 2

@@ -74,21 +74,25 @@ def target_scores(
     return fig
 
 
-def sampler_power(shares: ndarray, power: ndarray, level: float, *, ax: Axes) -> Axes:
+def sampler_power(
+    pairs: Mapping[str, tuple[ndarray, ndarray]], level: float, *, ax: Axes
+) -> Axes:
     """How often a two-sample test finds a sampler out, by how much of it is another one's.
 
     Args:
-        shares: Of answers of the other sampler. Shape (shares,).
-        power: Shape (shares,).
+        pairs: Name -> shares of answers of the other sampler, and how often. Shape (shares,).
         level: Of the test.
         ax: Where to draw.
     """
-    ax.plot(shares, power, marker="o", color=COLOURS["ink"])
+    looks = ({"marker": "o"}, {"marker": "s", "linestyle": "--", "markerfacecolor": "white"})
+    for (name, (shares, power)), look in zip(pairs.items(), looks, strict=True):
+        ax.plot(shares, power, color=COLOURS["ink"], label=name, **look)
     ax.axhline(level, **LINES["guide"])
     ax.text(1, level + 0.02, f"level {level:g}", ha="right", va="bottom", fontsize=10.5)
     ax.set(xlim=(0, 1.03), ylim=(0, 1.05))
     ax.set_xlabel("share of answers from the source's loop")
     ax.set_ylabel("tests that detect it")
+    ax.legend(loc="center right", fontsize=10.5)
     return ax
 
 
