@@ -1,5 +1,6 @@
 """What the commands share: the checkout, JSON that is written whole, how a record was made."""
 
+import hashlib
 import json
 import os
 import platform
@@ -11,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +71,24 @@ def command_line() -> str:
 
 
 def provenance(*packages: str, **machine: Any) -> dict[str, Any]:
-    """How a record is being made: command, date, what is told of the machine, and versions."""
+    """How a record is being made: command, date, what is told of the machine, versions, and by
+    which source of `qstar` (`source_digest`)."""
     return {
         "command": command_line(),
+        "source": source_digest(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine,
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
     }
+
+
+def source_digest() -> str:
+    """What tells one revision of `qstar` from another, where no version control is at hand: the
+    beginning of the SHA-256 of its modules, in the order of their names."""
+    found = hashlib.sha256()
+    for file in sorted(Path(str(files("qstar"))).rglob("*.py")):
+        found.update(file.read_bytes())
+    return found.hexdigest()[:12]
 
 
 def cpu_name() -> str:

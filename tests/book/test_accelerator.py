@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from qstar_book.__main__ import main
+from qstar_book.files import source_digest
 from qstar_book.records import accelerator, decoding, solver
 
 CPU = torch.device("cpu")
@@ -80,6 +81,9 @@ class InThisProcess:
         except OSError:
             raise RuntimeError(traceback.format_exc()) from None
 
+    def end(self):
+        pass
+
 
 def test_a_stage_that_fails_says_so_and_the_next_one_runs(tmp_path, monkeypatch, capsys):
     def fails(device, *, quick):
@@ -97,6 +101,37 @@ def test_a_stage_that_fails_says_so_and_the_next_one_runs(tmp_path, monkeypatch,
     assert stages["machine"]["copy_gb_per_s"] > 0
     assert main(["record", "accelerator", *given, "--stages", "none"]) == 2
     assert "no stage none; the stages are real, slow, machine" in capsys.readouterr().err
+
+
+def test_a_stage_that_might_end_too_late_waits_for_the_next_call(tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def stage(name):
+        return lambda device, *, quick: ran.append(name) or {"ran": name}
+
+    stages = {
+        "long": (stage("long"), 50),
+        "dear": (stage("dear"), 90),
+        "short": (stage("short"), 9),
+    }
+    monkeypatch.setattr(accelerator, "STAGES", stages)
+    monkeypatch.setattr(accelerator, "OwnProcess", InThisProcess)
+    out = tmp_path / "record.json"
+    given = ["record", "accelerator", "--device", "cpu", "--out", str(out)]
+    assert main([*given, "--limit", "60"]) == 0
+    assert ran == ["long", "short"]
+    assert "not run, for want of time: dear." in capsys.readouterr().err
+    assert list(json.loads(out.read_text())["stages"]) == ["long", "short"]
+    assert main([*given, "--limit", "100"]) == 0
+    assert ran == ["long", "short", "dear"]
+    made = json.loads(out.read_text())["stages"].values()
+    assert {stage["source"] for stage in made} == {source_digest()}
+    assert "not run" not in capsys.readouterr().err
+
+
+def test_each_stage_fits_into_one_call_and_took_less_than_it_may(stages):
+    for name, (_, limit) in accelerator.STAGES.items():
+        assert 1.3 * stages[name]["took_s"] <= limit <= accelerator.LIMIT_S, name
 
 
 def test_the_command_needs_no_tool_of_the_book():

@@ -74,9 +74,7 @@ def target_scores(
     return fig
 
 
-def sampler_power(
-    pairs: Mapping[str, tuple[ndarray, ndarray]], level: float, *, ax: Axes
-) -> Axes:
+def sampler_power(pairs: Mapping[str, tuple[ndarray, ndarray]], level: float, *, ax: Axes) -> Axes:
     """How often a two-sample test finds a sampler out, by how much of it is another one's.
 
     Args:
@@ -84,7 +82,10 @@ def sampler_power(
         level: Of the test.
         ax: Where to draw.
     """
-    looks = ({"marker": "o"}, {"marker": "s", "linestyle": "--", "markerfacecolor": "white"})
+    looks: tuple[dict[str, Any], ...] = (
+        {"marker": "o"},
+        {"marker": "s", "linestyle": "--", "markerfacecolor": "white"},
+    )
     for (name, (shares, power)), look in zip(pairs.items(), looks, strict=True):
         ax.plot(shares, power, color=COLOURS["ink"], label=name, **look)
     ax.axhline(level, **LINES["guide"])
