@@ -236,8 +236,8 @@ def _add_records(parser: argparse.ArgumentParser) -> None:
     option("--device", default="cuda", help="cuda, or cpu to rehearse")
     option("--quick", action="store_true", help="small and few: a rehearsal")
     option("--stages", nargs="+", metavar="STAGE", help="only these, made anew")
-    seconds = "begin no stage that might end later (default: %(default)s)"
-    option("--limit", type=float, default=470, metavar="SECONDS", help=seconds)
+    seconds = "begin no stage that might end later (default: eight minutes)"
+    option("--limit", type=float, metavar="SECONDS", help=seconds)
 
     _add_experiments(records)
 

@@ -1,7 +1,7 @@
 """Decoding with drafts: one round, what it costs, what it saves, and who proposed each token."""
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -153,6 +153,35 @@ def forwards_by_acceptance(
     return ax
 
 
+def grouped_rows(
+    groups: Mapping[str, Mapping[str, Any]], *, ax: Axes
+) -> Iterator[tuple[float, str, str, Any]]:
+    """Headings and ways of a figure of speed ratios, one below the other; the caller draws each.
+
+    Args:
+        groups: Heading -> way -> what is drawn of it.
+        ax: Where to draw; it has its axes once the last row is taken.
+
+    Yields:
+        Height, heading, way, and what is drawn of it.
+    """
+    y, ticks, labels = 0.0, [], []
+    for heading, rows in groups.items():
+        place: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center"}
+        halo(ax.text(0.01, y, heading, weight="bold", fontsize=10.5, zorder=3, **place))
+        y += 1
+        for way, found in rows.items():
+            yield y, heading, way, found
+            ticks.append(y)
+            labels.append(way)
+            y += 1
+        y += 0.4
+    ax.axvline(1, color=COLOURS["ink"], linewidth=1.0, zorder=1)
+    ax.set_yticks(ticks, labels)
+    ax.set(xlabel="times as fast as plain decoding", ylim=(y - 0.6, -0.6))
+    ax.tick_params(axis="y", length=0)
+
+
 def speed_ratios(
     groups: Mapping[str, Mapping[str, tuple[float, float, float]]], *, ax: Axes
 ) -> Axes:
@@ -162,32 +191,19 @@ def speed_ratios(
         groups: Heading -> way -> (median, low, high).
         ax: Where to draw; the line at 1 is plain decoding with two calls a token.
     """
-    y, ticks, labels = 0.0, [], []
-    for heading, rows in groups.items():
-        place: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center"}
-        halo(ax.text(0.01, y, heading, weight="bold", fontsize=10.5, zorder=3, **place))
-        y += 1
-        for way, (median, low, high) in rows.items():
-            theirs = way.startswith("transformers")
-            colour = COLOURS["quiet"] if theirs else INK["q*"]
-            ax.plot([low, high], [y, y], color=colour, linewidth=1.8)
-            ax.plot(
-                [median],
-                [y],
-                marker="s" if theirs else "o",
-                color=colour,
-                markersize=6.5,
-                markerfacecolor="white" if theirs else colour,
-            )
-            ticks.append(y)
-            labels.append(way)
-            y += 1
-        y += 0.4
-    ax.axvline(1, color=COLOURS["ink"], linewidth=1.0, zorder=1)
-    ax.set_yticks(ticks, labels)
-    ax.set(xlabel="times as fast as plain decoding", ylim=(y - 0.6, -0.6))
+    for y, _, way, (median, low, high) in grouped_rows(groups, ax=ax):
+        theirs = way.startswith("transformers")
+        colour = COLOURS["quiet"] if theirs else INK["q*"]
+        ax.plot([low, high], [y, y], color=colour, linewidth=1.8)
+        ax.plot(
+            [median],
+            [y],
+            marker="s" if theirs else "o",
+            color=colour,
+            markersize=6.5,
+            markerfacecolor="white" if theirs else colour,
+        )
     ax.set_xlim(min(0.5, ax.get_xlim()[0]), None)
-    ax.tick_params(axis="y", length=0)
     if any(way.startswith("transformers") for rows in groups.values() for way in rows):
         handles = [
             Line2D([], [], color=INK["q*"], marker="o", label="qstar.generate"),

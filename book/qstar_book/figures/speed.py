@@ -12,7 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy import ndarray
 
-from .style import COLOURS, INK, LINES, halo
+from .decoding import grouped_rows
+from .style import COLOURS, INK, LINES
 
 LOOKS: tuple[dict[str, Any], ...] = (
     {"color": COLOURS["quiet"], "marker": "s", "markerfacecolor": "white"},
@@ -168,28 +169,16 @@ def count_to_clock(
         "in the models": {"color": COLOURS["ink"], "marker": "x", "markeredgewidth": 1.8},
         "by the clock": LOOKS[1],
     }
-    y, ticks, labels = 0.0, [], []
-    for heading, rows in groups.items():
-        place: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center"}
-        halo(ax.text(0.01, y, heading, weight="bold", fontsize=10.5, zorder=3, **place))
-        y += 1
-        ceiling = ceilings[heading]
-        ax.plot([ceiling, ceiling], [y - 0.4, y + len(rows) - 0.6], **LINES["guide"])
-        for way, (*found, low, high) in rows.items():
-            ax.plot([found[0], found[-1]], [y, y], color="#CCCCCC", linewidth=1.0, zorder=1)
-            ax.plot([low, high], [y, y], color=INK["q*"], linewidth=1.8)
-            for value, look in zip(found, looks.values(), strict=True):
-                ax.plot([value], [y], linestyle="none", markersize=6.5, **look)
-            ticks.append(y)
-            labels.append(way)
-            y += 1
-        y += 0.4
-    ax.axvline(1, color=COLOURS["ink"], linewidth=1.0, zorder=1)
-    ax.set_yticks(ticks, labels)
-    ax.set(xlabel="times as fast as plain decoding", ylim=(y - 0.6, -0.6))
+    for y, heading, way, (*found, low, high) in grouped_rows(groups, ax=ax):
+        if way == next(iter(groups[heading])):
+            ceiling = ceilings[heading]
+            ax.plot([ceiling] * 2, [y - 0.4, y + len(groups[heading]) - 0.6], **LINES["guide"])
+        ax.plot([found[0], found[-1]], [y, y], color="#CCCCCC", linewidth=1.0, zorder=1)
+        ax.plot([low, high], [y, y], color=INK["q*"], linewidth=1.8)
+        for value, look in zip(found, looks.values(), strict=True):
+            ax.plot([value], [y], linestyle="none", markersize=6.5, **look)
     ax.set_xlim(min(0.7, ax.get_xlim()[0]), None)
     ax.tick_params(labelsize=10.5)
-    ax.tick_params(axis="y", length=0)
     handles = [
         Line2D([], [], linestyle="none", markersize=6.5, label=name, **look)
         for name, look in looks.items()

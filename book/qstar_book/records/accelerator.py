@@ -704,10 +704,11 @@ LIMIT_S = 470
 
 
 def command(
-    *, out: Path, device: str, quick: bool, stages: Sequence[str] | None, limit: float
+    *, out: Path, device: str, quick: bool, stages: Sequence[str] | None, limit: float | None
 ) -> None:
     """`qstar-book record accelerator`."""
     started = time.perf_counter()
+    limit = LIMIT_S if limit is None else limit
     if unknown := sorted(set(stages or []) - set(STAGES)):
         raise RefusedError(f"no stage {', '.join(unknown)}; the stages are {', '.join(STAGES)}")
     if device == "cuda" and not torch.cuda.is_available():
