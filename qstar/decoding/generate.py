@@ -27,11 +27,10 @@ from torch import Tensor
 
 from .. import _quiet  # noqa: F401 - before transformers
 from ..sampling.chance import NO_TOKEN, Chance
-from . import planner
-from .costs import PARENTS, Costs
+from . import latency, planner
+from .costs import PARENTS
 from .eval_mode import eval_mode
 from .inputs import Prompts
-from .latency import measured_costs
 from .observations import Observations
 from .options import SCHEMES, Setup, check
 from .parents import Parents
@@ -87,8 +86,9 @@ def generate(
       most stubborn coin.
     - "lookup": what followed the last tokens earlier in the text, verified by both parents.
     - "draft-model": a third, cheaper model drafts, both parents verify.
-    - "auto": measures what forwards take, watches the acceptance, and goes on with whichever of
-      all these promises the most tokens a second.
+    - "auto": begins plainly, watches the acceptance and what forward passes take, and goes on with
+      whichever of all these promises the most tokens a second. Where one model is both parents, a
+      first call for at least `latency.COMPARED_FROM` tokens compares one call for both with two.
 
     Without `scheme` the arguments alone decide: "draft-model" with a draft model (gamma 4); else
     "plain" in one call where one model is both parents (unless `gamma` or one_call=False asks for
@@ -98,9 +98,10 @@ def generate(
 
     A seed means the same on every machine, rounding in the logits apart. What is left open (the
     gamma of a named scheme, `stay`, `drafter`, who drafts after a rejection) is chosen by the
-    acceptance observed so far, and by `costs` if given. "auto" hangs on what it has measured: once
-    per pair of models, so that calls within a process agree; pass its `trace.costs` on to agree
-    across processes.
+    acceptance observed so far, and by `costs` if given. "auto" hangs on the time that forward
+    passes take. It learns this from the first `latency.SETTLED` of them of a pair of models, and a
+    seed repeats within a process from then on; pass a `trace.costs` on as `costs`, and it does so
+    from the first token, in every process.
 
     Each row of a batch has randomness of its own: the first row's is `generator` itself, another's
     follows from its state and the row's index. So a row's tokens do not hang on its neighbours,
@@ -188,7 +189,10 @@ def decode(
     """
     models = {id(cache.model): cache.model for cache in setup.caches.values()}
     with torch.no_grad(), eval_mode(*models.values()):
-        costs, together = _resolve(setup)
+        learned = None
+        if setup.scheme == "auto" and setup.sampling.costs is None:
+            learned = latency.learned(setup.caches, len(setup.state.rows))
+        together = _reads_in_one_call(setup, learned)
         parents = Parents(setup.caches, vocab=setup.vocab, together=together)
         observations = Observations(
             setup.state.prompts["policy"],
@@ -200,12 +204,14 @@ def decode(
             gamma=setup.gamma,
             drafter=setup.sampling.drafter,
             stay=setup.sampling.stay,
-            costs=costs,
+            costs=setup.sampling.costs,
             has_draft="draft" in setup.caches,
             batch=len(setup.state.rows),
             together=together,
             blocks=setup.rule.blocks,
         )
+        if learned is not None:
+            _tell_costs(planned, learned)
         to = Setting(parents, setup.rule, setup.chance, observations.look_up, _ends(setup))
         state = setup.state
         steps: list[Step] = []
@@ -215,34 +221,49 @@ def decode(
             evidence = observations.evidence(
                 state.rows, max(state.left()), outstanding=state.pending is not None
             )
-            plan = planned.plan(evidence) if choose is None else choose(evidence, steps)
+            if choose is not None:
+                plan = choose(evidence, steps)
+            elif learned is not None and learned.costs() is None:
+                plan = planner.PLAIN  # one token tells what either parent takes
+            else:
+                plan = planned.plan(evidence)
             state, step = decode_round(to, state, plan)
             steps.append(step)
             observations.add(step)
+            if learned is not None:
+                learned.add(step.forwards)
+                _tell_costs(planned, learned)
             _tell(setup, step)
 
     def shaped(values: Tensor) -> Tensor:
         return (values[0] if setup.single else values).to(setup.device)
 
+    costs = setup.sampling.costs if learned is None else learned.costs()
     result = assemble(
         steps, state.new, state.limit, begun, prefill=prefill, costs=costs, shaped=shaped
     )
     return result, steps
 
 
-def _resolve(setup: Setup) -> tuple[Costs | None, bool]:
-    """What forward passes take, measured if "auto" needs it; and whether one call serves both."""
-    costs, one_call = setup.sampling.costs, setup.sampling.one_call
-    if setup.scheme == "auto" and costs is None:
-        costs = measured_costs(Parents(setup.caches, vocab=setup.vocab), setup.state)
+def _reads_in_one_call(setup: Setup, learned: latency.Learned | None) -> bool:
+    """Whether one call serves both parents; compared with two if "auto" needs it."""
     if setup.caches["policy"].model is not setup.caches["teacher"].model:
-        return costs, False
-    if one_call is not None:
-        return costs, one_call
-    if setup.scheme == "auto":
-        assert costs is not None
-        return costs, planner.together_is_faster(costs, setup.rule.alpha)
-    return costs, setup.scheme in planner.TOGETHER
+        return False
+    if setup.sampling.one_call is not None:
+        return setup.sampling.one_call
+    if setup.scheme != "auto":
+        return setup.scheme in planner.TOGETHER
+    costs = setup.sampling.costs
+    if learned is not None:
+        if setup.state.limit >= latency.COMPARED_FROM:
+            learned.compare(Parents(setup.caches, vocab=setup.vocab), setup.state)
+        costs = learned.costs()
+    return costs is None or planner.together_is_faster(costs, setup.rule.alpha)
+
+
+def _tell_costs(planned: planner.Planner, learned: latency.Learned) -> None:
+    repaid = 0.0 if learned.settled else planner.REPAID
+    planned.learn(learned.costs(), caution=planner.CAUTION, repaid=repaid)
 
 
 def _ends(setup: Setup) -> Callable[[int, Sequence[int]], bool]:

@@ -1,93 +1,163 @@
-"""What forward passes of each width take, measured for the choice of a scheme."""
+"""What forward passes take, learned from those that a decode makes anyway."""
 
-import time
+import math
 import weakref
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
-from .costs import Costs
+from .costs import PARENTS, Costs
 from .kv_cache import KVCache
 from .parents import Parents
-from .state import State
-from .timing import Timer, timed
+from .state import Forward, State
 from .traits import modules_of
 
-MEASURED_WIDTHS = (1, 2, 3, 5, 9)
-MEASURED_TIMES = 4
-MEASURED_SECONDS = 2.0  # after which one forward of each kind must do
+SETTLED = 64
+"""After so many forward passes what was learned stays, so that a seed repeats from then on."""
 
-_COSTS: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], Costs]] = weakref.WeakKeyDictionary()
-"""What was measured, by policy; so that a seed repeats within a process."""
+RISE = 0.1
+"""By how much a forward pass is taken to grow with each further position, before one was seen."""
+
+ASSUMED = 0.5
+"""What that assumption weighs beside one forward pass that was seen."""
+
+FURTHER = 8
+"""How many positions beyond the widest that was seen the assumption is written down."""
+
+COMPARED_FROM = 32
+"""Calls for fewer tokens do not repay a comparison of one call for both parents with two."""
+
+COMPARED_TIMES = 2
+
+_KNOWN: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], "Learned"]] = (
+    weakref.WeakKeyDictionary()
+)
+"""What was learned, by policy."""
 
 
-def measured_costs(parents: Parents, state: State) -> Costs:
-    """What forward passes of each width take here, behind the prompts; measured once.
+class Learned:
+    """What forward passes were seen to take; more of them are learned from until it is settled.
+
+    A decode that knows nothing begins with a plain token, which tells the time of either parent.
+    Of wider forward passes it assumes that each further position adds `RISE`, and corrects this
+    by those it makes: one that was disturbed, or had to be prepared, counts as no more than
+    `width` narrow ones.
+    """
+
+    def __init__(self, caches: Mapping[str, KVCache], rows: int) -> None:
+        """Nothing yet of the readers of a batch of so many rows."""
+        self._rows = rows
+        # A static cache captures a forward pass of each width when it is first needed.
+        self._first = {name: -int(cache.static) for name, cache in caches.items()}
+        self._weights = {
+            name: sum(weight.numel() for weight in cache.model.parameters())
+            for name, cache in caches.items()
+        }
+        self._seen: dict[str, dict[int, tuple[int, float]]] = {}
+        self._costs: Costs | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing more is learned."""
+        return sum(n for widths in self._seen.values() for n, _ in widths.values()) >= SETTLED
+
+    def add(self, forwards: Iterable[Forward]) -> None:
+        """Learn from forward passes of all rows, unless it is settled."""
+        if self.settled:
+            return
+        for forward in forwards:
+            if forward.rows != self._rows * (2 if forward.model == "both" else 1):
+                continue
+            widths = self._seen.setdefault(forward.model, {})
+            first = self._first.get(forward.model, self._first["policy"])
+            n, least = widths.get(forward.width, (first, math.inf))
+            # A time that something disturbed is never shorter.
+            widths[forward.width] = n + 1, min(least, forward.seconds) if n >= 0 else least
+        self._costs = self._estimate()
+
+    def costs(self) -> Costs | None:
+        """What forward passes take, as far as is known; None before every parent has made one."""
+        return self._costs
+
+    def compare(self, parents: Parents, state: State) -> None:
+        """Find out how one call for both parents compares with one for either, where unknown.
+
+        Args:
+            parents: One model that is both, reading apart.
+            state: The prompts.
+        """
+        if {PARENTS[0], "both"} <= self._seen.keys():
+            return
+        policy = parents.caches[PARENTS[0]]
+        one = Parents({PARENTS[0]: policy}, vocab=parents.vocab)
+        both = parents.together()
+        for reader in (one, both):
+            reader.start(state)
+        rows = len(state.rows)
+        draft = torch.zeros(rows, 1, dtype=torch.long, device=policy.model.device)
+        for turn in range(1 + COMPARED_TIMES):
+            one.read(PARENTS[:1], state)
+            one.read(PARENTS[:1], state, draft, [1] * rows)
+            both.read(PARENTS, state)
+            forwards = (*one.forwards(), *both.forwards())
+            if turn > 0:  # the first one warms up
+                self.add(forwards)
+
+    def _estimate(self) -> Costs | None:
+        known = {
+            name: _by_width({width: seen for width, seen in widths.items() if seen[0] > 0})
+            for name, widths in self._seen.items()
+            if widths.get(1, (0, 0.0))[0] > 0
+        }
+        both = known.get("both")
+        # One call for both takes no less than one for either.
+        policy, teacher = (known.get(name) or both for name in PARENTS)
+        if both is not None and policy is not None and teacher is None:
+            teacher = policy
+        if policy is None or teacher is None:
+            return None
+        draft = known.get("draft")
+        if draft is None and "draft" in self._weights:
+            smaller = self._weights["draft"] / self._weights[PARENTS[0]]
+            draft = {width: smaller * seconds for width, seconds in policy.items()}
+        return Costs(policy=policy, teacher=teacher, draft=draft, both=both)
+
+
+def _by_width(seen: Mapping[int, tuple[int, float]]) -> dict[int, float]:
+    """Seconds by width, from how often each was seen and the least that it took."""
+    one = seen[1][1]
+    seconds = {1: one}
+    for width, (n, least) in seen.items():
+        if width > 1:
+            least = min(max(least, one), width * one)
+            assumed = one * (1 + RISE * (width - 1))
+            seconds[width] = (ASSUMED * assumed + n * least) / (ASSUMED + n)
+    if len(seconds) <= 2:
+        # The first wide one tells what any costs, by other kernels on another path; then they grow.
+        widest = max(seconds)
+        seconds[widest + FURTHER] = seconds[widest] + one * RISE * FURTHER
+    return seconds
+
+
+def learned(caches: Mapping[str, KVCache], rows: int) -> Learned:
+    """What is known of these models here; the same object from call to call.
 
     Args:
-        parents: The models, reading apart.
-        state: The prompts.
+        caches: By model, reading apart.
+        rows: Of the batch.
     """
-    caches = parents.caches
-    policy = caches["policy"].model
+    policy = caches[PARENTS[0]].model
     models = [cache.model for cache in caches.values()]
     # Layers that answer in another way (`packed`) take another time.
     swapped = ["forward" in vars(module) for model in models for module in modules_of(model)]
     # Weak references, for a later model may be given the address of one that is gone.
     kinds = [(weakref.ref(model), str(model.device), model.dtype) for model in models]
     static = tuple(cache.static for cache in caches.values())
-    key = (len(state.rows), sum(swapped), static, *kinds)
-    kept = _COSTS.setdefault(policy, {})
-    # A call for few tokens measures few widths, which must not be all that later calls know.
-    if key not in kept or max(kept[key].policy) < max(_widths(state.limit)):
-        parents.start(state)
-        readers = {name: (cache, parents.unread(name, state)) for name, cache in caches.items()}
-        if caches["teacher"].model is policy:
-            del readers["teacher"]
-            both = parents.together()
-            both.start(state)
-            readers["both"] = both.caches["both"], both.unread("both", state)
-        seconds = _seconds_by_width(readers, state.limit)
-        kept[key] = Costs(
-            policy=seconds["policy"],
-            teacher=seconds.get("teacher", seconds["policy"]),
-            draft=seconds.get("draft"),
-            both=seconds.get("both"),
-        )
-    return kept[key]
+    kept = _KNOWN.setdefault(policy, {})
+    return kept.setdefault((rows, sum(swapped), static, *kinds), Learned(caches, rows))
 
 
-def _widths(limit: int) -> list[int]:
-    return [width for width in MEASURED_WIDTHS if width <= limit]
-
-
-def _seconds_by_width(
-    readers: dict[str, tuple[KVCache, list[list[int]]]], limit: int
-) -> dict[str, dict[int, float]]:
-    """The least time of a forward pass of each reader and width; what it read is taken back.
-
-    They take turns, so that what else the machine does for a while falls on all of them, and of
-    each the least counts: a time that something disturbed is never shorter.
-
-    Args:
-        readers: By name, a cache and what it has not read of each row.
-        limit: The most columns to measure.
-    """
-    spent: dict[str, dict[int, float]] = {name: {} for name in readers}
-    lengths = {name: list(cache.lengths) for name, (cache, _) in readers.items()}
-    begun = time.perf_counter()
-    for turn in range(MEASURED_TIMES + 1):
-        if turn > 1 and time.perf_counter() - begun > MEASURED_SECONDS:
-            break
-        for name, (cache, unread) in readers.items():
-            device = cache.model.device
-            for width in _widths(limit)[: None if turn else 1]:
-                drafts = torch.zeros(len(unread), width - 1, dtype=torch.long, device=device)
-                timers: list[Timer] = []
-                with timed(timers, name, width, len(unread), device):
-                    cache.feed(unread, drafts, positions=width)
-                cache.truncate(lengths[name])
-                if turn > 0:  # the first one warms up
-                    taken = timers[0].forward().seconds
-                    spent[name][width] = min(taken, spent[name].get(width, taken))
-    return spent
+def forget(policy: Any) -> None:
+    """Forget what was learned of a policy and whatever stood beside it."""
+    _KNOWN.pop(policy, None)

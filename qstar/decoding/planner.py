@@ -44,6 +44,13 @@ HOPE = 0.9
 STAY = 0.03
 """The relative gain below which outstanding proposals are not given up for another scheme."""
 
+CAUTION = 0.1
+"""The relative gain for which plain decoding is left where costs are learned, not told: what is
+predicted from few forward passes and few acceptances is no better than that."""
+
+REPAID = 1.5
+"""While they are being learned: what a trial that fails may lose, in tokens of plain decoding."""
+
 EQUAL_COSTS = Costs(policy={1: 1.0}, teacher={1: 1.0}, draft={1: 0.1})
 """What is assumed where nothing was measured: a forward costs the same at every width."""
 
@@ -64,6 +71,9 @@ class Plan:
     gamma: int
     drafter: str
     stay: tuple[float, float] | None = None
+
+
+PLAIN = Plan("plain", 0, PARENTS[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +159,8 @@ def asked_for(
 class Planner:
     """Chooses among the plans that a caller's `scheme` and `gamma` leave open.
 
-    Attributes:
-        costs: What the caller says that forwards cost, None if nothing; plans are then made as if a
-            forward took the same at every width (`EQUAL_COSTS`).
+    Where nothing is known of what forwards cost, plans are made as if one took the same at every
+    width (`EQUAL_COSTS`).
     """
 
     def __init__(
@@ -168,10 +177,8 @@ class Planner:
         blocks: bool = False,
     ) -> None:
         """Take the caller's wishes; None is free. `together`: one call serves both parents."""
-        self.costs = costs
-        self._costs = EQUAL_COSTS if costs is None else costs
-        if together and self._costs.both is not None:
-            self._costs = self._costs.together()
+        self._together = together
+        self.learn(costs)
         self._schemes = [scheme] if scheme != "auto" else list(TOGETHER if together else SCHEMES)
         unwanted = {"draft-model"} if not has_draft else set()
         if scheme == "auto" and (blocks or batch > 1):
@@ -184,6 +191,17 @@ class Planner:
         self._drafters = PARENTS if drafter is None else (drafter,)
         self._alone = batch == 1
 
+    def learn(self, costs: Costs | None, *, caution: float = 0.0, repaid: float = 0.0) -> None:
+        """Go by these costs from now on.
+
+        Plain decoding is left only for a relative gain of at least `caution`, which comes to
+        `repaid` tokens by the end of the text.
+        """
+        self._caution, self._repaid = caution, repaid
+        self._costs = EQUAL_COSTS if costs is None else costs
+        if self._together and self._costs.both is not None:
+            self._costs = self._costs.together()
+
     def plan(self, evidence: Evidence) -> Plan:
         """The plan with the fewest predicted seconds per token."""
         plans = self._plans(evidence)
@@ -191,6 +209,9 @@ class Planner:
             return plans[0]
         predicted = {plan: self.predict(plan, evidence) for plan in plans}
         best = min(predicted, key=lambda plan: predicted[plan])
+        needed = max(self._caution, self._repaid / evidence.remaining)
+        if PLAIN in predicted and predicted[best] > (1 - needed) * predicted[PLAIN]:
+            best = PLAIN
         if evidence.outstanding and best.scheme not in TURNS:
             ongoing = [plan for plan in predicted if plan.scheme in TURNS]
             if ongoing:
@@ -226,7 +247,7 @@ class Planner:
         accept = evidence.acceptance("policy"), evidence.acceptance("teacher")
         for scheme in self._schemes:
             if scheme == "plain":
-                plans.append(Plan("plain", 0, "policy"))
+                plans.append(PLAIN)
                 continue
             if scheme == "coin":
                 best = max(PARENTS, key=evidence.acceptance)

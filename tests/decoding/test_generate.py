@@ -24,7 +24,6 @@ from qstar.decoding.costs import (
 from qstar.decoding.diagnostics import measure
 from qstar.decoding.generate import PARENTS, PROPOSERS, Trace, generate
 from qstar.decoding.kv_cache import KVCache
-from qstar.decoding.latency import MEASURED_WIDTHS
 from qstar.result import STATUSES
 
 VOCAB = 7
@@ -775,36 +774,6 @@ def test_a_seed_is_one_draw_of_every_scheme(scheme):
         for seed in (5, 5, 6)
     )
     assert first == again != other
-
-
-def test_a_seed_is_one_draw_of_auto_with_measured_costs(llamas):
-    options = {"max_new_tokens": 30, "eos_token_id": None, "scheme": "auto", "generator": 5}
-    first = generate(*llamas, POLICY_PROMPT, **options)
-    again = generate(*llamas, POLICY_PROMPT, **options)
-    assert first.trace.costs is again.trace.costs
-    assert first.tokens.tolist() == again.tokens.tolist()
-    elsewhere = generate(*llamas, POLICY_PROMPT, costs=first.trace.costs, **options)
-    assert first.tokens.tolist() == elsewhere.tokens.tolist()
-
-
-def test_a_call_for_one_token_does_not_settle_what_wide_forwards_cost(llamas):
-    options = {"eos_token_id": None, "scheme": "auto", "generator": 5}
-    short = generate(*llamas, POLICY_PROMPT, max_new_tokens=1, **options)
-    assert set(short.trace.costs.policy) == {1}
-    longer = generate(*llamas, POLICY_PROMPT, max_new_tokens=30, **options)
-    assert set(longer.trace.costs.policy) == set(MEASURED_WIDTHS)
-    assert generate(*llamas, POLICY_PROMPT, max_new_tokens=1, **options).trace.costs is (
-        longer.trace.costs
-    )
-
-
-def test_measuring_leaves_the_caches_as_they_were(llamas):
-    """What was read to measure is taken back: the trace is that of a run that measured nothing."""
-    options = {"max_new_tokens": 30, "eos_token_id": None, "scheme": "auto", "generator": 5}
-    measured = generate(*llamas, POLICY_PROMPT, TEACHER_PROMPT, **options)
-    told = generate(*llamas, POLICY_PROMPT, TEACHER_PROMPT, costs=measured.trace.costs, **options)
-    assert measured.tokens.tolist() == told.tokens.tolist()
-    torch.testing.assert_close(measured.trace.alpha, told.trace.alpha, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
