@@ -203,6 +203,11 @@ def _add_records(parser: argparse.ArgumentParser) -> None:
     option("--pairs", nargs="+", metavar="PAIR", help="only these, such as lora-manual")
     add_model(option)
 
+    option = add("lengths", "measure first calls, long prompts and batches")
+    option("--out", type=Path, required=True)
+    option("--threads", type=int, default=2, help="of each process")
+    option("--model", help="what shipped_model.load is given (default: the book's)")
+
     option = _add(
         records,
         "pairs",

@@ -247,12 +247,21 @@ def _runner(way: str, policy: Any, teacher: Any, temperature: float = 1.0) -> Ru
         decode_one = partial(_peer, options, policy, ProductModel(policy, teacher))
 
     def timed(*given: Any) -> dict[str, Any]:
-        wall, cpu = time.perf_counter(), time.process_time()
-        found = decode_one(*given)
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        return {"wall_s": round(wall, 4), "cpu_s": round(cpu, 4), **found}
+        with clocks() as spent:
+            found = decode_one(*given)
+        return {**spent, **found}
 
     return timed
+
+
+@contextlib.contextmanager
+def clocks() -> Iterator[dict[str, float]]:
+    """The wall and processor seconds of what is done inside, once it is done."""
+    spent: dict[str, float] = {}
+    wall, cpu = time.perf_counter(), time.process_time()
+    yield spent
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    spent |= {"wall_s": round(wall, 4), "cpu_s": round(cpu, 4)}
 
 
 def _ours(
@@ -527,7 +536,7 @@ def command(
     known = dict.fromkeys(cell.pair for cell in CELLS)
     if unknown := sorted(set(pairs or ()) - set(known)):
         raise RefusedError(f"no pair {', '.join(unknown)}; the pairs are {', '.join(known)}")
-    waiting = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    waiting = waiting_threads(threads)
     cells = []
     for index, cell in enumerate(CELLS):
         if layers not in (None, cell.layers) or cell.pair not in (pairs or known):
@@ -550,6 +559,11 @@ def command(
     print(out)
 
 
+def waiting_threads(threads: int) -> dict[str, str]:
+    """The environment of a process whose threads sleep while they wait."""
+    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+
+
 def measure_cell_of_model(
     *,
     index: int,
@@ -566,14 +580,19 @@ def measure_cell_of_model(
     if device != "cpu":  # packing is for CPUs
         cell = replace(cell, layers="as loaded")
     torch.set_num_threads(threads)
-    policy, tokenizer = shipped_model.load(model, device=device)
-    teacher = policy
-    if cell.pair in NOISE:
-        teacher = noised(policy, NOISE[cell.pair])
-    elif cell.pair in ADAPTERS:
-        teacher = fine_tuned(model, cell.pair, device=device)
+    policy, teacher, tokenizer = models_of(cell.pair, model, device=device)
     ids = questions_of(cell.pair, tokenizer)
     return measure_cell(cell, policy, teacher, ids, seed=seed)
+
+
+def models_of(pair: str, model: str, *, device: str = "cpu") -> tuple[Any, Any, Any]:
+    """(policy, teacher, tokenizer) of a pair of `CELLS`, from a model by its name."""
+    policy, tokenizer = shipped_model.load(model, device=device)
+    if pair in NOISE:
+        return policy, noised(policy, NOISE[pair]), tokenizer
+    if pair in ADAPTERS:
+        return policy, fine_tuned(model, pair, device=device), tokenizer
+    return policy, policy, tokenizer
 
 
 def fine_tuned(model: str, adapter: str, *, device: str) -> Any:

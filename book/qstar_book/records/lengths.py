@@ -1,0 +1,178 @@
+"""What the length of a text costs: first calls of "auto", long prompts, batches.
+
+    qstar-book record lengths --out data/results/lengths_cpu.json
+
+makes the record that the chapter on speed reads. The ways of a cell take turns on the same prompts,
+as in `records.decoding`, whose pairs these are; each pair has a process of its own.
+
+The record (JSON) holds
+
+    command, date, seed, machine, versions, model
+    first_calls  for each of `FIRST` and each length: pair, layers, new_tokens, load, and runs of
+                 "plain", of "plain, one call" where one model is both parents, and of "auto", which
+                 is made to forget before each call what it learned of the pair
+    contexts     for each of `CONTEXTS`: context, new_tokens, load, runs
+    batches      for each of `BATCHES`: rows, new_tokens, load, runs; tokens are those of all rows
+
+with runs as in `records.decoding`, without what they accepted.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qstar.decoding import generate as decode
+from qstar.decoding import latency
+from qstar.decoding.packed import packed
+
+from .. import shipped_model
+from ..files import cpu_name, in_own_process, provenance, write_json
+from . import corpus, decoding
+
+FIRST: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("two prompts", "packed"): ("plain", "plain, one call", "auto"),
+    ("noised copy", "packed"): ("plain", "auto"),
+    ("noised copy", "as loaded"): ("plain", "auto"),
+    ("lora-manual", "packed"): ("plain", "auto"),
+    ("far copy", "as loaded"): ("plain", "auto"),
+}
+"""Pairs whose first calls are measured, and the ways."""
+
+LENGTHS = {8: 8, 32: 6, 128: 3}
+"""New tokens of a first call, and how many blocks of them."""
+
+ONE = ("noised copy", "packed")
+"""The pair whose long prompts and batches are measured."""
+
+CONTEXTS = (64, 500, 1000, 2000)
+BATCHES = (1, 4, 16)
+TOKENS, BLOCKS = 24, 3
+"""New tokens of a block there, and how many blocks."""
+
+Run = Callable[[int, str], dict[str, Any]]
+Models = tuple[Any, Any]
+
+
+def in_turns(ways: Sequence[str], run: Run, *, blocks: int) -> dict[str, Any]:
+    """Runs of all ways, block by block, each block beginning with another one.
+
+    Args:
+        ways: Their names.
+        run: (block, way) -> what was measured.
+        blocks: How many.
+    """
+    load, runs = os.getloadavg()[0], []
+    for block in range(blocks):
+        start = block % len(ways)
+        for way in [*ways[start:], *ways[:start]]:
+            runs.append({"way": way, "prompt": block, "seed": block, **run(block, way)})
+    return {"load": [load, os.getloadavg()[0]], "runs": runs}
+
+
+def timed(models: Models, prompts: Any, way: str, **options: Any) -> dict[str, Any]:
+    """One decode: seconds, tokens, forward passes, and how many rounds of each scheme."""
+    asked = {**decoding.OURS[way], **options}
+    with decoding.clocks() as spent:
+        result = decode.generate(*models, *prompts, **asked)
+    rounds = [r.scheme for r in result.trace.rounds]
+    return {
+        **spent,
+        "tokens": int(result.lengths.sum()),
+        "model_calls": result.trace.model_calls,
+        "schemes": {scheme: rounds.count(scheme) for scheme in dict.fromkeys(rounds)},
+    }
+
+
+def first_calls(pair: str, layers: str, models: Models, tokenizer: Any) -> list[dict[str, Any]]:
+    """Calls that know nothing of the pair, at each of `LENGTHS`."""
+    asked, cells = decoding.questions_of(pair, tokenizer), []
+    for length, blocks in LENGTHS.items():
+
+        def run(block: int, way: str, length: int = length) -> dict[str, Any]:
+            latency.forget(models[0])
+            prompts = asked[block % len(asked)]
+            return timed(models, prompts, way, max_new_tokens=length, generator=block)
+
+        found = in_turns(FIRST[pair, layers], run, blocks=blocks)
+        cells.append({"pair": pair, "layers": layers, "new_tokens": length, **found})
+    return cells
+
+
+def contexts(models: Models, tokenizer: Any) -> list[dict[str, Any]]:
+    """Prompts of each length, cut from one text."""
+    texts = [q.user for q in corpus.read_questions(corpus.data_file("pair_questions.json"))]
+    ids = tokenizer("\n".join(texts), return_tensors="pt").input_ids[0]
+    cells = []
+    for length in CONTEXTS:
+        prompt = ids.repeat(-(-length // len(ids)))[:length]
+
+        def run(block: int, way: str, prompt: Tensor = prompt) -> dict[str, Any]:
+            return timed(models, (prompt, prompt), way, max_new_tokens=TOKENS, generator=block)
+
+        found = in_turns(("plain", "alternating 1", "coin", "auto"), run, blocks=BLOCKS)
+        cells.append({"context": length, "new_tokens": TOKENS, **found})
+    return cells
+
+
+def batches(models: Models, tokenizer: Any) -> list[dict[str, Any]]:
+    """Questions asked by so many rows at once."""
+    asked, cells = decoding.questions_of(ONE[0], tokenizer), []
+    for rows in BATCHES:
+        prompts = [[asked[row % len(asked)][side] for row in range(rows)] for side in (0, 1)]
+
+        def run(block: int, way: str, prompts: Any = prompts) -> dict[str, Any]:
+            return timed(models, prompts, way, max_new_tokens=TOKENS, generator=block)
+
+        ways = ("plain", "alternating 1", "auto")
+        cells.append({"rows": rows, "new_tokens": TOKENS, **in_turns(ways, run, blocks=BLOCKS)})
+    return cells
+
+
+def measure_pair(*, pair: str, layers: str, model: str, threads: int) -> dict[str, Any]:
+    """All cells of one pair, in this process."""
+    torch.set_num_threads(threads)
+    policy, teacher, tokenizer = decoding.models_of(pair, model)
+    for parent in {policy, teacher}:
+        parent.generation_config.eos_token_id = None
+    found: dict[str, Any] = {}
+    with packed(policy, teacher) if layers == "packed" else contextlib.nullcontext():
+        warm = decoding.questions_of(pair, tokenizer)[0]
+        for scheme in ("plain", "coin"):
+            decode.generate(
+                policy, teacher, *warm, max_new_tokens=8, scheme=scheme, generator=0, one_call=False
+            )
+        found["first_calls"] = first_calls(pair, layers, (policy, teacher), tokenizer)
+        if (pair, layers) == ONE:
+            found["contexts"] = contexts((policy, teacher), tokenizer)
+            found["batches"] = batches((policy, teacher), tokenizer)
+    return found
+
+
+def command(*, out: Path, model: str | None, threads: int) -> None:
+    """`qstar-book record lengths`."""
+    name = model or shipped_model.DEFAULT
+    record: dict[str, list[Any]] = {"first_calls": [], "contexts": [], "batches": []}
+    for pair, layers in FIRST:
+        print(f"{pair}, layers {layers}", file=sys.stderr)
+        given = {"pair": pair, "layers": layers, "model": name, "threads": threads}
+        waiting = decoding.waiting_threads(threads)
+        for part, cells in in_own_process(measure_pair, given, environment=waiting).items():
+            record[part] += cells
+        made_by = provenance(
+            "numpy",
+            "torch",
+            "transformers",
+            device="cpu",
+            cpu=cpu_name(),
+            cores=os.cpu_count(),
+            threads=threads,
+            waiting="passive (OMP_WAIT_POLICY)",
+        )
+        write_json(out, {**made_by, "model": name, **record})
+    print(out)
