@@ -12,6 +12,7 @@ from numpy import ndarray
 from numpy.typing import ArrayLike
 from scipy.linalg import eigh, solve_triangular
 from scipy.optimize import brentq
+from scipy.special import zeta
 
 from .arguments import check_alphas
 from .gaussian_axes import Axes, cholesky
@@ -295,20 +296,8 @@ def alpha_same_mean_isotropic(variance_policy: ArrayLike, variance_teacher: Arra
     return np.where(away, direct, series)
 
 
-_LANGEVIN = np.array(
-    [
-        1 / 12,
-        -1 / 720,
-        1 / 30240,
-        -1 / 1209600,
-        1 / 47900160,
-        -691 / 1307674368000,
-        1 / 74724249600,
-        -3617 / 10670622842880000,
-        43867 / 5109094217170944000,
-        -174611 / 802857662698291200000,
-    ]
-)
+_EVEN = np.arange(2.0, 21.0, 2)
+_LANGEVIN = 2 * zeta(_EVEN) / (2 * np.pi) ** _EVEN * (-1) ** (_EVEN / 2 + 1)
 """B_2k / (2k)! for k = 1, 2, ...: the odd part of x / expm1(x), over x^(2k-1)."""
 
 
