@@ -21,6 +21,7 @@ doi:10.1109/LSP.2013.2243726, for the root.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy import ndarray
@@ -99,14 +100,11 @@ def solve_kl_symmetry(policy: Distribution, teacher: Distribution) -> Balance[fl
 def _areas(policy: Distribution, teacher: Distribution, alpha: float) -> tuple[float, float]:
     """The two divergences at one alpha: at 0 the first is KL(teacher || policy), at 1 the second
     KL(policy || teacher)."""
-
-    def mirrored(t: ndarray, rest: ndarray) -> ndarray:
-        return policy._variance(teacher, rest, t)
-
-    def straight(t: ndarray, rest: ndarray) -> ndarray:
-        return policy._variance(teacher, t, rest)
-
-    return _area(mirrored, 1 - alpha, alpha), _area(straight, alpha, 1 - alpha)
+    straight = partial(policy._variance, teacher)
+    return (
+        _area(lambda t, rest: straight(rest, t), 1 - alpha, alpha),
+        _area(straight, alpha, 1 - alpha),
+    )
 
 
 def _area(variance: Variance, high: float, rest: float) -> float:
