@@ -26,22 +26,8 @@ from scipy.optimize import brentq
 from scipy.special import logsumexp
 
 from ..arguments import check_alphas
-from .samples import ROUNDED, Parent, Sample, Sampled, log_density_of
-
-__all__ = [
-    "Draws",
-    "Estimate",
-    "MonteCarloBalance",
-    "Parent",
-    "Sample",
-    "Sampled",
-    "draw_sample",
-    "effective_samples",
-    "log_partition",
-    "sample_geometric_mean",
-    "solve_kl_symmetry",
-    "solve_sample",
-]
+from .samples import ROUNDED, Parent, Sample, log_density_of
+from .samples import Sampled as Sampled
 
 ENOUGH = 100
 """Effective draws below which a result does not say `converged`: its error bars mean little."""

@@ -169,7 +169,7 @@ def record(
 def parents_sample(
     policy: Sequence[Mapping[str, Any]], teacher: Sequence[Mapping[str, Any]]
 ) -> montecarlo.Sample:
-    """Recorded draws of both parents as a `qstar.families.montecarlo.Sample` of whole sequences."""
+    """Recorded draws of both parents as a `qstar.families.samples.Sample` of whole sequences."""
     rows = [
         np.concatenate([run[key] for run in (*policy, *teacher)])
         for key in ("log_policy", "log_teacher")
