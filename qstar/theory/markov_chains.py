@@ -4,6 +4,7 @@ NumPy float64; rates in nats per token.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy import ndarray
@@ -12,7 +13,7 @@ from scipy.optimize import brentq
 from scipy.special import logsumexp
 
 from ..result import Balance
-from ..rows import check_pair, log_geometric_mean
+from ..rows import Pair, check_pair, log_geometric_mean
 from ..solve import solve_kl_symmetry
 
 EPS = np.finfo(np.float64).eps
@@ -62,7 +63,7 @@ class PerronPair:
         """The slope of `log_partition`: KL rate to the teacher minus KL rate to the policy."""
         log_chain = self.log_transition(alpha)
         weights = stationary(log_chain)[:, None] * np.exp(log_chain)
-        return float(np.where(weights > 0, weights * self._log_ratio(), 0.0).sum())
+        return float(np.where(weights > 0, weights * self._pair.log_ratio, 0.0).sum())
 
     def log_transition(self, alpha: float) -> ndarray:
         """The log transition matrix of the sequence-level mean, after Doob's transform."""
@@ -75,7 +76,8 @@ class PerronPair:
 
         On partly shared supports the slope may keep one sign; the status then names the boundary.
         """
-        if np.abs(self._log_ratio()).max() <= 4 * EPS and not self._unshared():
+        one_support = (np.isfinite(self.log_policy) == np.isfinite(self.log_teacher)).all()
+        if np.abs(self._pair.log_ratio).max() <= 4 * EPS and one_support:
             at, status, passes, converged = 0.5, "degenerate_all", 2, True
         elif self.kl_gap(0.0) >= 0:
             at, status, passes, converged = 0.0, "boundary_0", 1, True
@@ -118,15 +120,12 @@ class PerronPair:
             log_row = np.asarray(logsumexp(log_row[:, None] + log_path, axis=0))
         return float(logsumexp(log_row))
 
+    @cached_property
+    def _pair(self) -> Pair:
+        return check_pair(self.log_policy, self.log_teacher)
+
     def _log_path(self, alpha: float) -> ndarray:
-        pair = check_pair(self.log_policy, self.log_teacher)
-        return pair.log_path(np.full(len(self.log_policy), float(alpha)))
-
-    def _log_ratio(self) -> ndarray:
-        return check_pair(self.log_policy, self.log_teacher).log_ratio
-
-    def _unshared(self) -> bool:
-        return bool((np.isfinite(self.log_policy) != np.isfinite(self.log_teacher)).any())
+        return self._pair.log_path(np.full(len(self.log_policy), float(alpha)))
 
     def _solve(self, alpha: float) -> tuple[float, ndarray]:
         """log of the Perron root and of its right eigenvector."""
