@@ -60,8 +60,9 @@ def log_error(
         ValueError: An argument makes no sense, or there are more tallies than `MOST_TYPES`.
     """
     pair = _one_pair(log_policy, log_teacher, draws, prior)
-    pair = _without(pair)
-    vocab = len(pair.log_policy)
+    # On the shared support: whatever else is drawn gives the parent away.
+    ours, theirs = pair.log_policy[pair.shared], pair.log_teacher[pair.shared]
+    vocab = len(ours)
     if vocab == 0:
         return -math.inf
     types = math.comb(draws + vocab - 1, vocab - 1)
@@ -72,8 +73,8 @@ def log_error(
         )
     tallies = _tallies(draws, vocab)
     log_ways = gammaln(draws + 1) - gammaln(tallies + 1).sum(axis=-1)
-    as_policy = math.log(prior) + tallies @ pair.log_policy
-    as_teacher = math.log1p(-prior) + tallies @ pair.log_teacher
+    as_policy = math.log(prior) + tallies @ ours
+    as_teacher = math.log1p(-prior) + tallies @ theirs
     return float(logsumexp(log_ways + np.minimum(as_policy, as_teacher)))
 
 
@@ -148,11 +149,6 @@ def _one_pair(log_policy: ArrayLike, log_teacher: ArrayLike, draws: int, prior: 
     if not 0 < prior < 1:
         raise ValueError(f"the prior is a probability strictly between 0 and 1: got {prior}.")
     return pair
-
-
-def _without(pair: Pair) -> Pair:
-    """The pair on its shared support; whatever else is drawn gives the parent away."""
-    return Pair(*(getattr(pair, name)[pair.shared] for name in Pair.__slots__))
 
 
 def _evidence(pair: Pair, tallies: ndarray) -> ndarray:
