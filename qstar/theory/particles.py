@@ -221,7 +221,8 @@ def _run(
             log_parents, origin, log_w = log_parents[:, rows], origin[rows], np.zeros(count)
         alive = np.isfinite(log_z[:, t])
         # A particle without a shared token has weight zero for ever; any token will do.
-        log_q = np.where(alive[:, None], _mean(ours, theirs, alphas[:, t]), ours)
+        at = np.where(alive, alphas[:, t], 0.5)
+        log_q = np.where(alive[:, None], log_geometric_mean(ours, theirs, at), ours)
         tokens[:, t] = draw_tokens(log_q, generator)
         chosen = np.arange(count), tokens[:, t]
         log_parents = log_parents + np.stack([ours[chosen], theirs[chosen]])
@@ -241,11 +242,6 @@ def _run(
         resampled=tuple(resampled),
         origin=origin,
     )
-
-
-def _mean(ours: ndarray, theirs: ndarray, alphas: ndarray) -> ndarray:
-    at = np.where(np.isnan(alphas), 0.5, alphas)  # nan: disjoint, and not used
-    return np.asarray(log_geometric_mean(ours, theirs, at))
 
 
 def _effective(log_w: ndarray) -> float:
