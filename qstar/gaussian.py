@@ -114,7 +114,7 @@ def kl(a: Gaussian, b: Gaussian) -> float:
     Raises:
         ValueError: The dimensions differ.
     """
-    return float(Axes.of(a, b, names=("a", "b")).kl_policy_teacher())
+    return float(Axes.of(a, b, names=("a", "b")).kl_to_teacher(np.asarray(1.0)))
 
 
 def log_partition(policy: Gaussian, teacher: Gaussian, alpha: ArrayLike) -> ndarray:
@@ -200,7 +200,7 @@ def solve_kl_symmetry(policy: Gaussian, teacher: Gaussian) -> Balance[float, str
         doi:10.1109/LSP.2013.2243726.
     """
     axes = Axes.of(policy, teacher)
-    at_0, at_1 = -axes.kl_teacher_policy(), axes.kl_policy_teacher()
+    at_0, at_1 = axes.kl_to_policy(np.asarray(0.0)), axes.kl_to_teacher(np.asarray(1.0))
     if at_0 == 0 or at_1 == 0:
         alpha, passes, converged, status = 0.5, 2, True, "degenerate_all"
     else:

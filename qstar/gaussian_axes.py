@@ -144,12 +144,6 @@ class Axes:
         spread = -_log_less_linear(a * self.excess / u, self.variance / u)
         return 0.5 * (spread + (a * self.gap / u) ** 2).sum(axis=-1)
 
-    def kl_policy_teacher(self) -> ndarray:
-        return self.kl_to_teacher(np.asarray(1.0))
-
-    def kl_teacher_policy(self) -> ndarray:
-        return self.kl_to_policy(np.asarray(0.0))
-
 
 def axis_slope(a: Any, variance: Any, square: Any, far: Any, constant: Any, gap: Any) -> Any:
     """Twice what one axis adds to the slope of log Z; arrays or plain floats alike.
