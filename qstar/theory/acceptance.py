@@ -11,6 +11,7 @@ from scipy.optimize import brentq, elementwise
 from scipy.special import gammaln, log_expit, logit, logsumexp
 
 from ..rows import acceptance_probability, check_pair
+from .bounds import _not_negative
 
 TINY_CHERNOFF = 1e-10
 """Below it the sharp bound is Pinsker's, to within 1e-15."""
@@ -34,7 +35,7 @@ def sharpest_acceptance_bound(chernoff: ArrayLike) -> ndarray:
     Source: Fedotov, Harremoes and Topsoe (2003), "Refinements of Pinsker's inequality", IEEE
         Transactions on Information Theory 49(6).
     """
-    values = _check_chernoff(chernoff)
+    (values,) = _not_negative(chernoff=chernoff)
     inner = (values > TINY_CHERNOFF) & (values < LARGE_CHERNOFF)
     t = _sharp_parameter(np.where(inner, values, 1.0))
     coin = _sharp_coin(t)
@@ -46,7 +47,8 @@ def sharpest_acceptance_bound(chernoff: ArrayLike) -> ndarray:
 
 def pinsker_acceptance_bound(chernoff: ArrayLike) -> ndarray:
     """max(0, 1 - sqrt(C / 2)): Pinsker's inequality; says nothing beyond 2 nats."""
-    return np.maximum(0.0, 1 - np.sqrt(_check_chernoff(chernoff) / 2))
+    (values,) = _not_negative(chernoff=chernoff)
+    return np.maximum(0.0, 1 - np.sqrt(values / 2))
 
 
 def bretagnolle_huber_acceptance_bound(chernoff: ArrayLike) -> ndarray:
@@ -54,7 +56,8 @@ def bretagnolle_huber_acceptance_bound(chernoff: ArrayLike) -> ndarray:
 
     Source: Bretagnolle and Huber (1979), "Estimation des densites: risque minimax".
     """
-    return 1 - np.sqrt(-np.expm1(-_check_chernoff(chernoff)))
+    (values,) = _not_negative(chernoff=chernoff)
+    return 1 - np.sqrt(-np.expm1(-values))
 
 
 def tightest_pair(chernoff: float) -> tuple[ndarray, ndarray]:
@@ -250,15 +253,6 @@ def tokens_per_round(acceptance: ArrayLike, gamma: ArrayLike) -> ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):  # 0/0 at a = 1
         emitted = (1 - a ** (drafts + 1)) / (1 - a)
     return np.where(a == 1, drafts + 1, emitted)
-
-
-def _check_chernoff(chernoff: ArrayLike) -> ndarray:
-    values = np.asarray(chernoff, dtype=np.float64)
-    if (values < 0).any():
-        raise ValueError(
-            f"the Chernoff information is never negative: got {values[values < 0].flat[0]} nats."
-        )
-    return values
 
 
 def _sharp_parameter(chernoff: ndarray) -> ndarray:
