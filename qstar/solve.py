@@ -222,25 +222,19 @@ def _classify(pair: Pair) -> ndarray:
     same_support = (np.isfinite(pair.log_policy) == np.isfinite(pair.log_teacher)).all(axis=-1)
     left = right = np.zeros(len(equal), dtype=bool)
     if not same_support.all():  # else the slopes at the ends are known to differ in sign
-        at_0, at_1 = (pair.slope_and_curvature(np.full(len(equal), end))[0] for end in (0.0, 1.0))
-        floor = 2 * EPS * (1 + _mean_magnitude(pair, magnitude))
+        ends = [np.full(len(equal), end) for end in (0.0, 1.0)]
+        at_0, at_1 = (pair.slope_and_curvature(end)[0] for end in ends)
+        # E(|log policy| + |log teacher|) there: the scale of their rounding.
+        sizes = ((np.exp(pair.log_geometric_mean(end)) * magnitude).sum(axis=-1) for end in ends)
+        floor_0, floor_1 = (2 * EPS * (1 + size) for size in sizes)
         with np.errstate(invalid="ignore"):
-            left = ~same_support & (at_0 >= -floor[0])
-            right = ~same_support & (at_1 <= floor[1])
+            left = ~same_support & (at_0 >= -floor_0)
+            right = ~same_support & (at_1 <= floor_1)
     return np.select(
         [disjoint, equal, left, right],
         ["disjoint", "degenerate_all", "boundary_0", "boundary_1"],
         default="interior",
     )
-
-
-def _mean_magnitude(pair: Pair, magnitude: ndarray) -> ndarray:
-    """E(|log policy| + |log teacher|) under the path's two ends: the scale of their rounding."""
-    ends = []
-    for end in (0.0, 1.0):
-        log_q = pair.log_geometric_mean(np.full(len(magnitude), end))
-        ends.append((np.exp(log_q) * magnitude).sum(axis=-1))
-    return np.stack(ends)
 
 
 def _minimise(pair: Pair, status: ndarray) -> tuple[ndarray, ndarray, ndarray]:
