@@ -6,6 +6,7 @@ last.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy import ndarray
@@ -15,7 +16,7 @@ from scipy.optimize import brentq
 from scipy.special import zeta
 
 from .arguments import check_alphas
-from .gaussian_axes import Axes, cholesky
+from .gaussian_axes import Axes, singular
 from .result import Balance
 
 EPS = np.finfo(np.float64).eps
@@ -96,7 +97,7 @@ class Gaussian:
                 f"x must have the {self.dimension} coordinates of a point on its last axis: got "
                 f"shape {points.shape}. In one dimension pass x[..., None]."
             )
-        root = cholesky(self.covariance)
+        root = np.linalg.cholesky(self.covariance)
         flat = (points - self.mean).reshape(-1, self.dimension)
         standard = solve_triangular(root, flat.T, lower=True)
         log_volume = np.log(np.diag(root)).sum() + 0.5 * self.dimension * np.log(2 * np.pi)
@@ -105,7 +106,7 @@ class Gaussian:
     def sample(self, count: int, *, generator: np.random.Generator) -> ndarray:
         """Independent draws, one a row."""
         standard = generator.standard_normal((count, self.dimension))
-        return self.mean + standard @ cholesky(self.covariance).T
+        return self.mean + standard @ np.linalg.cholesky(self.covariance).T
 
 
 def kl(a: Gaussian, b: Gaussian) -> float:
@@ -114,7 +115,7 @@ def kl(a: Gaussian, b: Gaussian) -> float:
     Raises:
         ValueError: The dimensions differ.
     """
-    return float(Axes.of(a, b, names=("a", "b")).kl_to_teacher(np.asarray(1.0)))
+    return float(_axes(a, b, names=("a", "b")).kl_to_teacher(np.asarray(1.0)))
 
 
 def log_partition(policy: Gaussian, teacher: Gaussian, alpha: ArrayLike) -> ndarray:
@@ -130,7 +131,7 @@ def log_partition(policy: Gaussian, teacher: Gaussian, alpha: ArrayLike) -> ndar
     Raises:
         ValueError: The dimensions differ, or alpha leaves [0, 1].
     """
-    return Axes.of(policy, teacher).log_partition(check_alphas(alpha))
+    return _axes(policy, teacher).log_partition(check_alphas(alpha))
 
 
 def kl_gap(policy: Gaussian, teacher: Gaussian, alpha: ArrayLike) -> ndarray:
@@ -138,7 +139,7 @@ def kl_gap(policy: Gaussian, teacher: Gaussian, alpha: ArrayLike) -> ndarray:
 
     Arguments and errors are those of `log_partition`.
     """
-    return Axes.of(policy, teacher).slope(check_alphas(alpha))
+    return _axes(policy, teacher).slope(check_alphas(alpha))
 
 
 def kl_to_parents(policy: Gaussian, teacher: Gaussian, alpha: ArrayLike) -> tuple[ndarray, ndarray]:
@@ -148,7 +149,7 @@ def kl_to_parents(policy: Gaussian, teacher: Gaussian, alpha: ArrayLike) -> tupl
 
     Arguments and errors are those of `log_partition`.
     """
-    axes = Axes.of(policy, teacher)
+    axes = _axes(policy, teacher)
     alphas = check_alphas(alpha)
     return axes.kl_to_policy(alphas), axes.kl_to_teacher(alphas)
 
@@ -168,7 +169,7 @@ def geometric_mean(policy: Gaussian, teacher: Gaussian, alpha: float) -> Gaussia
         raise ValueError(
             f"alpha is the exponent on the policy and must be one number in [0, 1]: got {alpha!r}."
         )
-    axes = Axes.of(policy, teacher)
+    axes = _axes(policy, teacher)
     if weight in (0.0, 1.0):
         return policy if weight else teacher
     u = axes.u(weight)
@@ -199,7 +200,7 @@ def solve_kl_symmetry(policy: Gaussian, teacher: Gaussian) -> Balance[float, str
     Source: the analysis, problem 2; Chernoff (1952); Nielsen (2013),
         doi:10.1109/LSP.2013.2243726.
     """
-    axes = Axes.of(policy, teacher)
+    axes = _axes(policy, teacher)
     at_0, at_1 = axes.kl_to_policy(np.asarray(0.0)), axes.kl_to_teacher(np.asarray(1.0))
     if at_0 == 0 or at_1 == 0:
         alpha, passes, converged, status = 0.5, 2, True, "degenerate_all"
@@ -299,6 +300,33 @@ def alpha_same_mean_isotropic(variance_policy: ArrayLike, variance_teacher: Arra
 _EVEN = np.arange(2.0, 21.0, 2)
 _LANGEVIN = 2 * zeta(_EVEN) / (2 * np.pi) ** _EVEN * (-1) ** (_EVEN / 2 + 1)
 """B_2k / (2k)! for k = 1, 2, ...: the odd part of x / expm1(x), over x^(2k-1)."""
+
+
+def _axes(
+    policy: Gaussian, teacher: Gaussian, names: tuple[str, str] = ("policy", "teacher")
+) -> Axes:
+    if policy.dimension != teacher.dimension:
+        raise ValueError(
+            f"{names[0]} and {names[1]} must live in one space: got dimensions "
+            f"{policy.dimension} and {teacher.dimension}. Marginalise or extend one of them."
+        )
+    root = np.linalg.cholesky(teacher.covariance)
+    # Not checked: a Gaussian was when it was made.
+    unit = partial(solve_triangular, root, lower=True, check_finite=False)
+    difference = unit(unit(policy.covariance - teacher.covariance).T)
+    excess, rotation = np.full(1, np.inf), root
+    if np.isfinite(difference).all():  # else they are far apart, perhaps too far
+        excess, rotation = eigh((difference + difference.T) / 2, check_finite=False)
+    if np.abs(excess).max() < 0.5:
+        variance = 1 + excess
+    else:
+        # Without products of matrices the small variances of a far pair survive beside large
+        # ones: one-sided Jacobi on the quotient of the Cholesky factors.
+        scale, rotation = singular(unit(np.linalg.cholesky(policy.covariance)))
+        variance = scale**2
+        excess = (scale - 1) * (scale + 1)
+    apart = unit(policy.mean - teacher.mean)
+    return Axes(root @ rotation, excess, variance, rotation.T @ apart)
 
 
 def _condition(parent: Gaussian) -> float:

@@ -14,25 +14,14 @@ relative precision because e is computed from the difference of the covariances,
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy import ndarray
-from scipy.linalg import eigh, lapack, solve_triangular
+from scipy.linalg import lapack
 
 FEW = 16
 """Numbers up to which a loop in plain floats costs less than calls into NumPy."""
-
-
-class Parent(Protocol):
-    """What is asked of a Gaussian."""
-
-    @property
-    def dimension(self) -> int: ...
-    @property
-    def mean(self) -> ndarray: ...
-    @property
-    def covariance(self) -> ndarray: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,33 +39,6 @@ class Axes:
     excess: ndarray
     variance: ndarray
     gap: ndarray
-
-    @classmethod
-    def of(
-        cls, policy: Parent, teacher: Parent, names: tuple[str, str] = ("policy", "teacher")
-    ) -> "Axes":
-        if policy.dimension != teacher.dimension:
-            raise ValueError(
-                f"{names[0]} and {names[1]} must live in one space: got dimensions "
-                f"{policy.dimension} and {teacher.dimension}. Marginalise or extend one of them."
-            )
-        root = cholesky(teacher.covariance)
-        half = solve_root(root, policy.covariance - teacher.covariance)
-        difference = solve_root(root, half.T)
-        excess, rotation = np.full(1, np.inf), root
-        if np.isfinite(difference).all():  # else they are far apart, perhaps too far
-            excess, rotation = eigh((difference + difference.T) / 2, check_finite=False)
-        if np.abs(excess).max() < 0.5:
-            variance = 1 + excess
-        else:
-            # Without products of matrices the small variances of a far pair survive beside large
-            # ones: one-sided Jacobi on the quotient of the Cholesky factors.
-            quotient = solve_root(root, cholesky(policy.covariance))
-            scale, rotation = _singular(quotient)
-            variance = scale**2
-            excess = (scale - 1) * (scale + 1)
-        apart = solve_root(root, policy.mean - teacher.mean)
-        return cls(root @ rotation, excess, variance, rotation.T @ apart)
 
     @cached_property
     def log_variance(self) -> ndarray:
@@ -190,7 +152,7 @@ ATANH = 1 / np.arange(3, 41, 2)
 """1/3, 1/5, ...: the series of (atanh(r) - r) / r^3 in r^2, enough for r = 1/3."""
 
 
-def _singular(matrix: ndarray) -> tuple[ndarray, ndarray]:
+def singular(matrix: ndarray) -> tuple[ndarray, ndarray]:
     """Singular values and left singular vectors, the small values to relative precision."""
     scale, left, _, work, _, info = lapack.dgejsv(matrix, joba=2, jobu=0, jobv=0, jobr=0)
     scale = scale * (work[0] / work[1])
@@ -201,12 +163,3 @@ def _singular(matrix: ndarray) -> tuple[ndarray, ndarray]:
             f"(LAPACK dgejsv: info {info}). Check the units of the two covariances."
         )
     return scale, left
-
-
-def solve_root(root: ndarray, right: ndarray) -> ndarray:
-    """root^-1 right, for a lower triangle; a Gaussian was checked when it was made."""
-    return solve_triangular(root, right, lower=True, check_finite=False)
-
-
-def cholesky(covariance: ndarray) -> ndarray:
-    return np.linalg.cholesky(covariance)

@@ -499,7 +499,7 @@ def test_the_root_finder_sees_the_slope_itself_in_few_calls(dimension, monkeypat
             Gaussian(scale * rng.normal(size=dimension), spread),
             Gaussian(np.zeros(dimension), np.eye(dimension)),
         )
-        axes = Axes.of(*pair)
+        axes = qstar.gaussian._axes(*pair)
         for alpha in (0.0, 0.3, 1.0):
             size = np.abs(axis_slope(alpha, *axes.slope_terms)).sum()
             assert abs(axes.slope_at(alpha) - axes.slope(np.asarray(alpha))) <= 1e-14 * size
