@@ -37,7 +37,7 @@ class _Numbers:
 
     def keep(self, log_probability: Tensor) -> Tensor:
         """True with the given probability: never at -inf (or nan), always at 0."""
-        return self._coins(log_probability) < log_probability.double().exp()
+        return self._uniform(log_probability, lots=False) < log_probability.double().exp()
 
     def draw(self, log_p: Tensor) -> Tensor:
         """The inverse distribution function at a uniform number; never a token of no mass.
@@ -51,7 +51,7 @@ class _Numbers:
             return self._draw_in_parallel(p)
         cumulative = p.cumsum_(-1)  # in order: it grows at tokens with mass alone
         total = cumulative[..., -1]
-        threshold = (self._lots(total) * total).unsqueeze(-1)
+        threshold = (self._uniform(total, lots=True) * total).unsqueeze(-1)
         token = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
         return torch.where((total > 0) & (token < p.shape[-1]), token, NO_TOKEN)
 
@@ -59,17 +59,13 @@ class _Numbers:
         """The same where a sum need not be quite monotone: only tokens with mass can be hit."""
         cumulative = p.cumsum(-1).masked_fill(p == 0, -torch.inf)
         total = cumulative.amax(-1)
-        threshold = (self._lots(total) * total).unsqueeze(-1)
+        threshold = (self._uniform(total, lots=True) * total).unsqueeze(-1)
         above = cumulative > threshold
         token = above.to(torch.uint8).argmax(-1)
         return torch.where(above.any(-1), token, NO_TOKEN)
 
-    def _coins(self, like: Tensor) -> Tensor:
-        """Uniform numbers in [0, 1) to keep tokens by, in the shape of `like`."""
-        raise NotImplementedError
-
-    def _lots(self, like: Tensor) -> Tensor:
-        """The same to draw tokens by."""
+    def _uniform(self, like: Tensor, *, lots: bool) -> Tensor:
+        """Numbers in [0, 1), in the shape of `like`: `lots` to draw by, others to keep by."""
         raise NotImplementedError
 
 
@@ -83,13 +79,11 @@ class Coins(_Numbers):
 
     generator: torch.Generator
 
-    def _coins(self, like: Tensor) -> Tensor:
+    def _uniform(self, like: Tensor, *, lots: bool) -> Tensor:
         uniform = torch.rand(
             like.shape, generator=self.generator, dtype=torch.float64, device=self.generator.device
         )
         return uniform.to(like.device, non_blocking=True)
-
-    _lots = _coins
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +127,8 @@ class RowCoins(_Numbers):
         """The same streams for some of the rows, in this order."""
         return RowCoins(tuple(self.streams[row] for row in rows), coins, lots)
 
-    def _coins(self, like: Tensor) -> Tensor:
-        return self._numbers(like, self.coins)
-
-    def _lots(self, like: Tensor) -> Tensor:
-        return self._numbers(like, self.lots)
-
-    def _numbers(self, like: Tensor, counts: Sequence[int] | None) -> Tensor:
+    def _uniform(self, like: Tensor, *, lots: bool) -> Tensor:
+        counts = self.lots if lots else self.coins
         rows, most = len(self.streams), like.shape[1:].numel()
         numbers = np.zeros((rows, most))
         for row, stream in enumerate(self.streams):

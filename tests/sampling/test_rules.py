@@ -677,7 +677,7 @@ def test_a_draw_reaches_exactly_the_tokens_with_mass(draw, monkeypatch):
     with np.errstate(divide="ignore"):
         log_distribution = torch.tensor(np.log([0.0, 0.25, 0.0, 0.5, 0.25, 0.0]))
     ends = torch.tensor([0.0, 0.25 - 2**-54, 0.25, 0.5, 0.75, 1 - 2**-53], dtype=torch.float64)
-    monkeypatch.setattr(Coins, "_lots", lambda self, like: ends)
+    monkeypatch.setattr(Coins, "_uniform", lambda self, like, lots: ends)
     coins = Coins(torch.Generator())
     assert draw(coins, log_distribution.expand(6, -1)).tolist() == [1, 1, 3, 3, 4, 4]
 
@@ -696,7 +696,7 @@ def test_both_ways_to_draw_draw_the_same(monkeypatch):
     logits[torch.rand(logits.shape) < 0.3] = -torch.inf
     log_p = logits.log_softmax(-1)
     uniform = torch.rand(2000, dtype=torch.float64)
-    monkeypatch.setattr(Coins, "_lots", lambda self, like: uniform)
+    monkeypatch.setattr(Coins, "_uniform", lambda self, like, lots: uniform)
     coins = Coins(torch.Generator())
     drawn = draw_in_order(coins, log_p)
     assert torch.equal(drawn, draw_in_parallel(coins, log_p))
@@ -710,7 +710,7 @@ def test_rare_tokens_of_a_single_precision_row_are_reached(monkeypatch):
         [0.0, -40.0], dtype=torch.float32
     )  # 4e-18: below any float32 uniform
     uniform = torch.tensor([1 - 2**-53], dtype=torch.float64)
-    monkeypatch.setattr(Coins, "_lots", lambda self, like: uniform)
+    monkeypatch.setattr(Coins, "_uniform", lambda self, like, lots: uniform)
     coins = Coins(torch.Generator())
     assert coins.draw(log_distribution[None]).tolist() == [0]
     log_distribution = torch.tensor([0.0, -30.0], dtype=torch.float32)  # 9e-14
@@ -720,8 +720,8 @@ def test_rare_tokens_of_a_single_precision_row_are_reached(monkeypatch):
 def test_certainties_are_certain(monkeypatch):
     monkeypatch.setattr(
         Coins,
-        "_coins",
-        lambda self, like: torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64),
+        "_uniform",
+        lambda self, like, lots: torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64),
     )
     coins = Coins(torch.Generator())
     assert coins.keep(torch.zeros(2)).tolist() == [True, True]
