@@ -17,7 +17,7 @@ from scipy.special import zeta
 
 from .arguments import check_alphas
 from .gaussian_axes import Axes, singular
-from .result import Balance
+from .result import Balance, HashedByValue
 
 EPS = np.finfo(np.float64).eps
 LOST = 1e-3
@@ -27,7 +27,7 @@ SYMMETRY_TOLERANCE = 1e-8
 
 
 @dataclass(frozen=True, slots=True, eq=False, init=False)
-class Gaussian:
+class Gaussian(HashedByValue):
     """A normal distribution of any dimension, with a full covariance.
 
     Numbers are accepted for dimension 1: `Gaussian(0.0, 4.0)` has standard deviation 2. The arrays
@@ -69,16 +69,6 @@ class Gaussian:
         covariance.flags.writeable = False
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "covariance", covariance)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Gaussian):
-            return NotImplemented
-        return np.array_equal(self.mean, other.mean) and np.array_equal(
-            self.covariance, other.covariance
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.mean.tobytes(), self.covariance.tobytes()))
 
     @property
     def dimension(self) -> int:

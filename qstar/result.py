@@ -71,6 +71,17 @@ class ComparedByValue:
     __hash__ = None  # type: ignore[assignment]
 
 
+class HashedByValue(ComparedByValue):
+    """And a hash, for records of arrays that cannot be written to."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        values = (getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
+        # Zero added: 0.0 and -0.0 are equal.
+        return hash(tuple((v + 0.0).tobytes() if hasattr(v, "tobytes") else v for v in values))
+
+
 def _equal(one: Any, other: Any) -> bool:
     if hasattr(one, "shape") != hasattr(other, "shape"):
         return False

@@ -18,8 +18,6 @@ from numpy import ndarray
 from numpy.random import Generator
 from numpy.typing import ArrayLike
 
-from ..result import ComparedByValue
-
 LINE, INTEGERS, CIRCLE, SIMPLEX, LABELS, SPACE = (
     "real numbers",
     "integers",
@@ -179,15 +177,6 @@ class Special(Distribution):
     def _between(self, teacher: Self, a: float, b: float) -> Self:
         member = self._general()._between(teacher._general(), a, b)
         return replace(self, **{name: getattr(member, name) for name in self.varies})
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class WithArrays(ComparedByValue, Distribution):
-    """Equality and hash for fields that are arrays."""
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        values = (getattr(self, f.name) for f in fields(self))
-        return hash(tuple(v.tobytes() if isinstance(v, ndarray) else v for v in values))
 
 
 # ---- Parameters ----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from numpy.random import Generator
 from numpy.typing import ArrayLike
 from scipy.special import betaln, gammaln, i0e, xlogy
 
+from ..result import HashedByValue
 from ._special import LARGE, circle_variances, dirichlet_variance, log_poisson
 from .base import (
     CIRCLE,
@@ -18,7 +19,6 @@ from .base import (
     Finite,
     NotNegative,
     Positive,
-    WithArrays,
     set_fields,
     vector,
 )
@@ -98,7 +98,7 @@ class Beta(Distribution):
 
 
 @dataclass(frozen=True, slots=True, eq=False, init=False)
-class Dirichlet(WithArrays):
+class Dirichlet(HashedByValue, Distribution):
     """A probability vector: density prod x_i^(concentration_i - 1) on the simplex.
 
     Attributes:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
 from ..gaussian import Gaussian
+from ..result import HashedByValue
 from . import montecarlo
 from .base import (
     INTEGERS,
@@ -20,7 +21,6 @@ from .base import (
     Distribution,
     Finite,
     Positive,
-    WithArrays,
     set_fields,
     vector,
 )
@@ -165,7 +165,7 @@ class Affine(Distribution):
 
 
 @dataclass(frozen=True, slots=True, eq=False, init=False)
-class _Blend(WithArrays):
+class _Blend(HashedByValue, Distribution):
     """A weighted arithmetic mixture."""
 
     weights: ndarray

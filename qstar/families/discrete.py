@@ -10,6 +10,7 @@ from numpy.random import Generator
 from numpy.typing import ArrayLike
 from scipy.special import betaln, expit, gammaln, logit, xlog1py, xlogy
 
+from ..result import HashedByValue
 from ._special import LARGE, log_poisson, log_ratio, log_ratio_of_complements
 from .base import (
     INTEGERS,
@@ -20,7 +21,6 @@ from .base import (
     Probability,
     ProbabilityAboveZero,
     Special,
-    WithArrays,
     set_fields,
     vector,
 )
@@ -81,7 +81,7 @@ class Bernoulli(Special):
 
 
 @dataclass(frozen=True, slots=True, eq=False, init=False)
-class Categorical(WithArrays):
+class Categorical(HashedByValue, Distribution):
     """One of a list of labels, 0 to len - 1; probabilities may be zero.
 
     Attributes:

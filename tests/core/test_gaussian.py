@@ -382,6 +382,7 @@ def test_a_gaussian_is_a_value():
     mean[0] = 9.0
     assert distribution == Gaussian([1, 2], np.diag([2.0, 1.0]))
     assert hash(distribution) == hash(Gaussian([1, 2], np.diag([2.0, 1.0])))
+    assert hash(Gaussian(0.0, 1.0)) == hash(Gaussian(-0.0, 1.0))
     assert distribution != Gaussian([1, 2], np.eye(2))
     assert distribution != "a Gaussian"
     assert distribution.mean.dtype == distribution.covariance.dtype == np.float64
