@@ -4,9 +4,8 @@ Q is the geometric mean of two distributions of whole sequences, and q~ that of 
 takes it at every position (`qstar.theory.sequences`). NumPy float64; divergences in nats.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy import ndarray
@@ -146,9 +145,7 @@ def smc(
 
     Source: Pitt and Shephard (1999), perfect adaptation; Naesseth et al. (2019).
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must lie in [0, 1]: got {alpha}.")
-    return _run(pair, length, num_particles, generator, resample_below, lambda *rows: alpha)
+    return _run(pair, length, num_particles, generator, resample_below, alpha)
 
 
 def sample_token_level(
@@ -167,22 +164,13 @@ def sample_token_level(
     Raises:
         ValueError: As `smc`; or the parents share no token at some position.
     """
-    if alpha is not None and not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must lie in [0, 1]: got {alpha}.")
-    choose: Callable[[ndarray, ndarray], Any] = (
-        (lambda ours, theirs: solve_kl_symmetry(ours, theirs).alpha)
-        if alpha is None
-        else (lambda ours, theirs: alpha)
-    )
-    drawn = _run(pair, length, num_particles, generator, 0.0, choose)
+    drawn = _run(pair, length, num_particles, generator, 0.0, alpha)
     if not np.isfinite(drawn.log_partitions).all():
         raise ValueError(
             "policy and teacher share no token after a prefix that was drawn: the token-level "
             "distribution does not exist there. Use `smc`, which leaves such prefixes behind."
         )
-    even = np.full(num_particles, -np.log(num_particles))
-    fields = {name: getattr(drawn, name) for name in Particles.__slots__}
-    return Particles(**{**fields, "log_weights": even})
+    return replace(drawn, log_weights=np.full(num_particles, -np.log(num_particles)))
 
 
 def _run(
@@ -191,8 +179,10 @@ def _run(
     count: int,
     generator: Generator,
     resample_below: float,
-    choose: Callable[[ndarray, ndarray], Any],
+    alpha: float | None,
 ) -> Particles:
+    if alpha is not None and not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie in [0, 1]: got {alpha}.")
     if length < 1 or count < 1 or not 0 <= resample_below <= 1:
         raise ValueError(
             f"expected a length and a number of particles of at least 1, and resample_below in "
@@ -207,7 +197,7 @@ def _run(
         ours, theirs = pair.log_rows()
         if ours.shape[0] != count:
             raise ValueError(f"the pair holds {ours.shape[0]} particles, not {count}.")
-        alphas[:, t] = choose(ours, theirs)
+        alphas[:, t] = solve_kl_symmetry(ours, theirs).alpha if alpha is None else alpha
         log_z[:, t] = log_partition(ours, theirs, alphas[:, t])
         log_w = log_w + log_z[:, t]
         effective[t] = _effective(log_w)
