@@ -166,7 +166,7 @@ class Pair:
             teacher = np.exp(self.log_teacher)
             with np.errstate(invalid="ignore", over="ignore"):
                 close = teacher * np.expm1(weight * self.log_ratio)
-                path_gap = np.where(_close(self.log_ratio), close, np.exp(log_path) - teacher)
+                path_gap = np.where(np.abs(self.log_ratio) < 1, close, np.exp(log_path) - teacher)
             gap = (weight * self.mass_gap - np.where(self.shared, path_gap, -teacher)).sum(axis=-1)
             outside = (alpha < 0) | (alpha > 1)
             gap = np.where(outside, np.minimum(gap, 0), np.maximum(gap, 0))
@@ -248,7 +248,8 @@ def check_pair(
         log_ratio = np.where(shared, first - second, 0.0)
     p, r = np.exp(first), np.exp(second)
     with np.errstate(over="ignore", invalid="ignore"):
-        mass_gap = np.where(shared & _close(log_ratio), r * np.expm1(log_ratio), p - r)
+        # Where the two are close expm1 beats a difference of exponentials.
+        mass_gap = np.where(shared & (np.abs(log_ratio) < 1), r * np.expm1(log_ratio), p - r)
     return Pair(first, second, shared, log_ratio, mass_gap)
 
 
@@ -331,11 +332,6 @@ def not_normalised(name: str, row: list[int], total: float, allowed: float, dtyp
 def _row(index: list[int]) -> str:
     """How an error names a row of the batch."""
     return f"row {tuple(index)}" if len(index) > 1 else f"row {index[0] if index else 0}"
-
-
-def _close(log_ratio: ndarray) -> ndarray:
-    """Where expm1 beats a difference of exponentials."""
-    return np.abs(log_ratio) < 1
 
 
 def _logsumexp(log_rows: ndarray) -> ndarray:
