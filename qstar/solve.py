@@ -60,22 +60,13 @@ def solve_kl_symmetry(log_policy: ArrayLike, log_teacher: ArrayLike) -> NDArrayB
     slope, curvature = flat.slope_and_curvature(alpha)
     chernoff = np.where(status == "disjoint", np.inf, -flat.log_partition(alpha))
     chernoff = np.maximum(chernoff, 0.0)  # and no -0.0
-    with np.errstate(invalid="ignore"):  # nan at disjoint rows
-        to_policy = np.maximum(chernoff - (1 - alpha) * slope, 0.0)
-        to_teacher = np.maximum(chernoff + alpha * slope, 0.0)
-    disjoint = status == "disjoint"
-    fields = {
-        "alpha": alpha,
-        "chernoff": chernoff,
-        "kl_to_policy": np.where(disjoint, np.inf, to_policy),
-        "kl_to_teacher": np.where(disjoint, np.inf, to_teacher),
-        "status": status,
-        "converged": converged,
-        "slope": slope,
-        "curvature": curvature,
-        "passes": passes,
-    }
-    return Balance(**{name: values.reshape(tuple(batch)) for name, values in fields.items()})
+    to_policy, to_teacher = (
+        np.where(status == "disjoint", np.inf, np.maximum(chernoff + share * slope, 0.0))
+        for share in (alpha - 1, alpha)
+    )
+    divergences = chernoff, to_policy, to_teacher
+    columns = alpha, *divergences, status, converged, slope, curvature, passes
+    return Balance(*(values.reshape(tuple(batch)) for values in columns))
 
 
 class _Row(NamedTuple):
