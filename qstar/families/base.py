@@ -18,6 +18,8 @@ from numpy import ndarray
 from numpy.random import Generator
 from numpy.typing import ArrayLike
 
+from ..gaussian import _real
+
 LINE, INTEGERS, CIRCLE, SIMPLEX, LABELS, SPACE = (
     "real numbers",
     "integers",
@@ -250,12 +252,9 @@ def vector(values: ArrayLike, name: str) -> ndarray:
         ValueError: It is not one.
     """
     array = np.asarray(values)
-    if array.dtype.kind not in "fiu" or array.ndim != 1 or array.size == 0:
+    if array.ndim != 1 or array.size == 0:
         raise ValueError(
-            f"{name} must be a list of real numbers: got dtype {array.dtype} and shape "
-            f"{array.shape}. Make one distribution for each row of a batch."
+            f"{name} must be a list of real numbers: got shape {array.shape}. Make one "
+            f"distribution for each row of a batch."
         )
-    array = array.astype(float)
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} must be finite: got {array}. Mend what produced it.")
-    return array
+    return _real(array, name)
