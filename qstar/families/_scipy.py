@@ -143,10 +143,6 @@ _UNIVARIATE: dict[str, Callable[..., Distribution | Gaussian]] = {
 }
 
 
-def _from_kde(kde: Any) -> GaussianMixture:
-    return GaussianMixture(kde.weights, [Gaussian(x, kde.covariance) for x in kde.dataset.T])
-
-
 def _from_multivariate_t(frozen: Any) -> Density:
     if len(frozen.loc) != 2:
         raise ValueError(
@@ -160,6 +156,8 @@ def _from_multivariate_t(frozen: Any) -> Density:
 _MULTIVARIATE: dict[str, Callable[[Any], Distribution | Gaussian]] = {
     "multivariate_normal_frozen": lambda frozen: Gaussian(frozen.mean, frozen.cov),
     "dirichlet_frozen": lambda frozen: Dirichlet(frozen.alpha),
-    "gaussian_kde": _from_kde,
+    "gaussian_kde": lambda kde: GaussianMixture(
+        kde.weights, [Gaussian(x, kde.covariance) for x in kde.dataset.T]
+    ),
     "multivariate_t_frozen": _from_multivariate_t,
 }
