@@ -42,11 +42,8 @@ class Axes:
 
     @cached_property
     def log_variance(self) -> ndarray:
-        return _log(self.excess, self.variance)
-
-    @cached_property
-    def log_less_excess(self) -> ndarray:
-        return _log_less_linear(self.excess, self.variance)
+        near = np.abs(self.excess) < 0.5  # from whichever of the two carries the precision
+        return np.where(near, np.log1p(np.where(near, self.excess, 0.0)), np.log(self.variance))
 
     def u(self, alpha: ndarray) -> ndarray:
         """alpha + (1 - alpha) v: what q's precision is, over the policy's."""
@@ -73,7 +70,8 @@ class Axes:
         near = np.abs(self.excess) < 0.5
         square = np.where(near, self.excess, 0.0) ** 2
         far = np.where(near, 0.0, self.excess)
-        constant = np.where(near, self.log_less_excess, self.log_variance)
+        less_excess = _log_less_linear(self.excess, self.variance)
+        constant = np.where(near, less_excess, self.log_variance)
         return self.variance, square, far, constant, self.gap**2
 
     @cached_property
@@ -117,12 +115,6 @@ def axis_slope(a: Any, variance: Any, square: Any, far: Any, constant: Any, gap:
     u = a + b * variance
     location = gap * ((a / u) * (a / u) - (b / u) * (b * variance / u))
     return (far - b * square) / u - constant + location
-
-
-def _log(x: ndarray, one_plus_x: ndarray) -> ndarray:
-    """log(1 + x) from whichever of the two carries the precision."""
-    near = np.abs(x) < 0.5
-    return np.where(near, np.log1p(np.where(near, x, 0.0)), np.log(one_plus_x))
 
 
 def _log_less_linear(x: ndarray, one_plus_x: ndarray) -> ndarray:
