@@ -10,7 +10,7 @@ from numpy import ndarray
 
 from qstar.result import Balance
 
-from .style import COLOURS, FILL, INK, LINES, halo, role_legend, star
+from .style import COLOURS, FILL, INK, LINES, note, role_legend, star
 
 
 def one_scale_law(
@@ -43,15 +43,13 @@ def one_scale_law(
             markeredgecolor="white",
             zorder=6,
         )
-        halo(
-            ax.annotate(
-                name,
-                (ratio, alpha),
-                xytext=(9 * side, 7 * side),
-                textcoords="offset points",
-                ha="left" if side > 0 else "right",
-                va="center",
-            )
+        note(
+            ax,
+            name,
+            (ratio, alpha),
+            (9 * side, 7 * side),
+            ha="left" if side > 0 else "right",
+            va="center",
         )
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}" if x >= 1 else f"1/{1 / x:g}")
@@ -101,15 +99,13 @@ def mirrored_variance(
         (alphas[at], variances[at], r"$F''(\alpha)$"),
         (alphas[-at], variances[at], r"$F''(1-\alpha)$"),
     ):
-        halo(ax.annotate(text, (x, y), xytext=(0, 7), textcoords="offset points", ha="center"))
-    halo(
-        ax.annotate(
-            r"$\alpha^\star$",
-            (balance.alpha, float(np.interp(balance.alpha, alphas, variances))),
-            (10, 5),
-            textcoords="offset points",
-            color=INK["q*"],
-        )
+        note(ax, text, (x, y), (0, 7), ha="center")
+    note(
+        ax,
+        r"$\alpha^\star$",
+        (balance.alpha, float(np.interp(balance.alpha, alphas, variances))),
+        (10, 5),
+        color=INK["q*"],
     )
     return ax
 
@@ -137,18 +133,16 @@ def tail_weight(
         ax.plot(freedoms, alphas, color=COLOURS["q*"], linestyle=dash, linewidth=width)
         ax.plot([freedoms[-1]], [limit], "<", color=COLOURS["ink"], markersize=6, clip_on=False)
         at = int(0.78 * len(freedoms))
-        halo(
-            ax.annotate(
-                label if number else f"scales {label}",
-                (freedoms[at], alphas[at]),
-                xytext=(2, 5),
-                textcoords="offset points",
-                ha="left",
-                color=INK["q*"],
-            )
+        note(
+            ax,
+            label if number else f"scales {label}",
+            (freedoms[at], alphas[at]),
+            (2, 5),
+            ha="left",
+            color=INK["q*"],
         )
     ax.plot([1], [0.5], "o", markersize=8, color=COLOURS["ink"], markeredgecolor="white", zorder=6)
-    ax.annotate("Cauchy", (1, 0.5), (8, 8), textcoords="offset points")
+    note(ax, "Cauchy", (1, 0.5), (8, 8), clear=False)
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     ax.set(
@@ -189,16 +183,14 @@ def modes_along_path(
         below.axhline(balance.alpha, **LINES["q*"] | {"linewidth": 1.6}, zorder=0)
         above.set(xlim=(x[0], x[-1]), ylim=(0, 1.1 * rows.max()))
         below.set(xlabel="$x$", ylim=(0, 1))
-        halo(
-            below.annotate(
-                r"$\alpha^\star$",
-                (1, balance.alpha),
-                xycoords=("axes fraction", "data"),
-                xytext=(-4, 4),
-                textcoords="offset points",
-                ha="right",
-                color=INK["q*"],
-            )
+        note(
+            below,
+            r"$\alpha^\star$",
+            (1, balance.alpha),
+            (-4, 4),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            color=INK["q*"],
         )
     axes[0, 0].set_ylabel("density")
     axes[1, 0].set_ylabel(r"$\alpha$ (modes of $q_\alpha$)")
@@ -225,18 +217,14 @@ def effective_share(
     ax.plot(dimensions, guarantees, **LINES["q*"])
     ax.plot(dimensions, shares, "o", color=COLOURS["ink"], markersize=6)
     at = len(dimensions) // 2
-    ax.annotate(
-        "measured", (dimensions[at], shares[at]), (8, 6), textcoords="offset points", ha="left"
-    )
-    halo(
-        ax.annotate(
-            r"guaranteed: $e^{-C}$",
-            (dimensions[at], guarantees[at]),
-            (-8, -14),
-            textcoords="offset points",
-            ha="right",
-            color=INK["q*"],
-        )
+    note(ax, "measured", (dimensions[at], shares[at]), (8, 6), clear=False, ha="left")
+    note(
+        ax,
+        r"guaranteed: $e^{-C}$",
+        (dimensions[at], guarantees[at]),
+        (-8, -14),
+        ha="right",
+        color=INK["q*"],
     )
     ax.set_yscale("log")
     ax.minorticks_off()
@@ -286,15 +274,13 @@ def enclosing_balls(
                 *mean, "o", markersize=8, color=filled, markeredgecolor=COLOURS["ink"], zorder=5
             )
             away = (mean - centre) / max(float(np.linalg.norm(mean - centre)), 1e-9)
-            halo(
-                ax.annotate(
-                    f"{weight:.2f}" if weight > 0 else "0",
-                    mean,
-                    xytext=tuple(21 * away),
-                    textcoords="offset points",
-                    ha="center",
-                    va="center",
-                )
+            note(
+                ax,
+                f"{weight:.2f}" if weight > 0 else "0",
+                mean,
+                tuple(21 * away),
+                ha="center",
+                va="center",
             )
         star(ax, *centre)
         ax.set_aspect("equal")

@@ -6,7 +6,7 @@ from numpy import ndarray
 
 from qstar.gaussian import SolvedPair
 
-from .style import COLOURS, FILL, INK, LINES, halo
+from .style import COLOURS, FILL, INK, LINES, note
 
 NAMES = {"policy": r"policy $\pi_\theta$", "teacher": r"teacher $\pi_t$", "q*": r"$q^\star$"}
 
@@ -26,27 +26,27 @@ def balanced(case: SolvedPair, x: ndarray, rows: ndarray, *, ax: Axes) -> Axes:
         ax.fill_between(x, density, color=COLOURS[role], alpha=FILL, linewidth=0)
         ax.plot(x, density, **LINES[role])
         peaks[role] = float(x[np.argmax(density)])
-        label = ax.annotate(
+        note(
+            ax,
             NAMES[role],
             (peaks[role], float(density.max())),
-            xytext=(0, 6),
-            textcoords="offset points",
+            (0, 6),
             ha="center",
             va="bottom",
             color=INK[role],
             fontsize=13 if role == "q*" else 11,
         )
-        halo(label)
     height = -0.13 * top
     for role in ("policy", "teacher"):
         side = 1 if peaks[role] < peaks["q*"] else -1
         ends = (peaks["q*"], height), (peaks[role], height)
         ax.annotate("", *ends, arrowprops={"arrowstyle": "<->", "color": INK[role], "lw": 1.3})
-        ax.annotate(
+        note(
+            ax,
             rf"KL($q^\star$ ‖ {role}) = {chernoff:.2f}",
             (peaks["q*"], height),
-            xytext=(-6 * side, -5),
-            textcoords="offset points",
+            (-6 * side, -5),
+            clear=False,
             ha="right" if side > 0 else "left",
             va="top",
             color=INK[role],

@@ -14,7 +14,7 @@ from numpy import ndarray
 from qstar.gaussian import Gaussian, SolvedPair
 
 from .path import kl_crossing
-from .style import COLOURS, FILL, INK, LINES, halo, role_legend, star
+from .style import COLOURS, FILL, INK, LINES, halo, note, role_legend, star
 
 PATH_COLOURS = LinearSegmentedColormap.from_list(
     "path", [COLOURS["teacher"], "#B9B9B9", COLOURS["policy"]]
@@ -72,14 +72,7 @@ def gaussian_cases(cases: Sequence[SolvedPair], *, fig: Figure) -> Figure:
         ax.tick_params(labelsize=9.5)
         alpha = rf"$\alpha^\star = {case.balance.alpha:.3f}$"
         for text, height, colour in ((case.name, 18, COLOURS["ink"]), (alpha, 4, INK["q*"])):
-            ax.annotate(
-                text,
-                (0, 1),
-                xytext=(0, height),
-                xycoords="axes fraction",
-                textcoords="offset points",
-                color=colour,
-            )
+            note(ax, text, (0, 1), (0, height), clear=False, xycoords="axes fraction", color=colour)
     for ax in axes.flat[len(cases) :]:
         ax.set_axis_off()
     role_legend(fig)
@@ -157,15 +150,14 @@ def density_path(
     )
     for curve, role, text, height, side in labels:
         above = np.flatnonzero(curve >= height * curve.max())
-        note = ax.annotate(
+        note(
+            ax,
             text,
             (points[above[-1 if side > 0 else 0]], height * curve.max()),
-            xytext=(side * (9 if height < 1 else 32), 5),
-            textcoords="offset points",
+            (side * (9 if height < 1 else 32), 5),
             ha="left" if side > 0 else "right",
             color=INK[role],
         )
-        halo(note)
     ax.set(
         xlabel="$x$",
         ylabel="density",
@@ -213,26 +205,22 @@ def path_evolution(
     top.set(xlabel="$x_1$", ylabel="$x_2$")
     top.margins(0.05)
     for gaussian, role, end in ends:
-        halo(
-            top.annotate(
-                rf"{role}, $\alpha = {end}$",
-                (gaussian.mean[0], contour(gaussian, 1)[1].max()),
-                xytext=(0, 5),
-                textcoords="offset points",
-                ha="center",
-                color=INK[role],
-            )
+        note(
+            top,
+            rf"{role}, $\alpha = {end}$",
+            (gaussian.mean[0], contour(gaussian, 1)[1].max()),
+            (0, 5),
+            ha="center",
+            color=INK[role],
         )
-    halo(
-        top.annotate(
-            r"$q^\star$",
-            tuple(contour(case.q_star, 1)[:, 68]),  # on its upper left
-            xytext=(-4, 3),
-            textcoords="offset points",
-            ha="right",
-            color=INK["q*"],
-            fontsize=13,
-        )
+    note(
+        top,
+        r"$q^\star$",
+        tuple(contour(case.q_star, 1)[:, 68]),  # on its upper left
+        (-4, 3),
+        ha="right",
+        color=INK["q*"],
+        fontsize=13,
     )
     kl_crossing(alphas, kl_to_policy, kl_to_teacher, case.balance, ax=bottom)
     return fig
@@ -271,14 +259,12 @@ def scale_law(
             markeredgecolor="white",
             zorder=6,
         )
-        halo(
-            ax.annotate(
-                f"ratio {ratio:g} ({case.name})",
-                (ratio, case.balance.alpha),
-                xytext=(7, 6),
-                textcoords="offset points",
-                color=INK["q*"],
-            )
+        note(
+            ax,
+            f"ratio {ratio:g} ({case.name})",
+            (ratio, case.balance.alpha),
+            (7, 6),
+            color=INK["q*"],
         )
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}" if x >= 1 else f"1/{1 / x:g}")

@@ -12,7 +12,7 @@ from scipy.special import rel_entr
 from qstar.rows import log_geometric_mean
 from qstar.solve import solve_kl_symmetry
 
-from .style import COLOURS, FILL, INK, LINES, halo, star
+from .style import COLOURS, FILL, INK, LINES, note, star
 
 CORNERS = np.array([[0.5, np.sqrt(0.75)], [0.0, 0.0], [1.0, 0.0]])
 
@@ -54,9 +54,7 @@ def simplex(
     bisector = LINES["guide"] | {"color": COLOURS["ink"], "linewidth": 1.4}
     ax.plot(*np.transpose(crossing), **bisector)
     right_end = max(crossing, key=lambda point: float(point[0]))
-    ax.annotate(
-        "equally far\nfrom both", right_end, (6, 0), textcoords="offset points", va="center"
-    )
+    note(ax, "equally far\nfrom both", right_end, (6, 0), clear=False, va="center")
     along = [log_geometric_mean(*logs, alpha) for alpha in np.linspace(0, 1, 61)]
     path = np.exp(along)
     ax.plot(*(path @ CORNERS).T, **LINES["q*"])
@@ -64,14 +62,11 @@ def simplex(
         x, y = parent @ CORNERS
         look: dict[str, Any] = {"color": COLOURS[role], "markersize": 9, "zorder": 6}
         ax.plot([x], [y], mark, markeredgecolor="white", **look)
-        label = ax.annotate(
-            role, (x, y), (0, up), textcoords="offset points", ha="center", color=INK[role]
-        )
-        halo(label)
+        note(ax, role, (x, y), (0, up), ha="center", color=INK[role])
     star(ax, *(q @ CORNERS))
     offsets = ((0, 6, "center"), (0, -16, "center"), (0, -16, "center"))
     for name, (x, y), (right, up, ha) in zip(names, CORNERS, offsets, strict=True):
-        ax.annotate(name, (x, y), (right, up), textcoords="offset points", ha=ha)
+        note(ax, name, (x, y), (right, up), clear=False, ha=ha)
     ax.set(xlim=(-0.1, 1.1), ylim=(-0.1, 0.95))
     return ax
 

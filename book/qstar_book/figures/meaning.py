@@ -13,7 +13,7 @@ from numpy import ndarray
 from qstar.result import Balance
 from qstar.theory.hypothesis_testing import Verdicts
 
-from .style import COLOURS, INK, LINES, halo, star
+from .style import COLOURS, INK, LINES, note, star
 
 LOOKS: tuple[tuple[str, str, Any], ...] = (
     (COLOURS["ink"], "o", "-"),
@@ -63,18 +63,13 @@ def range_bound(
     ax.plot(*extremal, "o", markersize=6, markerfacecolor="white", color=COLOURS["other"], zorder=3)
     ax.axhline(0.5, **LINES["guide"])
     at = int(0.44 * len(ranges))
-    ax.annotate(
-        "$B(R)$",
-        (ranges[at], bound[at]),
-        (-14, 16),
-        textcoords="offset points",
-        ha="right",
-    )
-    ax.annotate(
+    note(ax, "$B(R)$", (ranges[at], bound[at]), (-14, 16), clear=False, ha="right")
+    note(
+        ax,
         "rare coins",
         (extremal[0][-4], extremal[1][-4]),
         (-8, 10),
-        textcoords="offset points",
+        clear=False,
         ha="right",
         color=INK["other"],
     )
@@ -116,28 +111,26 @@ def ends_and_middle(
         away = end + side * reach / abs(slope)
         party = "teacher" if end == 0 else "policy"
         ax.plot([end, away], [0, -reach], **LINES[party])
-        text = ax.annotate(
+        note(
+            ax,
             f"{label}\n= {slope:.3f}".replace("-", "−"),
             (end + 0.28 * (away - end), -0.28 * reach),
             (26 * side, 0),
-            textcoords="offset points",
             ha="left" if side > 0 else "right",
             va="center",
             color=INK[party],
         )
-        halo(text)
     ax.plot(alphas, log_z, color=COLOURS["ink"], linewidth=2)
     ax.axvline(0.5, **LINES["guide"])
     star(ax, float(balance.alpha), -chernoff)
-    text = ax.annotate(
+    note(
+        ax,
         rf"$\alpha^\star = {float(balance.alpha):.3f}$",
         (float(balance.alpha), -chernoff),
         (0, -18),
-        textcoords="offset points",
         ha="center",
         color=INK["q*"],
     )
-    halo(text)
     ax.set(
         xlim=(0, 1),
         ylim=(-1.3 * chernoff, 0.05 * chernoff),
@@ -231,14 +224,7 @@ def error_exponent(
             label=label,
         )
     at = 0.62 * n[-1]
-    text = ax.annotate(
-        "$e^{-nC}/2$",
-        (at, 0.5 * np.exp(-at * chernoff)),
-        (8, 6),
-        textcoords="offset points",
-        ha="left",
-    )
-    halo(text)
+    note(ax, "$e^{-nC}/2$", (at, 0.5 * np.exp(-at * chernoff)), (8, 6), ha="left")
     ax.set(yscale="log", xlabel="tokens drawn, $n$", ylabel="probability of error", xlim=(0, None))
     ax.legend(loc="lower left")
     return ax
@@ -334,10 +320,8 @@ def adversaries(
             linewidth=1.6,
             label=label,
         )
-    text = ax.annotate(
-        "$q^\\star$", (steepness[-1], 1), (-4, -4), textcoords="offset points", ha="right", va="top"
-    )
-    text.set_color(INK["q*"])
+    look = {"ha": "right", "va": "top", "color": INK["q*"]}
+    note(ax, "$q^\\star$", (steepness[-1], 1), (-4, -4), clear=False, **look)
     ax.set(
         xscale="log",
         yscale="log",

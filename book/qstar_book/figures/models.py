@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
-from .style import COLOURS, LINES, halo
+from .style import COLOURS, LINES, halo, note
 
 PARENTS = ("policy", "teacher")
 
@@ -175,7 +175,7 @@ def solving_gain(
     for share, label in ((0.1, "10% of $C$"), (0.01, "1% of $C$")):
         ax.plot(ends, share * ends, **LINES["guide"], zorder=1)
         at = (ends[1], share * ends[1])
-        halo(ax.annotate(label, at, (-2, -12), textcoords="offset points", ha="right", va="top"))
+        note(ax, label, at, (-2, -12), ha="right", va="top")
     ax.set_xlim(*ends)
     legend = ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handletextpad=0.3)
     for handle in legend.legend_handles:

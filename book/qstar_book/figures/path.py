@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from qstar.result import Balance
 
-from .style import COLOURS, FILL, INK, LINES, halo, star
+from .style import COLOURS, FILL, INK, LINES, note, star
 
 HALF_LABEL = 0.12
 """Half the width of the label at the crossing, as a share of the axis, with room beside it."""
@@ -44,17 +44,15 @@ def kl_crossing(
     star(ax, alpha, chernoff)
     sides = (alpha + HALF_LABEL, kl_to_teacher), (alpha - HALF_LABEL, kl_to_policy)
     beside = max(float(np.interp(at, alphas, curve)) for at, curve in sides)
-    halo(
-        ax.annotate(
-            rf"$\alpha^\star = {alpha:.3f}$" + "\n" + rf"$C = {chernoff:.3f}$ nats",
-            (alpha, beside),
-            xytext=(0, 4),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            color=INK["q*"],
-            linespacing=1.35,
-        )
+    note(
+        ax,
+        rf"$\alpha^\star = {alpha:.3f}$" + "\n" + rf"$C = {chernoff:.3f}$ nats",
+        (alpha, beside),
+        (0, 4),
+        ha="center",
+        va="bottom",
+        color=INK["q*"],
+        linespacing=1.35,
     )
     ax.legend(loc="upper center", handletextpad=0.6)
     ax.set(
@@ -95,15 +93,13 @@ def minimax(
     if alone is not None:
         ax.plot(*alone, "s", ms=8, mfc="none", color=COLOURS["ink"], zorder=5)
         for outcome, point in enumerate(zip(*alone, strict=True), 1):
-            name = ax.annotate(
-                f"outcome {outcome}", point, xytext=(-8, 10), textcoords="offset points"
-            )
-            halo(name).set_horizontalalignment("right")
-    ax.annotate(
+            note(ax, f"outcome {outcome}", point, (-8, 10), ha="right")
+    note(
+        ax,
         rf"$q^\star$, at $C = {chernoff:.3f}$",
         (0, chernoff),
-        xytext=(14, -6),
-        textcoords="offset points",
+        (14, -6),
+        clear=False,
         va="center",
         color=INK["q*"],
     )

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-from .style import COLOURS, INK, LINES, halo
+from .style import COLOURS, INK, LINES, note
 
 
 def redraw_panels(
@@ -94,16 +94,8 @@ def loop_bias(
             markeredgewidth=1.4,
             zorder=4,
         )
-        halo(
-            ax.annotate(
-                name,
-                (num_candidates[-1], values[-1]),
-                xytext=(0, 6),
-                textcoords="offset points",
-                ha="right",
-                va="bottom",
-                color=shade,
-            )
+        note(
+            ax, name, (num_candidates[-1], values[-1]), (0, 6), ha="right", va="bottom", color=shade
         )
     ax.plot([], [], "o-", color=COLOURS["ink"], markersize=4.5, label="with replacement")
     ax.plot(
@@ -117,11 +109,12 @@ def loop_bias(
         label="without replacement",
     )
     ax.axhline(0, **LINES["q*"], zorder=1)
-    ax.annotate(
+    note(
+        ax,
         r"exact: $q^\star$",
         (num_candidates[-1], 0),
-        xytext=(0, 5),
-        textcoords="offset points",
+        (0, 5),
+        clear=False,
         ha="right",
         va="bottom",
         color=INK["q*"],

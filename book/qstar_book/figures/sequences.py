@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy import ndarray
 
-from .style import COLOURS, INK, LINES, halo
+from .style import COLOURS, INK, LINES, note
 
 
 def two_means(
@@ -54,14 +54,12 @@ def gap_growth(
     ax.plot(lengths, limit, **LINES["guide"])
     ax.plot(lengths, gaps, "o-", color=INK["other"], markersize=3.5, linewidth=1.2)
     middle = 2 * len(lengths) // 5
-    halo(
-        ax.annotate(
-            "slope: difference of the two rates",
-            (lengths[middle], limit[middle]),
-            xytext=(10, -16),
-            textcoords="offset points",
-            color=COLOURS["quiet"],
-        )
+    note(
+        ax,
+        "slope: difference of the two rates",
+        (lengths[middle], limit[middle]),
+        (10, -16),
+        color=COLOURS["quiet"],
     )
     ax.set(xlabel="length (tokens)", ylabel="KL from token by token\nto as a whole (nats)")
     ax.set_xlim(0, None)

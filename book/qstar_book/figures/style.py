@@ -99,6 +99,20 @@ def halo(text: Text) -> Text:
     return text
 
 
+def note(
+    ax: Axes,
+    text: str,
+    at: tuple[Any, Any],
+    shift: tuple[float, float],
+    *,
+    clear: bool = True,
+    **how: Any,
+) -> Text:
+    """A label beside a place, `shift` points from it; `clear` where a line may pass behind it."""
+    label = ax.annotate(text, at, shift, textcoords="offset points", **how)
+    return halo(label) if clear else label
+
+
 def star(ax: Axes, x: float, y: float, *, size: float = 15) -> Line2D:
     """The mark of q* everywhere: a green star with a white rim."""
     (star,) = ax.plot(
