@@ -1,9 +1,9 @@
 """Every figure of the book: one function each, from a record to an axes, and the one style sheet.
 
 A figure function computes nothing that a claim rests on, opens no file and shows nothing. It takes
-values and the axes (or, with several panels, the figure) to draw on, and returns it. There are no
-titles: the caption claims. The modules are told apart by subject; call a figure by its name in the
-package, `figures.kl_crossing`.
+values and the axes `ax` (or, with several panels, the empty figure `fig`) to draw on, and returns
+it. There are no titles: the caption claims. The modules are told apart by subject; call a figure by
+its name in the package, `figures.kl_crossing`.
 """
 
 import importlib

@@ -27,7 +27,6 @@ def one_scale_law(
         alphas: alpha* at each, by the formula. Shape (points,).
         families: Name -> (ratio, alpha* as solved), in the order of the ratios: labels alternate
             between the sides of the curve.
-        ax: Where to draw.
     """
     ax.axhline(0.5, **LINES["guide"])
     ax.axvline(1, **LINES["guide"])
@@ -80,7 +79,6 @@ def mirrored_variance(
             (points,).
         variances: The second derivative of log Z at each, in nats squared. Shape (points,).
         balance: The solved pair: where to mark alpha*.
-        ax: Where to draw.
     """
     ax.fill_between(alphas, variances, variances[::-1], color=COLOURS["q*"], alpha=FILL, lw=0)
     ax.plot(alphas, variances, color=COLOURS["ink"], linewidth=1.8)
@@ -123,7 +121,6 @@ def tail_weight(
         freedoms: Degrees of freedom, increasing. Shape (points,).
         curves: A ratio of scales, "1 : 2" -> alpha* of the narrow policy at each. Shape (points,).
         limits: alpha* of Gaussians of the same ratios, drawn as ticks at the right.
-        ax: Where to draw.
     """
     looks = [("-", 1.6), ((0, (5, 2)), 2.2), ("-", 3.2)]
     ax.axhline(0.5, **LINES["guide"])
@@ -171,7 +168,6 @@ def modes_along_path(
         panels: One column each: the points, the densities of policy, teacher and q* there, the
             modes along the path as (places, their alphas), and the solved pair. Shape (points,) or
             (3, points) or (modes,).
-        fig: Where to draw: an empty figure.
     """
     axes = fig.subplots(2, len(panels), squeeze=False, height_ratios=(1, 1.15), sharex="col")
     for column, (x, rows, (places, alphas), balance) in enumerate(panels):
@@ -257,7 +253,6 @@ def enclosing_balls(
     Args:
         panels: Side by side: the experts' means, their weights, the centre, and the radius. Shape
             (experts, 2) or (experts,) or (2,).
-        fig: Where to draw: an empty figure.
     """
     axes = fig.subplots(1, len(panels), squeeze=False)[0]
     angle = np.linspace(0, 2 * np.pi, 181)

@@ -54,7 +54,6 @@ def coin_acceptance(
         kept: The acceptance probability of the mixture at each. Shape (points,).
         floor: The bound from the Chernoff information at each. Shape (points,).
         alpha: alpha*, where that bound is highest.
-        ax: Where to draw.
     """
     ax.plot(weights, kept, **MIXTURE)
     ax.plot(weights, floor, color=INK["q*"], linestyle=(0, (1.2, 1.4)), linewidth=1.8)

@@ -25,7 +25,6 @@ def one_round(steps: Sequence[tuple[str, Sequence[tuple[str, str]], str]], *, ax
             to right as (word, kind), and what comes of it. Kinds: "cached", "read" (in this
             forward pass), "draft" (a proposal, read in this forward pass and kept), "masked" (a
             proposal, read and rejected), "next" (a proposal for the position after the last).
-        ax: Where to draw.
     """
     looks: dict[str, dict[str, Any]] = {
         "cached": {"facecolor": "#ECECEC", "edgecolor": "#AAAAAA"},
@@ -85,7 +84,6 @@ def width_costs(curves: Mapping[str, tuple[ndarray, ndarray]], *, ax: Axes) -> A
 
     Args:
         curves: Name -> (widths, times over that of width 1). Shape (widths,).
-        ax: Where to draw.
     """
     looks = ((COLOURS["ink"], "-", "o"), (COLOURS["other"], (0, (4.5, 2.2)), "s"))
     for (name, (widths, ratio)), (colour, dash, marker) in zip(curves.items(), looks, strict=False):
@@ -114,7 +112,6 @@ def forwards_by_acceptance(
         acceptance: The acceptance probability of the drafter. Shape (points,).
         curves: Scheme -> forwards of the parents per token. Shape (points,).
         measured: Scheme -> (acceptance rate, forwards per token) of recorded runs.
-        ax: Where to draw.
     """
     looks: tuple[tuple[str, Any, str], ...] = (
         (INK["q*"], "-", "o"),

@@ -53,7 +53,6 @@ def target_scores(
 
     Args:
         panels: Pair -> target -> (mean and the ends of its interval, the mean of each seed).
-        fig: Where to draw.
     """
     rows = -(-len(panels) // 2)
     axes = list(fig.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).flat)
@@ -80,7 +79,6 @@ def sampler_power(pairs: Mapping[str, tuple[ndarray, ndarray]], level: float, *,
     Args:
         pairs: Name -> shares of answers of the other sampler, and how often. Shape (shares,).
         level: Of the test.
-        ax: Where to draw.
     """
     looks: tuple[dict[str, Any], ...] = (
         {"marker": "o"},
@@ -105,7 +103,6 @@ def draft_acceptances(
     Args:
         drafters: Name -> for each seed the mean and the ends of its interval.
         guides: Label -> a value to compare with.
-        ax: Where to draw.
     """
     for y, (name, seeds) in enumerate(drafters.items()):
         look = {"markersize": 6, **MARKS.get(name, OTHER)}
@@ -131,7 +128,6 @@ def draft_payoff(
         grid: Costs, in forwards of a parent. Shape (costs,).
         curves: Name -> speed-up. Shape (costs,).
         marks: Label -> a cost to point at.
-        ax: Where to draw.
     """
     looks = [
         {"color": INK["q*"], "linewidth": 2.6},
@@ -156,7 +152,6 @@ def length_costs(panels: Mapping[str, Mapping[str, Interval]], *, fig: Figure) -
 
     Args:
         panels: Heading -> rule -> mean and the ends of its interval.
-        fig: Where to draw.
     """
     axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for ax, (heading, rules) in zip(axes, panels.items(), strict=True):

@@ -18,7 +18,6 @@ def balanced(case: SolvedPair, x: ndarray, rows: ndarray, *, ax: Axes) -> Axes:
         case: The solved pair, each parent with one peak.
         x: The points. Shape (points,).
         rows: The densities of policy, teacher and q* there. Shape (3, points).
-        ax: Where to draw.
     """
     top, chernoff = float(rows.max()), float(case.balance.chernoff)
     peaks = {}

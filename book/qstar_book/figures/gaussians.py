@@ -97,7 +97,6 @@ def precision_ellipses(case: SolvedPair, averaged: Gaussian, *, ax: Axes) -> Axe
     Args:
         case: The pair in the plane, with mean zero, neither parent wider in every direction.
         averaged: The Gaussian with the weighted average of the parents' covariances.
-        ax: Where to draw.
     """
     covariances = case.policy.covariance, case.teacher.covariance
     precisions = [np.linalg.inv(covariance) for covariance in covariances]
@@ -134,7 +133,6 @@ def density_path(
         alphas: The exponents, from 0 to 1. Shape (steps,).
         densities: The density of q_alpha for each exponent, at each point. Shape (steps, points).
         case: The solved pair on the line, for q*.
-        ax: Where to draw.
     """
     for alpha, density in zip(alphas, densities, strict=True):
         ax.plot(points, density, color=PATH_COLOURS(float(alpha)), linewidth=1.2)
@@ -242,7 +240,6 @@ def scale_law(
         alphas: alpha* at each. Shape (points,).
         shares: The part of q*'s precision that comes from the policy, at each. Shape (points,).
         cases: Rows of the source's table to mark: isotropic, with one mean.
-        ax: Where to draw.
     """
     ax.axhline(0.5, **LINES["guide"])
     ax.axvline(1, **LINES["guide"])
@@ -294,7 +291,6 @@ def covariance_rules(case: SolvedPair, geometric: Gaussian, *, ax: Axes) -> Axes
     Args:
         case: The pair in the plane, with one mean.
         geometric: A Gaussian with the source's covariance, policy^alpha teacher^(1 - alpha).
-        ax: Where to draw.
     """
     for gaussian, role in ((case.teacher, "teacher"), (case.policy, "policy"), (case.q_star, "q*")):
         draw_contour(gaussian, role, ax)
@@ -322,7 +318,6 @@ def densities(
     Args:
         panels: For each panel the solved pair (its name is the label), the points, and the
             densities of policy, teacher and q* there. Shape (points,) or (3, points).
-        fig: Where to draw: an empty figure.
     """
     axes = fig.subplots(len(panels), 1, squeeze=False)[:, 0]
     for ax, (case, x, rows) in zip(axes, panels, strict=True):
@@ -350,7 +345,6 @@ def kl_order(
             Shape (draws,).
         alphas: alpha* of each draw, by family. Shape (draws,).
         labels: What each family is called, three at most; the first is drawn on top.
-        ax: Where to draw.
     """
     reach = max(float(np.abs(ratio).max()) for ratio in log_kl_ratios) * 1.03
     for left, bottom in ((-reach, 0.5), (0, 0)):

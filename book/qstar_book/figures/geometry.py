@@ -29,7 +29,6 @@ def simplex(
     Args:
         policy: Probabilities, all positive. Shape (3,).
         teacher: The same for the teacher. Shape (3,).
-        ax: Where to draw.
         names: What the corners are called.
     """
     logs = np.log(policy), np.log(teacher)

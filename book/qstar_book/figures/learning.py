@@ -34,7 +34,6 @@ def trajectories(
     Args:
         steps: After which optimiser steps.
         trainings: What is trained, a column each -> what it is compared with -> its trajectory.
-        fig: Where to draw.
     """
     axes = fig.subplots(2, len(trainings), sharex=True, sharey="row", squeeze=False)
     at = np.asarray(steps, dtype=float) + 1
@@ -101,7 +100,6 @@ def learning_curves(
     Args:
         steps: After which optimiser steps.
         panels: Quantity -> way -> (mean over seeds, low, high). Shapes (steps,).
-        fig: Where to draw.
     """
     axes = np.atleast_1d(fig.subplots(len(panels), 1, sharex=True))
     at = np.asarray(steps, dtype=float)

@@ -100,7 +100,6 @@ def ends_and_middle(
         policy_to_teacher: KL(policy || teacher), the slope at 1.
         teacher_to_policy: KL(teacher || policy), minus the slope at 0.
         balance: The solved pair.
-        ax: Where to draw.
     """
     chernoff = float(balance.chernoff)
     reach = 1.25 * chernoff
@@ -157,7 +156,6 @@ def token_bars(
         teacher: Probabilities. Shape (vocab,).
         q_star: Probabilities. Shape (vocab,).
         overlap: min(policy, teacher), normalised. Shape (vocab,).
-        ax: Where to draw.
     """
     parts = (
         ("policy", policy, COLOURS["policy"], ""),
@@ -241,7 +239,6 @@ def training(
     Args:
         time: The progress of the training, from 0; drawn on a linear axis. Shape (steps,).
         runs: Label -> (alpha*, C in nats) along it. Shape (steps,).
-        fig: Where to draw.
     """
     above, below = fig.subplots(2, 1, sharex=True)
     for (label, (alpha, chernoff)), (colour, _, dash) in zip(runs.items(), LOOKS, strict=False):

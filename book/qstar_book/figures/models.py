@@ -121,7 +121,6 @@ def alpha_by_kind(
 
     Args:
         alphas: Kind of pair -> alpha* at each of its positions. Shape (positions,).
-        ax: Where to draw.
         typical: The range of alpha to shade.
     """
     ax.axvspan(*typical, color="#EFEFEF", linewidth=0, zorder=0)

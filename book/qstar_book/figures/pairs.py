@@ -22,7 +22,6 @@ def divergence_by_question(
 
     Args:
         pairs: Pair -> kind of question -> the mean C of each answer, nats. Shape (answers,).
-        ax: Where to draw.
     """
     kinds = list(dict.fromkeys(kind for found in pairs.values() for kind in found))
     for row, found in enumerate(pairs.values()):
@@ -53,7 +52,6 @@ def concentration(
 
     Args:
         pairs: Pair -> C at each position, nats. Shape (positions,).
-        ax: Where to draw.
         synthetic: Which of them to dash.
     """
     for (pair, values), (colour, _) in zip(pairs.items(), _MARKS, strict=False):

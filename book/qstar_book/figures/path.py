@@ -29,7 +29,6 @@ def kl_crossing(
         kl_to_policy: KL(q_alpha || policy) at each, in nats. Shape (points,).
         kl_to_teacher: KL(q_alpha || teacher) at each, in nats. Shape (points,).
         balance: The solved pair: where to put the star, and what to write beside it.
-        ax: Where to draw.
         minus_log_partition: -log Z at each alpha, in nats: drawn too if given. It peaks where the
             curves cross. Shape (points,).
     """
@@ -78,7 +77,6 @@ def minimax(
         strayed: KL(q || q*) of each distribution, in nats. Shape (challengers,).
         worse: max(KL(q || policy), KL(q || teacher)) of each, in nats. Shape (challengers,).
         balance: The solved pair, for C.
-        ax: Where to draw.
         alone: The same two numbers of the distributions with one outcome only, in the order of
             the outcomes: marked if given, since many challengers end there.
     """

@@ -72,7 +72,6 @@ def loop_bias(
             (counts,).
         without_replacement: By the same names, TV at some numbers of candidates that were drawn
             without replacement; drawn as hollow markers.
-        ax: Where to draw.
     """
     looks: tuple[tuple[str, Any, str], ...] = (
         ("ink", "-", "o"),
@@ -142,7 +141,6 @@ def alpha_acceptance(
         random: (alpha*, acceptance) of random pairs. Shape (pairs,).
         built: The same for pairs constructed to lie on a grid. Shape (pairs,).
         printed: The source's table. Shape (rows,).
-        ax: Where to draw.
     """
     ax.plot(
         *random,
@@ -199,7 +197,6 @@ def acceptance_bounds(
         grid: The values of C at which the bounds are given, increasing. Shape (points,).
         bounds: By name, a lower bound at each; the first is the sharp one. Shape (points,).
         attained: (C, acceptance) of pairs built to attain the sharp bound. Shape (pairs,).
-        ax: Where to draw.
     """
     sharp = next(iter(bounds.values()))
     ax.fill_between(grid, 0, sharp, color="#F1F1F1", linewidth=0, zorder=0)

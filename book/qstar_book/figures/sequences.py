@@ -23,7 +23,6 @@ def two_means(
         names: What to call each sequence.
         token_level: Its probability under the token-level mean. Shape (sequences,).
         sequence_level: Its probability under the sequence-level mean. Shape (sequences,).
-        ax: Where to draw.
     """
     at = np.arange(len(names))
     look: dict[str, Any] = {"width": 0.36, "edgecolor": COLOURS["other"], "linewidth": 1.0}
@@ -48,7 +47,6 @@ def gap_growth(
         lengths: Numbers of tokens, increasing. Shape (lengths,).
         gaps: KL(token level || sequence level), in nats. Shape (lengths,).
         slope: What the gap grows by, per token, in the limit.
-        ax: Where to draw.
     """
     limit = gaps[-1] + slope * (lengths - lengths[-1])
     ax.plot(lengths, limit, **LINES["guide"])

@@ -32,7 +32,6 @@ def forward_times(
     Args:
         panels: Heading -> widths, name -> milliseconds, and the milliseconds in which the weights
             could be read once. Shape (widths,).
-        fig: Where to draw.
     """
     axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     handles: list[Line2D] = []
@@ -61,7 +60,6 @@ def solver_times(rows: Mapping[str, Mapping[str, float]], *, ax: Axes) -> Axes:
 
     Args:
         rows: Label -> way -> milliseconds; every row has the same ways.
-        ax: Where to draw.
     """
     for y, spent in enumerate(rows.values()):
         values = list(spent.values())
@@ -85,7 +83,6 @@ def round_shares(rows: Mapping[str, Mapping[str, float]], *, ax: Axes) -> Axes:
 
     Args:
         rows: Way -> part -> milliseconds; every row has the same parts, at most three.
-        ax: Where to draw.
     """
     looks: tuple[dict[str, Any], ...] = (
         {"facecolor": INK["q*"]},
