@@ -36,6 +36,23 @@ def draw_contour(gaussian: Gaussian, role: str, ax: Axes) -> None:
     ax.plot(x, y, **LINES[role], label=role)
 
 
+def _draw_parties(case: SolvedPair, ax: Axes) -> None:
+    for gaussian, role in ((case.teacher, "teacher"), (case.policy, "policy"), (case.q_star, "q*")):
+        draw_contour(gaussian, role, ax)
+
+
+def _compare_contours(case: SolvedPair, other: Gaussian, q_star: str, name: str, ax: Axes) -> None:
+    """The parties, and a Gaussian of another covariance, with their names beside them."""
+    _draw_parties(case, ax)
+    ax.plot(*contour(other, 1), **LINES["other"])
+    ax.set(xlabel="$x_1$", ylabel="$x_2$")
+    names = ("policy", "policy"), ("teacher", "teacher"), ("q*", rf"$q^\star$: {q_star}")
+    handles = [
+        Line2D([], [], **LINES[role], label=said) for role, said in (*names, ("other", name))
+    ]
+    ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.03, 0.5), labelspacing=1.1)
+
+
 def plane(ax: Axes, *, half_width: float, centre: tuple[float, float] = (0, 0)) -> None:
     """Show a square of the plane, with one scale for both coordinates."""
     ax.set_aspect("equal")
@@ -57,9 +74,7 @@ def gaussian_cases(cases: Sequence[SolvedPair], *, fig: Figure) -> Figure:
     rows = -(-len(cases) // 3)
     axes = fig.subplots(rows, 3, squeeze=False)
     for ax, case in zip(axes.flat, cases, strict=False):
-        draw_contour(case.teacher, "teacher", ax)
-        draw_contour(case.policy, "policy", ax)
-        draw_contour(case.q_star, "q*", ax)
+        _draw_parties(case, ax)
         x, y = case.q_star.mean
         star(ax, x, y, size=9)
         parties = (case.policy, case.teacher, case.q_star)
@@ -104,22 +119,13 @@ def precision_ellipses(case: SolvedPair, averaged: Gaussian, *, ax: Axes) -> Axe
         foot = normal / (normal @ normal)
         along = np.array([-normal[1], normal[0]])
         ax.axline(foot, foot + along, **LINES["guide"] | {"zorder": 1})
-    for gaussian, role in ((case.teacher, "teacher"), (case.policy, "policy"), (case.q_star, "q*")):
-        draw_contour(gaussian, role, ax)
-    ax.plot(*contour(averaged, 1), **LINES["other"])
+    _compare_contours(
+        case, averaged, "average\nof the precisions", "average of the\ncovariances", ax
+    )
     points = _level(precisions[1], np.linalg.cholesky(precisions[0]).T)
     ax.plot(*points.T, "o", color=COLOURS["ink"], markersize=5.5, markeredgecolor="white", zorder=6)
     reach = 1.12 * max(np.sqrt(np.diag(covariance)).max() for covariance in covariances)
     plane(ax, half_width=float(reach))
-    ax.set(xlabel="$x_1$", ylabel="$x_2$")
-    names = {
-        "policy": "policy",
-        "teacher": "teacher",
-        "q*": "$q^\\star$: average\nof the precisions",
-        "other": "average of the\ncovariances",
-    }
-    handles = [Line2D([], [], **LINES[role], label=name) for role, name in names.items()]
-    ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.03, 0.5), labelspacing=1.1)
     return ax
 
 
@@ -292,19 +298,10 @@ def covariance_rules(case: SolvedPair, geometric: Gaussian, *, ax: Axes) -> Axes
         case: The pair in the plane, with one mean.
         geometric: A Gaussian with the source's covariance, policy^alpha teacher^(1 - alpha).
     """
-    for gaussian, role in ((case.teacher, "teacher"), (case.policy, "policy"), (case.q_star, "q*")):
-        draw_contour(gaussian, role, ax)
-    ax.plot(*contour(geometric, 1), **LINES["other"])
+    names = "precisions\naveraged (exact)", "the source's\ncovariance formula"
+    _compare_contours(case, geometric, *names, ax)
     plane(ax, half_width=2.3)
-    ax.set(xlabel="$x_1$", ylabel="$x_2$", xticks=[-2, -1, 0, 1, 2], yticks=[-2, -1, 0, 1, 2])
-    names = {
-        "policy": "policy",
-        "teacher": "teacher",
-        "q*": "$q^\\star$: precisions\naveraged (exact)",
-        "other": "the source's\ncovariance formula",
-    }
-    handles = [Line2D([], [], **LINES[role], label=name) for role, name in names.items()]
-    ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.03, 0.5), labelspacing=1.1)
+    ax.set(xticks=[-2, -1, 0, 1, 2], yticks=[-2, -1, 0, 1, 2])
     return ax
 
 

@@ -9,6 +9,20 @@ from numpy import ndarray
 
 from .style import COLOURS, INK, LINES, note
 
+BUILT: dict[str, Any] = {
+    "linestyle": "none",
+    "marker": "D",
+    "markerfacecolor": "white",
+    "markeredgecolor": COLOURS["ink"],
+}
+"""Pairs that were made for a purpose."""
+
+OPEN = BUILT | {"marker": "o", "markersize": 7.5, "markeredgewidth": 1.4}
+_DOTS = {"color": COLOURS["quiet"], "linestyle": "none", "marker": "o"}
+CLOUD: dict[str, Any] = _DOTS | {"markersize": 2.2, "markeredgewidth": 0, "rasterized": True}
+RANDOM: dict[str, Any] = _DOTS | {"markersize": 4, "alpha": 0.7, "label": "random pairs"}
+"""A cloud of random pairs, and how the legend names it."""
+
 
 def redraw_panels(
     panels: Mapping[str, tuple[ndarray, ndarray]],
@@ -82,31 +96,13 @@ def loop_bias(
         shade = INK.get(colour, COLOURS[colour])
         ax.plot(num_candidates, values, color=shade, linestyle=dash, marker=marker, markersize=4.5)
         hollow = without_replacement.get(name, {})
-        ax.plot(
-            list(hollow),
-            list(hollow.values()),
-            linestyle="none",
-            marker=marker,
-            markersize=7.5,
-            markerfacecolor="white",
-            markeredgecolor=shade,
-            markeredgewidth=1.4,
-            zorder=4,
-        )
+        look = OPEN | {"marker": marker, "markeredgecolor": shade}
+        ax.plot(list(hollow), list(hollow.values()), **look, zorder=4)
         note(
             ax, name, (num_candidates[-1], values[-1]), (0, 6), ha="right", va="bottom", color=shade
         )
     ax.plot([], [], "o-", color=COLOURS["ink"], markersize=4.5, label="with replacement")
-    ax.plot(
-        [],
-        [],
-        "o",
-        markersize=7.5,
-        markerfacecolor="white",
-        markeredgecolor=COLOURS["ink"],
-        markeredgewidth=1.4,
-        label="without replacement",
-    )
+    ax.plot([], [], **OPEN, label="without replacement")
     ax.axhline(0, **LINES["q*"], zorder=1)
     note(
         ax,
@@ -142,27 +138,9 @@ def alpha_acceptance(
         built: The same for pairs constructed to lie on a grid. Shape (pairs,).
         printed: The source's table. Shape (rows,).
     """
-    ax.plot(
-        *random,
-        linestyle="none",
-        marker="o",
-        markersize=2.2,
-        markeredgewidth=0,
-        color=COLOURS["quiet"],
-        alpha=0.45,
-        rasterized=True,
-    )
-    ax.plot([], [], "o", markersize=4, color=COLOURS["quiet"], alpha=0.7, label="random pairs")
-    ax.plot(
-        *built,
-        linestyle="none",
-        marker="D",
-        markersize=4.2,
-        markerfacecolor="white",
-        markeredgecolor=COLOURS["ink"],
-        markeredgewidth=0.9,
-        label="pairs built to order",
-    )
+    ax.plot(*random, **CLOUD, alpha=0.45)
+    ax.plot([], [], **RANDOM)
+    ax.plot(*built, **BUILT, markersize=4.2, markeredgewidth=0.9, label="pairs built to order")
     ax.plot(
         *printed,
         **LINES["other"] | {"linewidth": 1.6},
@@ -200,31 +178,13 @@ def acceptance_bounds(
     """
     sharp = next(iter(bounds.values()))
     ax.fill_between(grid, 0, sharp, color="#F1F1F1", linewidth=0, zorder=0)
-    ax.plot(
-        chernoff,
-        accepted,
-        linestyle="none",
-        marker="o",
-        markersize=2.2,
-        markeredgewidth=0,
-        color=COLOURS["quiet"],
-        alpha=0.4,
-        rasterized=True,
-    )
+    ax.plot(chernoff, accepted, **CLOUD, alpha=0.4)
     dashes: tuple[Any, ...] = ("-", (0, (4.5, 2.2)), (0, (1.2, 1.4)))
     for (name, values), dash in zip(bounds.items(), dashes, strict=True):
         width = 2.2 if dash == "-" else 1.5
         ax.plot(grid, values, color=COLOURS["ink"], linestyle=dash, linewidth=width, label=name)
-    ax.plot(
-        *attained,
-        linestyle="none",
-        marker="D",
-        markersize=5,
-        markerfacecolor="white",
-        markeredgecolor=COLOURS["ink"],
-        label="two coins that attain it",
-    )
-    ax.plot([], [], "o", markersize=4, color=COLOURS["quiet"], alpha=0.7, label="random pairs")
+    ax.plot(*attained, **BUILT, markersize=5, label="two coins that attain it")
+    ax.plot([], [], **RANDOM)
     ax.set(
         xlabel="Chernoff information $C$ (nats)",
         ylabel="acceptance probability",
