@@ -301,6 +301,7 @@ def _add_experiments(records: Commands) -> None:
     )
     option("--draft", default="", metavar="MODEL", help="a draft model of the first pair")
     option("--scores-only", action="store_true", help="few draws, and no tests of them")
+    option("--tests-only", action="store_true", help="the tests of every pair, and no scores")
 
     option = add_experiment("drafters", "train draft models towards q* and measure what they gain")
     _add_draft_pair(option)

@@ -155,6 +155,30 @@ def test_the_two_sample_test_keeps_its_level_and_finds_other_texts():
     assert quality.power(first, first, 1.0, level=0.01, rounds=5, **told) == 0
 
 
+def test_each_two_sample_test_has_a_plain_sample_of_its_own(monkeypatch):
+    """Two that shared one would be small together."""
+    drawn = []
+
+    def draw(pair, prompts, target, *, seed, scheme="plain", **options):
+        drawn.append((target, scheme, seed))
+        return [[seed % 7]] * len(prompts[0])
+
+    nothing = {"q*": np.zeros(1), "source loop": np.zeros(1)}
+    monkeypatch.setattr(targets, "draw", draw)
+    monkeypatch.setattr(
+        targets, "read", lambda pair, prompts, texts, targets: [nothing] * len(texts)
+    )
+    reader = targets.Reader(None, lambda item: torch.tensor([1]), None)
+    small = quality.Quality({}).quick()
+    items = tasks.items(None, 8, 0)[:2]
+    found = quality.compare_samplers((reader, reader), None, items, small, text_of=str)
+    others = [way for way in quality.SPECULATIVE if "draft" not in way]
+    assert list(found["ways"]) == others
+    assert len({seed for *_, seed in drawn}) == len(drawn) == 2 * (len(others) + 1)
+    assert [target for target, *_ in drawn].count("source loop") == 1
+    assert drawn[::2] == [("q*", "plain", seed) for *_, seed in drawn[::2]]
+
+
 @pytest.mark.parametrize("kind", tasks.KINDS)
 def test_wrong_choices_are_wrong_and_of_the_same_form(kind):
     for item in tasks.items(kind, 20):

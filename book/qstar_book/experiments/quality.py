@@ -305,11 +305,13 @@ def compare_samplers(
 ) -> dict[str, Any]:
     """Two-sample tests between plain and speculative answers, and of the source's loop.
 
+    Each test has a plain sample of its own, so that its p-values are independent of each other.
+
     Returns:
         "ways": by way, the p-value, the share of right answers and its difference to plain with
-        a 95% interval over prompts, and the drafts that were accepted; "loop": the same of the
-        source's loop; "distance": the mean total variation between the answers of q* and of the
-        loop; "power": by share, that of one test at the level of each.
+        a 95% interval over prompts; "loop": the same of the source's loop; "distance": the mean
+        total variation between the answers of q* and of the loop; "power": by share, that of one
+        test at the level of each.
     """
     c = configuration
     prompts = tuple(
@@ -331,53 +333,50 @@ def compare_samplers(
         )
         return [texts[i : i + c.tested_draws] for i in range(0, len(texts), c.tested_draws)]
 
-    samples = {"plain": sample("q*", c.seed)}
-    for i, (way, options) in enumerate(ways.items(), 1):
+    samples, plain = {}, {}
+    for i, (way, options) in enumerate([*ways.items(), ("source loop", {})]):
         print(f"  {way}", file=sys.stderr, flush=True)
-        samples[way] = sample("q*", c.seed + 1_000_000 * i, **options)
-    samples["source loop"] = sample("source loop", c.seed + 999)
-    numbers = dict(zip(samples, codes(*samples.values()), strict=True))
-    right = {
-        name: np.array(
-            [
-                [item.correct(text_of(text)) for text in texts]
-                for item, texts in zip(items, of, strict=True)
-            ]
-        ).mean(axis=1)
-        for name, of in samples.items()
-    }
+        seed = c.seed + 2_000_000 * i
+        plain[way] = sample("q*", seed)
+        target = "source loop" if way == "source loop" else "q*"
+        samples[way] = sample(target, seed + 1_000_000, **options)
+    every = codes(*samples.values(), *plain.values())
+    numbers = dict(zip(samples, every, strict=False))
+    plainly = dict(zip(plain, every[len(samples) :], strict=True))
+
+    def right_of(answers: list[list[list[int]]]) -> ndarray:
+        pairs = zip(items, answers, strict=True)
+        marks = [[item.correct(text_of(text)) for text in texts] for item, texts in pairs]
+        return np.array(marks).mean(axis=1)
+
     generator = np.random.default_rng(c.seed)
     level = LEVEL / (len(ways) + 1)
     found: dict[str, Any] = {}
-    for name in samples:
-        if name == "plain":
-            continue
-        mean, low, high = targets.interval(right[name] - right["plain"])
+    for name, answers in samples.items():
+        right = right_of(answers)
+        mean, low, high = targets.interval(right - right_of(plain[name]))
         found[name] = {
             "p": two_sample(
-                numbers["plain"],
-                numbers[name],
-                permutations=c.permutations,
-                generator=generator,
+                plainly[name], numbers[name], permutations=c.permutations, generator=generator
             ),
-            "right": float(right[name].mean()),
+            "right": float(right.mean()),
             "right_difference": [mean, low, high],
         }
-    texts = [text for of in samples["plain"] for text in of]
+    texts = [text for of in plain["source loop"] for text in of]
     seen = targets.read(pair, prompts, texts, targets=("q*", "source loop"))  # type: ignore[arg-type]
     log_ratio = np.array([r["source loop"].sum() - r["q*"].sum() for r in seen])
     return {
         "prompts": [item.prompt for item in items],
         "draws": c.tested_draws,
         "level": level,
-        "plain_right": float(right["plain"].mean()),
-        "distinct": float(np.mean([len(set(map(tuple, x))) for x in samples["plain"]])),
+        "plain_right": float(np.mean([right_of(answers) for answers in plain.values()])),
+        "distinct": float(np.mean([len(set(map(tuple, x))) for x in plain["source loop"]])),
         "ways": {name: found[name] for name in ways},
         "loop": found["source loop"],
         "distance": float((-np.expm1(np.minimum(log_ratio, 0))).mean()),
         "power": {
             str(share): power(
-                numbers["plain"],
+                plainly["source loop"],
                 numbers["source loop"],
                 share,
                 level=LEVEL,
@@ -398,13 +397,16 @@ def uncertain(right: ndarray, count: int) -> list[int]:
 # --- The command ---------------------------------------------------------------------------------
 
 
-def measure(configuration: Quality, *, device: str, save: Any = None) -> dict[str, Any]:
+def measure(
+    configuration: Quality, *, device: str, save: Any = None, tests_only: bool = False
+) -> dict[str, Any]:
     """The whole record, but how it was made.
 
     Args:
         configuration: What is measured.
         device: Where.
         save: Called with what there is so far, after each part.
+        tests_only: The two-sample tests of every pair's first seed, as "tested", and no more.
     """
     from .family import text_of
 
@@ -421,6 +423,20 @@ def measure(configuration: Quality, *, device: str, save: Any = None) -> dict[st
     def reader(name: str) -> Reader:
         return targets.of_family(name, device=device, loaded=loaded)
 
+    def tested(pair: Any, scores: Mapping[str, Mapping[str, ndarray]]) -> dict[str, Any]:
+        chosen = [items[i] for i in uncertain(scores["right"]["q*"], c.tested_prompts)]
+        draft = reader(c.draft) if c.draft else None
+        return compare_samplers(pair, draft, chosen, c, text_of=text_of)
+
+    if tests_only:
+        found = {"configuration": asdict(c), "tested": {}}
+        for name, ((policy, teacher), *_) in c.pairs.items():
+            print(f"{name}: {policy}, {teacher}", file=sys.stderr, flush=True)
+            pair = reader(policy), reader(teacher)
+            found["tested"][name] = tested(pair, score_suite(pair, items))
+            if save is not None:
+                save(found)
+        return found
     for name, seeds in c.pairs.items():
         found["pairs"][name] = []
         for policy, teacher in seeds:
@@ -449,11 +465,7 @@ def measure(configuration: Quality, *, device: str, save: Any = None) -> dict[st
                     text_of=text_of,
                 )
             if not found["pairs"][name] and name == next(iter(c.pairs)) and c.tested_prompts:
-                chosen = uncertain(scores["right"]["q*"], c.tested_prompts)
-                draft = reader(c.draft) if c.draft else None
-                found["preserved"] = compare_samplers(
-                    pair, draft, [items[i] for i in chosen], c, text_of=text_of
-                )
+                found["preserved"] = tested(pair, scores)
             found["pairs"][name].append(told)
             if save is not None:
                 save(found)
@@ -494,6 +506,7 @@ def command(
     pairs: Sequence[str],
     draft: str,
     scores_only: bool,
+    tests_only: bool,
     device: str,
     quick: bool,
     seed: int,
@@ -510,7 +523,7 @@ def command(
     def save(found: Mapping[str, Any]) -> None:
         write_json(out, {"made_by": made_by, **found})
 
-    save(measure(configuration, device=device, save=save))
+    save(measure(configuration, device=device, save=save, tests_only=tests_only))
     print(out)
 
 

@@ -26,6 +26,7 @@ _ON_FIRST_USE = {  # so that a chapter depends on the figures that it draws, and
     "away_by_range": ".learning",
     "balanced": ".front",
     "coin_acceptance": ".coin",
+    "coin_costs": ".coin",
     "collapse": ".dimension",
     "concentration": ".pairs",
     "convergence": ".solver",

@@ -70,3 +70,24 @@ def coin_acceptance(
     ax.set(xlabel=r"probability $\beta$ that the policy proposes", ylabel="kept", xlim=(0, 1))
     ax.set_ylim(min(kept[0], kept[-1]) - 0.12, 1.0)
     return ax
+
+
+def coin_costs(stays: ndarray, spent: Mapping[str, ndarray], *, ax: Axes) -> Axes:
+    """Forward passes per token by the probability to stay, with the least of each curve.
+
+    Args:
+        stays: The probability that a proposer goes on. Shape (points,).
+        spent: By name, forward passes per token. Shape (points,).
+        ax: Where to draw; the line at 2 is plain decoding.
+    """
+    styles = ("-", (0, (4.5, 2.2)), (0, (1.2, 1.4)), (0, (6, 1.5, 1, 1.5)))
+    for (name, cost), style in zip(spent.items(), styles, strict=False):
+        (line,) = ax.plot(stays, cost, color=INK["q*"], linestyle=style, linewidth=1.8)
+        best = int(np.argmin(cost))
+        ax.plot(stays[best], cost[best], "o", color=INK["q*"], markersize=6)
+        line.set_label(name)
+    ax.axhline(2, **LINES["guide"])
+    ax.set(xlabel="probability $s$ to stay", ylabel="forward passes per token")
+    ax.set(xlim=(stays[0], stays[-1]), ylim=(0.95, 2.3))
+    ax.legend(loc="upper left", title="$C$ in nats", handlelength=3.4)
+    return ax

@@ -1,0 +1,91 @@
+"""The record of first calls, long prompts and batches: how it is made, and the published one."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from qstar.decoding import latency
+from qstar.decoding.enumeration import tiny_model
+from qstar_book.records import decoding, lengths
+from qstar_book.records.corpus import data_file
+
+PROMPTS = [(torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2])), (torch.tensor([1]),) * 2]
+
+
+@pytest.fixture
+def models(monkeypatch):
+    """Two tiny models, of which few short texts are wanted."""
+    monkeypatch.setattr(lengths, "LENGTHS", {3: 2, 5: 2})
+    monkeypatch.setattr(lengths, "CONTEXTS", (4, 11))
+    monkeypatch.setattr(lengths, "BATCHES", (1, 3))
+    monkeypatch.setattr(lengths, "TOKENS", 4)
+    monkeypatch.setattr(decoding, "questions_of", lambda pair, tokenizer: PROMPTS)
+    pair = tuple(tiny_model(seed, vocab=6) for seed in (1, 2))
+    for model in pair:
+        model.generation_config.eos_token_id = None
+    return pair
+
+
+def tokenize(text, **options):
+    return SimpleNamespace(input_ids=torch.arange(7)[None] % 6)
+
+
+def test_each_first_call_knows_nothing_of_the_pair(models, monkeypatch):
+    forgotten = []
+    forget = latency.forget
+    monkeypatch.setattr(latency, "forget", lambda model: forgotten.append(model) or forget(model))
+    cells = lengths.first_calls("noised copy", "packed", models, tokenize)
+    assert [cell["new_tokens"] for cell in cells] == [3, 5]
+    for cell in cells:
+        assert [run["way"] for run in cell["runs"]] == ["plain", "auto", "auto", "plain"]
+        assert {run["tokens"] for run in cell["runs"]} == {cell["new_tokens"]}
+        for run in cell["runs"]:
+            assert next(iter(run["schemes"])) == "plain"
+            assert run["wall_s"] > 0 < run["cpu_s"]
+    assert forgotten == [models[0]] * 8
+
+
+def test_prompts_have_the_length_they_are_said_to_have(models, monkeypatch):
+    asked = []
+    generate = lengths.decode.generate
+    monkeypatch.setattr(
+        lengths.decode,
+        "generate",
+        lambda *given, **named: asked.append(given[2:]) or generate(*given, **named),
+    )
+    cells = lengths.contexts(models, tokenize)
+    assert [cell["context"] for cell in cells] == [4, 11]
+    assert {len(ids) for prompts in asked for ids in prompts} == {4, 11}
+    assert asked[-1][0].tolist() == [*range(6), *range(1), *range(4)]
+
+
+def test_tokens_of_a_batch_are_those_of_all_rows(models):
+    cells = lengths.batches(models, tokenize)
+    assert [cell["rows"] for cell in cells] == [1, 3]
+    for cell in cells:
+        assert {run["tokens"] for run in cell["runs"]} == {4 * cell["rows"]}
+        assert {run["way"] for run in cell["runs"]} == {"plain", "alternating 1", "auto"}
+
+
+@pytest.fixture(scope="module")
+def record():
+    return json.loads(data_file("results/lengths_cpu.json").read_text(encoding="utf8"))
+
+
+def test_the_published_record_says_how_it_was_made(record):
+    assert record["command"].startswith("qstar-book record lengths")
+    assert record["machine"]["threads"] == 2
+    pairs = {(cell["pair"], cell["layers"]) for cell in record["first_calls"]}
+    assert pairs == set(lengths.FIRST)
+    assert len(record["first_calls"]) == len(pairs) * len(lengths.LENGTHS)
+    assert [cell["context"] for cell in record["contexts"]] == [*lengths.CONTEXTS]
+    assert [cell["rows"] for cell in record["batches"]] == [*lengths.BATCHES]
+
+
+def test_recorded_first_calls_begin_plainly_and_are_never_much_slower(record):
+    for cell in record["first_calls"]:
+        for run in decoding.runs_of(cell, "auto"):
+            assert next(iter(run["schemes"])) == "plain"
+        assert decoding.speed_ratio(cell, "auto").median > 0.9
