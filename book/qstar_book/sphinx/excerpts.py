@@ -21,7 +21,6 @@ class ExecutedCell(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         chapter, _, name = self.arguments[0].partition("::")
         file = Path(self.env.srcdir) / chapter
-        self.env.note_dependency(str(file))
         if not file.exists():
             raise self.error(f"{chapter} has not been executed: run `qstar-book run`")
         cells = [c for c in nbformat.read(file, as_version=4).cells if c.get("id") == name]

@@ -35,13 +35,11 @@ class Explorer:
         data: From the folder of the checkout to what the script is given, plain values only.
         picture: From that to what a reader without scripts sees.
         alt: What the picture shows, for readers who cannot see it.
-        reads: The files in the checkout that the data are made from.
     """
 
     data: Callable[[Path], dict[str, Any]]
     picture: Callable[[Mapping[str, Any]], Figure]
     alt: str
-    reads: tuple[str, ...] = ()
 
 
 def _gaussians(root: Path) -> dict[str, Any]:
@@ -224,7 +222,6 @@ EXPLORERS = {
             " their geometric means between them; below, the two divergences from the geometric "
             "mean against alpha, which cross once, at alpha star."
         ),
-        ("data/expected/gaussians.json",),
     ),
     "tokens": Explorer(
         _tokens,
@@ -235,7 +232,6 @@ EXPLORERS = {
             " at q star. The smallest ball around q star that holds both parents has them on its "
             "edge; the two balls of the same size around the parents touch at q star."
         ),
-        ("notebooks/exact_sampling.ipynb",),
     ),
     "pays": Explorer(
         _pays,
@@ -244,10 +240,6 @@ EXPLORERS = {
             "Times as fast as plain decoding against the acceptance probability: two rising "
             "curves, what is expected of alternating drafts and of the coin, which cross one; and"
             " marks with intervals, what was measured of both, at acceptances of 0.6 and more."
-        ),
-        (
-            "data/results/decoding_cpu.json",
-            "data/results/accelerator_h200.json",
         ),
     ),
     "spoken": Explorer(
@@ -259,7 +251,6 @@ EXPLORERS = {
             "token and whether it was kept; and as bars the Chernoff information, a few "
             "hundredths of a nat at most tokens and more at some."
         ),
-        ("data/results/spoken_cpu.json",),
     ),
 }
 """Every explorer by its name, which is also that of its script, `book/_static/explorer-NAME.js`."""

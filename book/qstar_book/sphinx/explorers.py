@@ -33,11 +33,9 @@ class ExplorerDirective(SphinxDirective):
         name = self.arguments[0]
         if name not in EXPLORERS:
             raise self.error(f"no explorer {name!r}: expected one of {', '.join(EXPLORERS)}")
-        explorer, root = EXPLORERS[name], Path(self.env.srcdir).parent
-        for file in explorer.reads:
-            self.env.note_dependency(str(root / file))
+        explorer = EXPLORERS[name]
         try:
-            data = explorer.data(root)
+            data = explorer.data(Path(self.env.srcdir).parent)
         except (OSError, ValueError) as error:
             raise self.error(f"explorer {name}: {error}") from error
         folder = Path(self.env.app.outdir) / self.env.app.builder.imagedir

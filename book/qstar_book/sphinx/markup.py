@@ -12,7 +12,6 @@ import os
 import re
 import textwrap
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from sphinx.util.typing import ExtensionMetadata
 
 from qstar_book import figures
 from qstar_book.publishing import VERDICTS
-from qstar_book.sphinx.edition import is_translation
 from qstar_book.sphinx.verdicts import WORDS
 
 BRANCH = "main"
@@ -258,16 +256,6 @@ def _plain_titles_in_links(app: Sphinx, env: BuildEnvironment) -> None:
         labels[name] = (docname, identifier, _without_tex(title))
 
 
-def _renew_pages_that_quote(app: Sphinx, env: BuildEnvironment) -> Iterator[str]:
-    """A page that shows another chapter's results is written again in every build."""
-    if is_translation(app.config):  # all of whose pages are
-        return
-    for docname in env.found_docs:
-        doctree = env.get_doctree(docname)
-        if any(doctree.findall(PendingGlueReference)):
-            yield docname
-
-
 def _forget_a_build_with_warnings(app: Sphinx, exception: Exception | None) -> None:
     """Sphinx reads only changed pages: without this, `-W` passes when it is simply run again."""
     if exception is not None or app._warncount:
@@ -357,7 +345,6 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.connect("config-inited", _drop_thebe)
     app.connect("config-inited", _point_to_the_repository)
     app.connect("env-updated", _plain_titles_in_links)
-    app.connect("env-updated", _renew_pages_that_quote)
     app.connect("html-page-context", _mend_markup)
     app.connect("html-page-context", _link_to_the_sources, priority=900)
     app.setup_extension("sphinx.ext.autodoc")  # whose events these are, whoever comes first

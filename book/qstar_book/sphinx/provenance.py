@@ -49,7 +49,6 @@ class HowToCite(SphinxDirective):
         file = Path(self.env.srcdir).parent / "CITATION.cff"
         if not file.is_file():
             return []
-        self.env.note_dependency(str(file))
         text = bibtex(yaml.safe_load(file.read_text(encoding="utf8")))
         return [nodes.literal_block(text, text, language="bibtex")]
 

@@ -56,20 +56,11 @@ def _register(book: Path) -> tuple[tuple[Claim, ...], dict[str, Decision]]:
     return claims, read_decisions(book / "chapters")
 
 
-class _Claims(SphinxDirective):
-    """What the directives below share."""
-
-    def register(self) -> tuple[tuple[Claim, ...], dict[str, Decision]]:
-        book = Path(self.env.srcdir)
-        self.env.note_dependency(str(book.parent / "data" / "claims.yaml"))
-        return _register(book)
-
-
-class ClaimsRegister(_Claims):
+class ClaimsRegister(SphinxDirective):
     """One row per claim, in the order of the source."""
 
     def run(self) -> list[nodes.Node]:
-        claims, decisions = self.register()
+        claims, decisions = _register(Path(self.env.srcdir))
         body = nodes.tbody()
         for claim in sorted(claims, key=lambda claim: claim.lines[0]):
             decision = decisions.get(claim.id)
@@ -120,11 +111,11 @@ class ClaimsRegister(_Claims):
         return paragraph
 
 
-class ClaimsCount(_Claims):
+class ClaimsCount(SphinxDirective):
     """How many claims met each verdict, counted in the executed chapters."""
 
     def run(self) -> list[nodes.Node]:
-        claims, decisions = self.register()
+        claims, decisions = _register(Path(self.env.srcdir))
         counts = Counter(decisions[claim.id].verdict for claim in claims if claim.id in decisions)
         items = []
         for verdict in VERDICTS:
