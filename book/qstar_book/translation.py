@@ -35,12 +35,14 @@ WIDTH = 100
 
 def catalogs(root: Path) -> dict[str, Catalog]:
     """Every catalogue of the translation by its name, such as `chapters/gaussians`."""
-    folder = root / LOCALE / LANGUAGE / "LC_MESSAGES"
+    return _read(root / LOCALE / LANGUAGE / "LC_MESSAGES", "po", LANGUAGE)
+
+
+def _read(folder: Path, ending: str, locale: str | None = None) -> dict[str, Catalog]:
     found = {}
-    for file in sorted(folder.rglob("*.po")):
+    for file in sorted(folder.rglob(f"*.{ending}")):
         with file.open("rb") as stream:
-            name = file.relative_to(folder).with_suffix("").as_posix()
-            found[name] = read_po(stream, LANGUAGE, name)
+            found[file.relative_to(folder).with_suffix("").as_posix()] = read_po(stream, locale)
     return found
 
 
@@ -185,11 +187,7 @@ def behind(name: str, ours: Catalog | None, template: Catalog) -> list[str]:
 
 
 def read_templates(folder: Path) -> dict[str, Catalog]:
-    found = {}
-    for file in sorted(folder.rglob("*.pot")):
-        with file.open("rb") as stream:
-            found[file.relative_to(folder).with_suffix("").as_posix()] = read_po(stream)
-    return found
+    return _read(folder, "pot")
 
 
 def command(*, root: Path | None = None, check: bool = False) -> int:

@@ -11,7 +11,6 @@ import io
 import os
 import re
 import textwrap
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,8 @@ from sphinx.util.typing import ExtensionMetadata
 
 from qstar_book import figures
 from qstar_book.publishing import VERDICTS
+from qstar_book.sphinx.pages import without_tex
+from qstar_book.sphinx.provenance import repository
 from qstar_book.sphinx.verdicts import WORDS
 
 BRANCH = "main"
@@ -174,40 +175,27 @@ class _JoinFoldedCells(SphinxPostTransform):
             first = cell
 
 
-def _repository(app: Sphinx) -> str:
-    """The repository's public address, from `[tool.qstar] repository`; '' while it has none."""
-    pyproject = Path(app.confdir).parent / "pyproject.toml"
-    settings = tomllib.loads(pyproject.read_text(encoding="utf8"))
-    return settings.get("tool", {}).get("qstar", {}).get("repository", "").strip().rstrip("/")
-
-
 def _point_to_the_repository(app: Sphinx, config: Config) -> None:
     """With an address: launch, source and edit buttons. Without one: none of them, anywhere."""
-    repository = _repository(app)
+    place = repository(app)
     config.html_theme_options |= {
-        "repository_url": repository,
+        "repository_url": place,
         "repository_branch": BRANCH,
         "path_to_docs": "book",
         "navbar_persistent": [],  # one search field is enough
         "primary_sidebar_end": [],  # no advertisement's place
-        "use_repository_button": bool(repository),
-        "use_source_button": bool(repository),
-        "use_edit_page_button": bool(repository),
-        "use_issues_button": bool(repository),
+        "use_repository_button": bool(place),
+        "use_source_button": bool(place),
+        "use_edit_page_button": bool(place),
+        "use_issues_button": bool(place),
         "launch_buttons": {
             "notebook_interface": "jupyterlab",
             "colab_url": "https://colab.research.google.com",
             "binderhub_url": "https://mybinder.org",
         }
-        if repository
+        if place
         else {},
     }
-
-
-def _without_tex(title: str) -> str:
-    """A title for the window and for links to it, where no mathematics is typeset."""
-    plain = title.replace(r"\alpha", "α").replace(r"\star", "*")
-    return re.sub(r"\\[()]|[\^{}$]", "", plain)
 
 
 def _mend_markup(
@@ -226,7 +214,7 @@ def _mend_markup(
         flags=re.DOTALL,
     )
     context["body"] = body
-    context["title"] = _without_tex(context.get("title", ""))
+    context["title"] = without_tex(context.get("title", ""))
 
 
 def _link_to_the_sources(
@@ -253,7 +241,7 @@ def _plain_titles_in_links(app: Sphinx, env: BuildEnvironment) -> None:
     """Sphinx puts the title's TeX, without its delimiters, into the text of a link."""
     labels = env.domains["std"].data["labels"]
     for name, (docname, identifier, title) in labels.items():
-        labels[name] = (docname, identifier, _without_tex(title))
+        labels[name] = (docname, identifier, without_tex(title))
 
 
 def _forget_a_build_with_warnings(app: Sphinx, exception: Exception | None) -> None:

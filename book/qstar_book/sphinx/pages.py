@@ -43,6 +43,12 @@ def plain_maths(tex: str) -> str:
     return re.sub(r"\\.|[\^{}$]", "", plain).strip()
 
 
+def without_tex(title: str) -> str:
+    """A title for the window and for links to it, where no mathematics is typeset."""
+    plain = title.replace(r"\alpha", "α").replace(r"\star", "*")
+    return re.sub(r"\\[()]|[\^{}$]", "", plain)
+
+
 class ChineseInEnglish(SearchEnglish):
     """English words, and Chinese by its characters and pairs of them: it has no spaces.
 
@@ -139,12 +145,8 @@ def svg_size(svg: str) -> tuple[int, int, int]:
     Letters of 9 CSS pixels are. Matplotlib says a text's size by its scale, in hundredths of its
     units, which are points; indices are smaller, and do not count.
     """
-    head = re.search(r'<svg[^>]*?height="([\d.]+)pt"[^>]*?width="([\d.]+)pt"', svg) or re.search(
-        r'<svg[^>]*?width="([\d.]+)pt"[^>]*?height="([\d.]+)pt"', svg
-    )
-    assert head is not None, "not a figure of Matplotlib"
     box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
-    assert box is not None
+    assert box is not None, "not a figure of Matplotlib"
     width, height = float(box[1]), float(box[2])
     sizes = [float(size) * 100 for size in re.findall(r"scale\(([\d.]+) -[\d.]+\)", svg)]
     least = 9 * width / min(sizes) if sizes else 0

@@ -79,10 +79,15 @@ def public_address(repository: str) -> str:
     return f"https://{host}/" if match[2].lower() == host else f"https://{host}/{match[2]}/"
 
 
-def _address(app: Sphinx) -> str:
+def repository(app: Sphinx) -> str:
+    """The repository's public address, from `[tool.qstar] repository`; '' while it has none."""
     pyproject = Path(app.confdir).parent / "pyproject.toml"
-    settings = tomllib.loads(pyproject.read_text(encoding="utf8")).get("tool", {})
-    return public_address(settings.get("qstar", {}).get("repository", "").strip().rstrip("/"))
+    settings = tomllib.loads(pyproject.read_text(encoding="utf8"))
+    return settings.get("tool", {}).get("qstar", {}).get("repository", "").strip().rstrip("/")
+
+
+def _address(app: Sphinx) -> str:
+    return public_address(repository(app))
 
 
 def _say_where_from(

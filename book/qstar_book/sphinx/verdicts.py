@@ -22,6 +22,7 @@ from sphinx.util.typing import ExtensionMetadata
 
 from qstar_book.claims import PREFIX, VERDICTS, Claim, Decision, read_claims, read_decisions
 from qstar_book.sphinx.edition import CATALOG, is_translation
+from qstar_book.sphinx.pages import without_tex
 
 PAGE = "claims"
 _ = get_translation(CATALOG)
@@ -218,11 +219,6 @@ class _CellsThatDecide(SphinxTransform):
             cell.parent.insert(cell.parent.index(cell), line)
 
 
-def _plain(title: str) -> str:
-    """A title's mathematics as letters: the text of a link, and of an option of the filter."""
-    return title.replace(r"\alpha", "α").replace(r"\star", "*").replace("^", "").replace("$", "")
-
-
 def _legend_id(verdict: str) -> str:
     return f"verdict-{nodes.make_id(verdict)}"
 
@@ -249,7 +245,7 @@ class _LinksOfClaims(SphinxPostTransform):
                 notebook, cell = place
                 page = f"chapters/{notebook}"
                 title = self.env.titles[page].astext() if page in self.env.titles else page
-                self._link(node, page, _anchor(cell), [nodes.Text(_plain(title))], "cell-link")
+                self._link(node, page, _anchor(cell), [nodes.Text(without_tex(title))], "cell-link")
 
     def _link(
         self, node: nodes.Node, page: str, anchor: str, children: Sequence[nodes.Node], name: str
