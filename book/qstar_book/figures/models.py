@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike
 from .style import COLOURS, LINES, halo, note
 
 PARENTS = ("policy", "teacher")
+TYPICAL = 0.3, 0.7
+"""The range of alpha that is shaded."""
 
 
 def decode_trace(
@@ -19,7 +21,6 @@ def decode_trace(
     words: Sequence[str] = (),
     *,
     fig: Figure,
-    typical: tuple[float, float] = (0.3, 0.7),
     most: int | None = None,
 ) -> Figure:
     """A decode, token by token: alpha*, the divergences around q*, and both acceptances.
@@ -30,7 +31,6 @@ def decode_trace(
         trace: The `qstar.decoding.diagnostics.Comparison` of one sequence, on the CPU.
         words: Its tokens as text, one a position; numbers stand for them if there are none.
         fig: Where to draw, in three panels that share the axis of tokens.
-        typical: The range of alpha to shade.
         most: How many tokens to show, from the first; None for all.
     """
     top, middle, bottom = fig.subplots(3, 1, sharex=True, height_ratios=(1, 1.25, 1))
@@ -38,10 +38,10 @@ def decode_trace(
     words = words[:most]
     dots: dict[str, Any] = {"marker": "o", "markersize": 3}
     thin = {party: LINES[party] | {"linewidth": 1.3} for party in ("policy", "teacher", "q*")}
-    top.axhspan(*typical, color="#EFEFEF", linewidth=0, zorder=0)
+    top.axhspan(*TYPICAL, color="#EFEFEF", linewidth=0, zorder=0)
     top.axhline(0.5, **LINES["guide"], zorder=1)
     top.plot(at, trace.balance.alpha[:most], **thin["q*"], **dots)
-    top.set(ylabel=r"$\alpha^\star$", ylim=(0, 1), yticks=(0, *typical, 1))
+    top.set(ylabel=r"$\alpha^\star$", ylim=(0, 1), yticks=(0, *TYPICAL, 1))
     curves = {
         "policy ‖ teacher": (trace.policy_to_teacher, "policy"),
         "teacher ‖ policy": (trace.teacher_to_policy, "teacher"),
@@ -115,15 +115,13 @@ def alpha_by_kind(
     alphas: Mapping[str, ArrayLike],
     *,
     ax: Axes,
-    typical: tuple[float, float] = (0.3, 0.7),
 ) -> Axes:
     """alpha* at every position, one row of dots for each kind of pair, with the row's median.
 
     Args:
         alphas: Kind of pair -> alpha* at each of its positions. Shape (positions,).
-        typical: The range of alpha to shade.
     """
-    ax.axvspan(*typical, color="#EFEFEF", linewidth=0, zorder=0)
+    ax.axvspan(*TYPICAL, color="#EFEFEF", linewidth=0, zorder=0)
     ax.axvline(0.5, **LINES["guide"], zorder=1)
     for row, values in enumerate(alphas.values()):
         alpha = np.asarray(values)
@@ -139,7 +137,7 @@ def alpha_by_kind(
         ylim=(len(alphas) - 0.45, -0.55),
         yticks=range(len(alphas)),
     )
-    ax.set_xticks((0, typical[0], 0.5, typical[1], 1))
+    ax.set_xticks((0, TYPICAL[0], 0.5, TYPICAL[1], 1))
     ax.set_yticklabels([kind.replace(" and ", "\nand ") for kind in alphas])
     ax.tick_params(axis="y", length=0)
     return ax

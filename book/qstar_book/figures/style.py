@@ -7,7 +7,6 @@ by colour-blind readers and in grey.
     with figures.in_style(): ...               # elsewhere
 """
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -130,8 +129,8 @@ def star(ax: Axes, x: float, y: float, *, size: float = 15) -> Line2D:
     return star
 
 
-def role_legend(fig: Figure, *, roles: Sequence[str] = ("policy", "teacher", "q*")) -> None:
-    """One legend above the whole figure, for these parties."""
+def role_legend(fig: Figure) -> None:
+    """One legend above the whole figure, for the three parties."""
     names = {"policy": "policy", "teacher": "teacher", "q*": r"$q^\star$"}
-    handles = [Line2D([], [], **LINES[role], label=names[role]) for role in roles]
-    fig.legend(handles=handles, loc="outside upper center", ncols=len(roles))
+    handles = [Line2D([], [], **LINES[role], label=name) for role, name in names.items()]
+    fig.legend(handles=handles, loc="outside upper center", ncols=len(names))

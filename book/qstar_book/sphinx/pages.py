@@ -43,6 +43,14 @@ def plain_maths(tex: str) -> str:
     return re.sub(r"\\.|[\^{}$]", "", plain).strip()
 
 
+def plain_text(node: nodes.Element) -> str:
+    """The text of a node, its formulas in letters."""
+    return "".join(
+        plain_maths(text) if isinstance(text.parent, nodes.math) else str(text)
+        for text in node.findall(nodes.Text)
+    )
+
+
 def without_tex(title: str) -> str:
     """A title for the window and for links to it, where no mathematics is typeset."""
     plain = title.replace(r"\alpha", "α").replace(r"\star", "*")
@@ -177,11 +185,7 @@ def _description(doctree: nodes.document) -> str:
     """The first paragraph, or what of it fits beside a search result."""
     for paragraph in doctree.findall(nodes.paragraph):
         if isinstance(paragraph.parent, nodes.section | nodes.container):
-            parts = [
-                plain_maths(text) if isinstance(text.parent, nodes.math) else str(text)
-                for text in paragraph.findall(nodes.Text)
-            ]
-            text = "".join(parts).removeprefix(_("Claim.")).strip()
+            text = plain_text(paragraph).removeprefix(_("Claim.")).strip()
             if IDEOGRAPH.search(text):
                 whole = re.sub("[^，。；：]*$", "", text[:120]).rstrip("，；：")
                 return text if len(text) <= 120 else f"{whole}…"

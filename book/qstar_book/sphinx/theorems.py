@@ -51,7 +51,7 @@ from sphinx.util.typing import ExtensionMetadata
 from sphinx.writers.html5 import HTML5Translator
 
 from .edition import CATALOG
-from .pages import plain_maths
+from .pages import plain_text
 
 _ = get_translation(CATALOG)
 KINDS = {
@@ -132,8 +132,9 @@ class _Box(SphinxDirective):
         return [box]
 
 
-class _Counted(_Box):
-    def box(self, kind: str) -> list[nodes.Node]:
+class CountedDirective(_Box):
+    def run(self) -> list[nodes.Node]:
+        kind = self.name.removeprefix("prf:")
         label = self.options.get("label")
         if not label:
             raise self.error(f"a {kind} needs a :label:, by which it is linked")
@@ -142,16 +143,6 @@ class _Counted(_Box):
         self.env.get_domain("prf").note(label, kind, node)  # type: ignore[attr-defined]
         self.state.document.note_explicit_target(node)
         return self.fill(node, kind)
-
-
-class TheoremDirective(_Counted):
-    def run(self) -> list[nodes.Node]:
-        return self.box(self.name.partition(":")[2])
-
-
-class ExerciseDirective(_Counted):
-    def run(self) -> list[nodes.Node]:
-        return self.box("exercise")
 
 
 class ProofDirective(_Box):
@@ -186,7 +177,7 @@ class ProofDomain(Domain):
     name = "prf"
     label = "Theorems"
     roles = {"ref": XRefRole(innernodeclass=nodes.inline)}  # noqa: RUF012
-    directives = {**dict.fromkeys(KINDS, TheoremDirective), "proof": ProofDirective}  # noqa: RUF012
+    directives = {**dict.fromkeys(KINDS, CountedDirective), "proof": ProofDirective}  # noqa: RUF012
     initial_data = {"boxes": {}}  # noqa: RUF012
     data_version = 1
 
@@ -294,19 +285,11 @@ def _note_names(app: Sphinx, document: nodes.document) -> None:
     std: StandardDomain = app.env.get_domain("std")  # type: ignore[assignment]
     domain: ProofDomain = app.env.get_domain("prf")  # type: ignore[assignment]
     for node in document.findall(lambda one: isinstance(one, theorem | exercise)):
-        label, name = node["ids"][0], plain(node[0])
+        label, name = node["ids"][0], plain_text(node[0])
         domain.boxes[label] = replace(domain.boxes[label], name=name)
         std.anonlabels[label] = app.env.docname, label
         if name:
             std.labels[label] = app.env.docname, label, name
-
-
-def plain(node: nodes.Element) -> str:
-    """The text of a node, its formulas in letters."""
-    return "".join(
-        plain_maths(text) if isinstance(text.parent, nodes.math) else str(text)
-        for text in node.findall(nodes.Text)
-    )
 
 
 def _called(translator: HTML5Translator, node: nodes.Element, label: str) -> str:
@@ -364,7 +347,7 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.add_node(proof, html=(_visit_proof, _close_div))
     app.add_node(solution, html=(_visit_solution, _depart_solution))
     app.add_node(theorem_list)
-    app.add_directive("exercise", ExerciseDirective)
+    app.add_directive("exercise", CountedDirective)
     app.add_directive("solution", SolutionDirective)
     app.add_directive("theorem-list", TheoremListDirective)
     app.add_transform(_FoldCells)
