@@ -264,7 +264,7 @@ def _convert(gguf: Path, made: Path, shipped: Shipped) -> None:
             f"than the pinned versions. Nothing was kept."
         )
     del config.quantization_config
-    config.architectures = [type(model).__name__]
+    config.name_or_path, config.architectures = "", [type(model).__name__]
     # Stored in float32: 9.999999747e-06 was 1e-05.
     config.rms_norm_eps = float(f"{config.rms_norm_eps:.6g}")
     config.save_pretrained(made)
