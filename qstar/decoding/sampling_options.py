@@ -73,10 +73,10 @@ class Sampling:
             over one that grows. None is "static" on an accelerator, for models that allow it.
         one_call: Whether one model that is both parents reads both texts in one call, as two rows
             of a batch; it can then not draft for itself. None does so in the schemes that allow it
-            ("plain", "lookup", "draft-model"), and in "auto" if that was measured to be faster.
-        costs: What forward passes take, for the choice of schemes and draft lengths. None measures
-            it for "auto", and else assumes that a forward pass takes the same at every width, of
-            either parent.
+            ("plain", "lookup", "draft-model"), and in "auto" unless turns were seen to be faster.
+        costs: What forward passes take, for the choice of schemes and draft lengths. None lets
+            "auto" learn it (`qstar.decoding.latency`), and else assumes that a forward pass takes
+            the same at every width, of either parent.
     """
 
     max_new_tokens: int | None = None

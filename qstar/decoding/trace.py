@@ -88,8 +88,8 @@ class Trace:
         accepted: Whether the proposal was kept. False where nobody proposed.
         rounds: The rounds in order.
         prefill: The forwards that read the prompts (all but their last tokens).
-        costs: What forwards took, as the caller said or, with "auto", as was measured; None where
-            neither is so.
+        costs: What forward passes take, as the caller said or, with "auto", as far as it has been
+            learned; None where neither is so.
     """
 
     balance: TensorBalance

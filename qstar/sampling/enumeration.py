@@ -190,8 +190,7 @@ def block_distribution(
 
     Returns:
         The joint distribution, of shape [vocab] * (gamma + 1); that of the number of accepted
-        tokens; and
-        the mean number of tested ones. Shape any shape and (gamma+1,).
+        tokens, of shape (gamma+1,); and the mean number of tested ones.
     """
     gamma, vocab = len(draft), len(target[0])
     real = gamma if drafted is None else drafted

@@ -1,8 +1,9 @@
 """Rules that turn draft tokens into tokens of the target, on log-probabilities: no model in sight.
 
 `target` is the distribution that the output must follow (here q*), `draft` the one that proposed.
-Neither is called p or q: the papers disagree on which is which. Every rule but `source_loop` is
-exact, and its tests enumerate the very code that samples (see `qstar.sampling.enumeration`).
+Neither is called p or q: the papers disagree on which is which. Every rule is exact (the source's
+loop, which is not, is in `qstar.sampling.picks`), and its tests enumerate the very code that
+samples (see `qstar.sampling.enumeration`).
 
 Batches: leading axes are independent rows, and a rejection in one row costs the others nothing.
 Randomness: a `generator` as in `qstar.sampling.chance`. A call uses the same amount of it whatever
