@@ -213,7 +213,9 @@ def _add_records(records: Commands) -> None:
     option("--layers", choices=("packed", "as loaded"), help="only the cells with these")
     option("--pairs", nargs="+", metavar="PAIR", help="only these, such as lora-manual")
 
-    add("lengths", "measure first calls, long prompts and batches", "out", "threads", "model")
+    said = "measure first calls, long prompts and batches"
+    option = add("lengths", said, "out", "threads", "model")
+    option("--pairs", nargs="+", metavar="PAIR", help="these anew, the others as they were")
 
     option = add("accelerator", "measure solver and decoder on an accelerator, by stages", "quick")
     option("--out", type=Path, required=True, help="the record; stages that it holds are kept")

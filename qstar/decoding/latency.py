@@ -3,9 +3,8 @@
 import math
 import weakref
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
-
-import torch
 
 from .costs import PARENTS, Costs
 from .kv_cache import KVCache
@@ -29,6 +28,8 @@ COMPARED_FROM = 32
 """Calls for fewer tokens do not repay a comparison of one call for both parents with two."""
 
 COMPARED_TIMES = 2
+COMPARED_TEXT = 8
+"""How many of the prompts' last tokens are read for it: to read a prompt twice takes long."""
 
 _KNOWN: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], "Learned"]] = (
     weakref.WeakKeyDictionary()
@@ -89,16 +90,14 @@ class Learned:
         """
         if {PARENTS[0], "both"} <= self._seen.keys():
             return
-        policy = parents.caches[PARENTS[0]]
-        one = Parents({PARENTS[0]: policy}, vocab=parents.vocab)
+        ends = {of: [text[-COMPARED_TEXT:] for text in own] for of, own in state.prompts.items()}
+        state = replace(state, prompts=ends)
+        one = Parents({PARENTS[0]: parents.caches[PARENTS[0]]}, vocab=parents.vocab)
         both = parents.together()
         for reader in (one, both):
             reader.start(state)
-        rows = len(state.rows)
-        draft = torch.zeros(rows, 1, dtype=torch.long, device=policy.model.device)
         for turn in range(1 + COMPARED_TIMES):
             one.read(PARENTS[:1], state)
-            one.read(PARENTS[:1], state, draft, [1] * rows)
             both.read(PARENTS, state)
             forwards = (*one.forwards(), *both.forwards())
             if turn > 0:  # the first one warms up

@@ -8,6 +8,7 @@ import torch
 
 from qstar.decoding import latency
 from qstar.decoding.enumeration import tiny_model
+from qstar_book.__main__ import main
 from qstar_book.records import decoding, lengths
 from qstar_book.records.corpus import data_file
 
@@ -59,6 +60,32 @@ def test_prompts_have_the_length_they_are_said_to_have(models, monkeypatch):
     assert [cell["context"] for cell in cells] == [4, 11]
     assert {len(ids) for prompts in asked for ids in prompts} == {4, 11}
     assert asked[-1][0].tolist() == [*range(6), *range(1), *range(4)]
+
+
+def test_an_unknown_pair_is_refused_and_a_named_one_replaces_its_cells(
+    tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "record.json"
+    given = ["record", "lengths", "--out", str(out), "--pairs"]
+    assert main([*given, "no such pair"]) == 2
+    assert "no pair no such pair; the pairs are two prompts" in capsys.readouterr().err
+    measured = []
+
+    def measure(function, asked, **environment):
+        measured.append((asked["pair"], asked["layers"]))
+        cell = {"pair": asked["pair"], "layers": asked["layers"], "made": len(measured)}
+        return {part: [cell] for part in ("first_calls", "contexts", "batches")}
+
+    monkeypatch.setattr(lengths, "in_own_process", measure)
+    assert main(given[:-1]) == 0
+    every = list(lengths.FIRST)
+    assert measured == every
+    assert main([*given, "noised copy"]) == 0
+    again = measured[len(every) :]
+    assert again == [pair for pair in every if pair[0] == "noised copy"]
+    cells = json.loads(out.read_text())["contexts"]
+    assert [(cell["pair"], cell["layers"]) for cell in cells] == every
+    assert [cell["made"] > len(every) for cell in cells] == [pair in again for pair in every]
 
 
 def test_tokens_of_a_batch_are_those_of_all_rows(models):

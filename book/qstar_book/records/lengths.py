@@ -2,8 +2,9 @@
 
     qstar-book record lengths --out data/results/lengths_cpu.json
 
-makes the record that the chapter on speed reads. The ways of a cell take turns on the same prompts,
-as in `records.decoding`, whose pairs these are; each pair has a process of its own.
+makes the record that the chapter on speed reads; with `--pairs` the cells of these pairs anew, and
+those of the others as they were. The ways of a cell take turns on the same prompts, as in
+`records.decoding`, whose pairs these are; each pair has a process of its own.
 
 The record (JSON) holds
 
@@ -11,13 +12,16 @@ The record (JSON) holds
     first_calls  for each of `FIRST` and each length: pair, layers, new_tokens, load, and runs of
                  "plain", of "plain, one call" where one model is both parents, and of "auto", which
                  is made to forget before each call what it learned of the pair
-    contexts     for each of `CONTEXTS`: context, new_tokens, load, runs
-    batches      for each of `BATCHES`: rows, new_tokens, load, runs; tokens are those of all rows
+    contexts     for each of `CONTEXTS`: pair, layers, context, new_tokens, load, runs
+    batches      for each of `BATCHES`: pair, layers, rows, new_tokens, load, runs; tokens are those
+                 of all rows
 
-with runs as in `records.decoding`, without what they accepted.
+each with the date when it was made, and with runs as in `records.decoding`, without what they
+accepted.
 """
 
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +36,7 @@ from qstar.decoding import latency
 from qstar.decoding.packed import packed
 
 from .. import shipped_model
-from ..files import cpu_name, in_own_process, provenance, write_json
+from ..files import RefusedError, cpu_name, in_own_process, provenance, write_json
 from . import corpus, decoding
 
 FIRST: Mapping[tuple[str, str], tuple[str, ...]] = {
@@ -100,7 +104,7 @@ def first_calls(pair: str, layers: str, models: Models, tokenizer: Any) -> list[
             return timed(models, prompts, way, max_new_tokens=length, generator=block)
 
         found = in_turns(FIRST[pair, layers], run, blocks=blocks)
-        cells.append({"pair": pair, "layers": layers, "new_tokens": length, **found})
+        cells.append({"new_tokens": length, **found})
     return cells
 
 
@@ -140,7 +144,7 @@ def measure_pair(*, pair: str, layers: str, model: str, threads: int) -> dict[st
     policy, teacher, tokenizer = decoding.models_of(pair, model)
     for parent in {policy, teacher}:
         parent.generation_config.eos_token_id = None
-    found: dict[str, Any] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     with packed(policy, teacher) if layers == "packed" else contextlib.nullcontext():
         warm = decoding.questions_of(pair, tokenizer)[0]
         for scheme in ("plain", "coin"):
@@ -151,19 +155,31 @@ def measure_pair(*, pair: str, layers: str, model: str, threads: int) -> dict[st
         if (pair, layers) == ONE:
             found["contexts"] = contexts((policy, teacher), tokenizer)
             found["batches"] = batches((policy, teacher), tokenizer)
-    return found
+    made = {"pair": pair, "layers": layers, "date": provenance()["date"]}
+    return {part: [made | cell for cell in cells] for part, cells in found.items()}
 
 
-def command(*, out: Path, model: str | None, threads: int) -> None:
+def command(
+    *, out: Path, model: str | None, threads: int, pairs: Sequence[str] | None = None
+) -> None:
     """`qstar-book record lengths`."""
     name = model or shipped_model.DEFAULT
+    known = dict.fromkeys(pair for pair, _ in FIRST)
+    if unknown := sorted(set(pairs or ()) - set(known)):
+        raise RefusedError(f"no pair {', '.join(unknown)}; the pairs are {', '.join(known)}")
     record: dict[str, list[Any]] = {"first_calls": [], "contexts": [], "batches": []}
+    if pairs and out.exists():
+        held = json.loads(out.read_text(encoding="utf8"))
+        record = {part: [c for c in held[part] if c["pair"] not in pairs] for part in record}
     for pair, layers in FIRST:
+        if pairs and pair not in pairs:
+            continue
         print(f"{pair}, layers {layers}", file=sys.stderr)
         given = {"pair": pair, "layers": layers, "model": name, "threads": threads}
         waiting = decoding.waiting_threads(threads)
         for part, cells in in_own_process(measure_pair, given, environment=waiting).items():
             record[part] += cells
+            record[part].sort(key=lambda cell: list(FIRST).index((cell["pair"], cell["layers"])))
         made_by = provenance(
             "numpy",
             "torch",
