@@ -262,7 +262,7 @@ def _reads_in_one_call(setup: Setup, learned: latency.Learned | None) -> bool:
 
 
 def _tell_costs(planned: planner.Planner, learned: latency.Learned) -> None:
-    repaid = 0.0 if learned.settled else planner.REPAID
+    repaid = planner.REPAID * learned.left
     planned.learn(learned.costs(), caution=planner.CAUTION, repaid=repaid)
 
 

@@ -49,19 +49,29 @@ class Learned:
     def __init__(self, caches: Mapping[str, KVCache], rows: int) -> None:
         """Nothing yet of the readers of a batch of so many rows."""
         self._rows = rows
-        # A static cache captures a forward pass of each width when it is first needed.
-        self._first = {name: -int(cache.static) for name, cache in caches.items()}
         self._weights = {
             name: sum(weight.numel() for weight in cache.model.parameters())
             for name, cache in caches.items()
         }
+        # Parents of one size in one place take the same: what is seen of one is known of both.
+        sizes = [(self._weights[name], caches[name].model.device) for name in PARENTS]
+        self._alike = sizes[0] == sizes[1]
+        # A static cache captures a forward pass of each width when it is first needed.
+        captures = 1 + self._alike
+        self._first = {name: -captures * int(cache.static) for name, cache in caches.items()}
         self._seen: dict[str, dict[int, tuple[int, float]]] = {}
         self._costs: Costs | None = None
 
     @property
+    def left(self) -> float:
+        """The share of `SETTLED` forward passes that are still to be seen."""
+        seen = sum(max(0, n) for widths in self._seen.values() for n, _ in widths.values())
+        return max(0.0, 1 - seen / SETTLED)
+
+    @property
     def settled(self) -> bool:
         """Whether nothing more is learned."""
-        return sum(n for widths in self._seen.values() for n, _ in widths.values()) >= SETTLED
+        return self.left == 0
 
     def add(self, forwards: Iterable[Forward]) -> None:
         """Learn from forward passes of all rows, unless it is settled."""
@@ -70,8 +80,9 @@ class Learned:
         for forward in forwards:
             if forward.rows != self._rows * (2 if forward.model == "both" else 1):
                 continue
-            widths = self._seen.setdefault(forward.model, {})
-            first = self._first.get(forward.model, self._first["policy"])
+            alike = self._alike and forward.model == PARENTS[1]
+            widths = self._seen.setdefault(PARENTS[0] if alike else forward.model, {})
+            first = self._first.get(forward.model, self._first[PARENTS[0]])
             n, least = widths.get(forward.width, (first, math.inf))
             # A time that something disturbed is never shorter.
             widths[forward.width] = n + 1, min(least, forward.seconds) if n >= 0 else least
@@ -112,8 +123,7 @@ class Learned:
         both = known.get("both")
         # One call for both takes no less than one for either.
         policy, teacher = (known.get(name) or both for name in PARENTS)
-        if both is not None and policy is not None and teacher is None:
-            teacher = policy
+        teacher = policy if self._alike else teacher
         if policy is None or teacher is None:
             return None
         draft = known.get("draft")

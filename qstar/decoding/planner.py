@@ -49,7 +49,8 @@ CAUTION = 0.1
 predicted from few forward passes and few acceptances is no better than that."""
 
 REPAID = 1.5
-"""While they are being learned: what a trial that fails may lose, in tokens of plain decoding."""
+"""What a trial that fails may lose, in tokens of plain decoding, before anything is learned of
+them; the less is left to learn, the less."""
 
 EQUAL_COSTS = Costs(policy={1: 1.0}, teacher={1: 1.0}, draft={1: 0.1})
 """What is assumed where nothing was measured: a forward costs the same at every width."""
