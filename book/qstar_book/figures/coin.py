@@ -88,6 +88,6 @@ def coin_costs(stays: ndarray, spent: Mapping[str, ndarray], *, ax: Axes) -> Axe
         line.set_label(name)
     ax.axhline(2, **LINES["guide"])
     ax.set(xlabel="probability $s$ to stay", ylabel="forward passes per token")
-    ax.set(xlim=(stays[0], stays[-1]), ylim=(0.95, 2.3))
-    ax.legend(loc="upper left", title="$C$ in nats", handlelength=3.4)
+    ax.set(xlim=(stays[0], stays[-1]), ylim=(0.95, 2.75))
+    ax.legend(loc="upper left", title="$C$ in nats", handlelength=3.4, ncols=2)
     return ax
