@@ -8,6 +8,7 @@ import gc
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from qstar.decoding import latency, planner, timing
@@ -15,7 +16,6 @@ from qstar.decoding.costs import PARENTS
 from qstar.decoding.generate import generate
 from qstar.decoding.latency import ASSUMED, RISE, SETTLED, Learned
 from qstar.decoding.state import Forward
-from tests.helpers import tiny
 
 PROMPT, OTHER = torch.tensor([1, 4, 0]), torch.tensor([2, 2, 5, 1])
 FLAT = {1: 1.0, 9: 1.1, 65: 2.0}
