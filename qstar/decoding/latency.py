@@ -75,8 +75,10 @@ class Learned:
 
     def add(self, forwards: Iterable[Forward]) -> None:
         """Learn from forward passes of all rows, unless it is settled."""
-        if self.settled:
-            return
+        if not self.settled:
+            self._learn(forwards)
+
+    def _learn(self, forwards: Iterable[Forward]) -> None:
         for forward in forwards:
             if forward.rows != self._rows * (2 if forward.model == "both" else 1):
                 continue
@@ -95,6 +97,8 @@ class Learned:
     def compare(self, parents: Parents, state: State) -> None:
         """Find out how one call for both parents compares with one for either, where unknown.
 
+        Short calls may have settled the time of one of the two without the other; this adds it.
+
         Args:
             parents: One model that is both, reading apart.
             state: The prompts.
@@ -112,7 +116,7 @@ class Learned:
             both.read(PARENTS, state)
             forwards = (*one.forwards(), *both.forwards())
             if turn > 0:  # the first one warms up
-                self.add(forwards)
+                self._learn(forwards)
 
     def _estimate(self) -> Costs | None:
         known = {

@@ -186,6 +186,23 @@ def test_one_model_compares_one_call_with_two_where_the_text_is_long_enough(cloc
     assert longer.trace.costs.both[1] == pytest.approx(both)
 
 
+def test_short_calls_do_not_settle_a_comparison_that_was_never_made(clock, monkeypatch):
+    """It is made by the first long call, and by no other."""
+    model = pair()[0]
+    compared = []
+    start = latency.Parents.start
+    counted = lambda parents, state: compared.append(state) or start(parents, state)  # noqa: E731
+    for _ in range(SETTLED // 4):
+        decoded([model, model], PROMPT, OTHER, max_new_tokens=8)
+    monkeypatch.setattr(latency.Parents, "start", counted)
+    starts = []
+    for _ in range(2):
+        longer = decoded([model, model], PROMPT, OTHER, max_new_tokens=latency.COMPARED_FROM)
+        starts.append(len(compared))
+    assert longer.trace.costs.policy[1] == 1.0 != longer.trace.costs.both[1]
+    assert starts == [3, 4]  # two readers that are compared, and the one that decodes
+
+
 def test_a_comparison_leaves_the_caches_as_they_were(clock):
     """What was read to compare is taken back: the trace is that of a run that compared nothing."""
     model = pair()[0]
