@@ -533,19 +533,35 @@ def command(
 ) -> None:
     """`qstar-book record decoding`."""
     name = model or shipped_model.DEFAULT
-    known = dict.fromkeys(cell.pair for cell in CELLS)
-    if unknown := sorted(set(pairs or ()) - set(known)):
-        raise RefusedError(f"no pair {', '.join(unknown)}; the pairs are {', '.join(known)}")
+    wanted = chosen_pairs(pairs, [cell.pair for cell in CELLS])
     waiting = waiting_threads(threads)
     cells = []
     for index, cell in enumerate(CELLS):
-        if layers not in (None, cell.layers) or cell.pair not in (pairs or known):
+        if layers not in (None, cell.layers) or cell.pair not in wanted:
             continue
         print(f"{cell.pair}, layers {cell.layers}", file=sys.stderr)
         given = {"index": index, "model": name, "device": device, "threads": threads}
         given |= {"seed": seed, "ways": ways}
         cells.append(in_own_process(measure_cell_of_model, given, environment=waiting))
-    made_by = provenance(
+    write_json(out, {**made_on(device, threads), "seed": seed, "model": name, "cells": cells})
+    print(out)
+
+
+def chosen_pairs(asked: Sequence[str] | None, known: Sequence[str]) -> Sequence[str]:
+    """The pairs that are asked for, or all.
+
+    Raises:
+        RefusedError: One is not known.
+    """
+    known = list(dict.fromkeys(known))
+    if unknown := sorted(set(asked or ()) - set(known)):
+        raise RefusedError(f"no pair {', '.join(unknown)}; the pairs are {', '.join(known)}")
+    return asked or known
+
+
+def made_on(device: str, threads: int) -> dict[str, Any]:
+    """How a record of times is being made: command, date, versions and machine."""
+    return provenance(
         "numpy",
         "torch",
         "transformers",
@@ -555,8 +571,6 @@ def command(
         threads=threads,
         waiting="passive (OMP_WAIT_POLICY)",
     )
-    write_json(out, {**made_by, "seed": seed, "model": name, "cells": cells})
-    print(out)
 
 
 def waiting_threads(threads: int) -> dict[str, str]:

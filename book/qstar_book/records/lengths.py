@@ -8,7 +8,7 @@ those of the others as they were. The ways of a cell take turns on the same prom
 
 The record (JSON) holds
 
-    command, date, seed, machine, versions, model
+    command, date, machine, versions, model
     first_calls  for each of `FIRST` and each length: pair, layers, new_tokens, load, and runs of
                  "plain", of "plain, one call" where one model is both parents, and of "auto", which
                  is made to forget before each call what it learned of the pair
@@ -36,7 +36,7 @@ from qstar.decoding import latency
 from qstar.decoding.packed import packed
 
 from .. import shipped_model
-from ..files import RefusedError, cpu_name, in_own_process, provenance, write_json
+from ..files import in_own_process, provenance, write_json
 from . import corpus, decoding
 
 FIRST: Mapping[tuple[str, str], tuple[str, ...]] = {
@@ -164,15 +164,13 @@ def command(
 ) -> None:
     """`qstar-book record lengths`."""
     name = model or shipped_model.DEFAULT
-    known = dict.fromkeys(pair for pair, _ in FIRST)
-    if unknown := sorted(set(pairs or ()) - set(known)):
-        raise RefusedError(f"no pair {', '.join(unknown)}; the pairs are {', '.join(known)}")
+    wanted = decoding.chosen_pairs(pairs, [pair for pair, _ in FIRST])
     record: dict[str, list[Any]] = {"first_calls": [], "contexts": [], "batches": []}
     if pairs and out.exists():
         held = json.loads(out.read_text(encoding="utf8"))
         record = {part: [c for c in held[part] if c["pair"] not in pairs] for part in record}
     for pair, layers in FIRST:
-        if pairs and pair not in pairs:
+        if pair not in wanted:
             continue
         print(f"{pair}, layers {layers}", file=sys.stderr)
         given = {"pair": pair, "layers": layers, "model": name, "threads": threads}
@@ -180,15 +178,5 @@ def command(
         for part, cells in in_own_process(measure_pair, given, environment=waiting).items():
             record[part] += cells
             record[part].sort(key=lambda cell: list(FIRST).index((cell["pair"], cell["layers"])))
-        made_by = provenance(
-            "numpy",
-            "torch",
-            "transformers",
-            device="cpu",
-            cpu=cpu_name(),
-            cores=os.cpu_count(),
-            threads=threads,
-            waiting="passive (OMP_WAIT_POLICY)",
-        )
-        write_json(out, {**made_by, "model": name, **record})
+        write_json(out, {**decoding.made_on("cpu", threads), "model": name, **record})
     print(out)
