@@ -1,12 +1,15 @@
 """alpha* for one row of a large vocabulary on a CPU: few sweeps, over buffers in the cache.
 
 The arithmetic in between is in Python floats. Whatever is not plain here (an outcome that a parent
-excludes, parents that nearly agree, a step that does not help) is left to `qstar.solve_torch`.
+excludes, parents that nearly agree, a path that sits on one outcome) is left to
+`qstar.solve_torch`.
 
-Halley's method on F = log Z. A row stops by the rule of `qstar.solve_torch`, or after a step on
-which two models of F of different order agree: the cubic that Halley's method solves, and the
-quintic that also knows F(0) = F(1) = 0. What the quintic adds must be a twentieth of what that rule
-allows; its minimum is then returned, and `slope` and `curvature` are read off it.
+Halley's method on F = log Z, in a bracket that begins as [0, 1]: after a step that did not halve
+the slope, and for one that would leave the bracket, its middle is next. A row stops by the rule of
+`qstar.solve_torch`, or after a step on which two models of F of different order agree: the cubic
+that Halley's method solves, and the quintic that also knows F(0) = F(1) = 0. What the quintic adds
+must be a twentieth of what that rule allows; its minimum is then returned, and `slope` and
+`curvature` are read off it.
 """
 
 import math
@@ -19,6 +22,7 @@ from torch import Tensor
 from .solve_torch import NORMALISATION_TOLERANCE, Fields, Plan, solve_block
 
 ROW_VOCAB = 4096  # from here on a CPU row pays for its own Python
+ROW_PASSES = 16  # after which `_solve_row` leaves a row: rounding may decide its slope's sign
 CLOSE = 1e-3  # -log Z(1/2) below which `_solve_row` sums differences, for an expm1 more
 EQUAL = 1e-9  # curvature below which it leaves the row to `solve_block`
 CANCELLED = 1e-2  # of E[x^2], the least that E[x^2] - E[x]^2 must be to count as the variance
@@ -128,7 +132,8 @@ def _solve_row(
     # Renormalising shifts the log-ratio, and log Z, by constants: no sweep is needed.
     shift = math.log(policy_total) - math.log(teacher_total)
     alpha, last, close = 0.5, math.inf, False
-    for passes in range(1, plan.max_passes + 1):
+    low, high = 0.0, 1.0  # F' rises from below 0 to above: all outcomes are shared
+    for passes in range(1, min(plan.max_passes, ROW_PASSES) + 1):
         torch.add(base, ratio, alpha=alpha * LOG2_E, out=path)
         z = path.exp2_().sum().item()
         if not z > 1e-12:  # terms below the smallest float may matter
@@ -144,8 +149,7 @@ def _solve_row(
         if passes == 1 and log_z > -CLOSE:
             close, shift = True, log_growth(1.0)
         slope = mean - shift
-        if not abs(slope) <= last / 2:
-            return None
+        low, high = (low, alpha) if slope > 0 else (alpha, high)
         if close:
             log_z = log_growth(alpha) - alpha * shift
         if abs(slope) <= 2 * plan.tolerance * math.sqrt(curvature):
@@ -154,11 +158,10 @@ def _solve_row(
         step = _step(slope, curvature, third)
         series = _through_the_ends(alpha, log_z, slope, curvature, third)
         _, left, bend = _evaluate(series, step)
-        if not bend > 0:
-            return None
-        better = step - left / bend
-        if not 0 < alpha + better < 1:
-            return None
+        better = step - left / bend if bend > 0 else math.nan
+        if not (abs(slope) <= last / 2 and low < alpha + better < high):
+            alpha, last = (low + high) / 2, math.inf
+            continue
         # What the quintic adds to the slope, term by term: their sum may vanish by chance.
         added = abs(4 * series[4] * step**3) + abs(5 * series[5] * step**4)
         if added <= SAFETY * plan.tolerance * math.sqrt(curvature):

@@ -243,6 +243,21 @@ def test_both_roads_agree_on_plain_rows():
         torch.testing.assert_close(getattr(rows, name), getattr(block, name), rtol=0, atol=1e-11)
 
 
+def test_a_step_that_misses_is_replaced_by_the_middle_of_the_bracket():
+    """Distant parents with long tails: Halley's step from 1/2 may leave [0, 1], or not help."""
+    generator, alone, expected = torch.Generator().manual_seed(1), [], []
+    work = solve_torch_row._workspace(rows_torch.ROW_VOCAB, torch.float64)
+    plan = accelerator_plan(torch.float64)._replace(early_exit=True)
+    for _ in range(60):
+        pair = 8 * torch.randn(2, rows_torch.ROW_VOCAB, generator=generator, dtype=torch.float64)
+        rows = pair.log_softmax(-1)
+        alone.append(solve_torch_row._solve_row(*rows, work, plan))
+        expected.append(qstar.solve_kl_symmetry(*rows.numpy()).alpha)
+    assert None not in alone, "a plain row must not need the complete algorithm"
+    np.testing.assert_allclose([row.values[0] for row in alone], expected, rtol=0, atol=1e-11)
+    assert max(row.passes for row in alone) <= 8
+
+
 def test_excluded_outcomes_are_condensed_without_changing_the_answer():
     """Top-k rows of a large vocabulary: only the shared outcomes and two sums are solved."""
     for kind in ("nested", "partly shared", "same part of the vocabulary"):
