@@ -35,7 +35,7 @@ from .solve_torch import (
     rounding_slack,
     solve_block,
 )
-from .solve_torch_row import ROW_VOCAB, solve_one_by_one
+from .solve_torch_row import alone_pays, solve_one_by_one
 
 TorchBalance = Balance[Tensor, Tensor, Tensor]
 
@@ -351,7 +351,7 @@ def _solve(log_policy: Tensor, log_teacher: Tensor, plan: Plan) -> Fields:
     *batch, vocab = log_policy.shape
     if plan.fused:
         fields, plain = _solve_fused(log_policy, log_teacher, plan), False
-    elif plan.early_exit and vocab >= ROW_VOCAB and log_policy.numel():
+    elif plan.early_exit and log_policy.numel() and alone_pays(math.prod(batch), vocab):
         fields, plain = solve_one_by_one(log_policy, log_teacher, plan)
     else:
         # Here and below no tensor is indexed: split and friends run on fake devices too.

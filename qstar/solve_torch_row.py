@@ -1,4 +1,4 @@
-"""alpha* for one row of a large vocabulary on a CPU: few sweeps, over buffers in the cache.
+"""alpha* for one row on a CPU: few sweeps, over buffers that stay in its cache.
 
 The arithmetic in between is in Python floats. Whatever is not plain here (an outcome that a parent
 excludes, parents that nearly agree, a path that sits on one outcome) is left to
@@ -21,7 +21,8 @@ from torch import Tensor
 
 from .solve_torch import NORMALISATION_TOLERANCE, Fields, Plan, solve_block
 
-ROW_VOCAB = 4096  # from here on a CPU row pays for its own Python
+ROW_VOCAB = 4096  # from here on a CPU row pays for its own Python,
+ROWS = 16  # and up to here for rows of every size: a block takes some 400 operations
 ROW_PASSES = 16  # after which `_solve_row` leaves a row: rounding may decide its slope's sign
 CLOSE = 1e-3  # -log Z(1/2) below which `_solve_row` sums differences, for an expm1 more
 EQUAL = 1e-9  # curvature below which it leaves the row to `solve_block`
@@ -30,18 +31,28 @@ SAFETY = 0.1  # of what the tolerance allows, the most that `_solve_row`'s last 
 LOG2_E = 1 / math.log(2)
 
 
+def alone_pays(rows: int, vocab: int) -> bool:
+    """Whether so many rows of a CPU are solved sooner one by one than together."""
+    return vocab >= ROW_VOCAB or rows <= ROWS
+
+
 def solve_one_by_one(log_policy: Tensor, log_teacher: Tensor, plan: Plan) -> tuple[Fields, bool]:
-    """The fields from rows of a large vocabulary on the CPU, and whether all rows were plain."""
+    """The fields from rows on the CPU that are solved one by one, and whether all were plain."""
     *batch, vocab = log_policy.shape
     work = _workspace(vocab, plan.dtype)
     sides = [x.reshape(-1, vocab).unbind() if batch else (x,) for x in (log_policy, log_teacher)]
     solved = [_solve_alone(p, r, work, plan) for p, r in zip(*sides, strict=True)]
     fields = _from_rows(solved, batch, plan)
-    hard = [(row, found) for row, found in enumerate(solved) if isinstance(found, Fields)]
-    for row, found in hard:
-        for field, value in zip(fields, found, strict=True):
-            field.view(-1)[row] = value[0]
-    return fields, not hard
+    left = [row for row, found in enumerate(solved) if found is None]
+    found = [([row], few) for row, few in enumerate(solved) if isinstance(few, Fields)]
+    for start in range(0, len(left), plan.chunk_rows):
+        rows = left[start : start + plan.chunk_rows]
+        policy, teacher = (torch.stack([side[row] for row in rows]) for side in sides)
+        found.append((rows, solve_block(policy, teacher, plan)))
+    for rows, values in found:
+        for field, value in zip(fields, values, strict=True):
+            field.view(-1)[rows] = value
+    return fields, not found
 
 
 _LOCAL = threading.local()
@@ -64,15 +75,18 @@ def _workspace(vocab: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
 
 def _solve_alone(
     policy: Tensor, teacher: Tensor, work: tuple[Tensor, ...], plan: Plan
-) -> "_Row | Fields":
-    """One row on the CPU, by the cheapest way that serves."""
+) -> "_Row | Fields | None":
+    """One row on the CPU; None if it is not plain, nor made so by what is not shared."""
     policy, teacher = policy.to(plan.dtype), teacher.to(plan.dtype)
-    found = _solve_row(policy, teacher, work, plan)
-    if found is None and not bool((policy - teacher).isfinite().all()):
-        policy, teacher = _condense(policy, teacher)
-        if len(policy) <= len(work[0]):
-            found = _solve_row(policy, teacher, tuple(x[: len(policy)] for x in work), plan)
-    return found or solve_block(policy[None], teacher[None], plan)
+    if found := _solve_row(policy, teacher, work, plan):
+        return found
+    if bool((policy - teacher).isfinite().all()):
+        return None
+    policy, teacher = _condense(policy, teacher)
+    if len(policy) > len(work[0]):
+        return None
+    few = tuple(x[: len(policy)] for x in work)
+    return _solve_row(policy, teacher, few, plan) or solve_block(policy[None], teacher[None], plan)
 
 
 def _condense(policy: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,7 +212,7 @@ def _evaluate(series: tuple[float, ...], x: float) -> tuple[float, float, float]
     return value, first, 2 * half_second
 
 
-def _from_rows(solved: list["_Row | Fields"], batch: list[int], plan: Plan) -> Fields:
+def _from_rows(solved: list["_Row | Fields | None"], batch: list[int], plan: Plan) -> Fields:
     """The fields of a batch of rows; those that `_solve_row` left are filled in later."""
     rows = [found if isinstance(found, _Row) else _Row((0.0,) * 6, 0) for found in solved]
     columns = list(zip(*(row.values for row in rows), strict=True))

@@ -18,8 +18,15 @@ PRECISIONS = {  # dtype -> allowed error of (alpha, q* in TV, C) on rows that ar
     torch.bfloat16: (1e-2, 2e-4, 2e-5),
     torch.float16: (1e-2, 2e-4, 2e-5),
 }
-BOTH_ROADS = pytest.mark.parametrize("vocab", [50, 2 * rows_torch.ROW_VOCAB], ids=["block", "row"])
 EVERY_DTYPE = pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+
+
+@pytest.fixture(params=["block", "row", "long row"])
+def vocab(request, monkeypatch):
+    """The size of a vocabulary whose rows are solved together, or one by one."""
+    if request.param == "block":
+        monkeypatch.setattr(solve_torch_row, "ROWS", 0)
+    return 2 * solve_torch_row.ROW_VOCAB if request.param == "long row" else 50
 
 
 def softmaxed(logits, dtype=torch.float64):
@@ -108,7 +115,6 @@ def assert_agrees(balance, log_policy, log_teacher, precision):
 
 
 @EVERY_DTYPE
-@BOTH_ROADS
 @pytest.mark.parametrize("kind", KINDS)
 def test_agrees_with_the_reference(kind, vocab, dtype):
     pair = [rows.to(dtype) for rows in random_pairs(kind, vocab=vocab)]
@@ -121,10 +127,11 @@ def test_agrees_with_the_reference(kind, vocab, dtype):
 def test_fixed_passes_give_the_same_answer(kind):
     """The road of an accelerator, taken on the CPU."""
     pair = random_pairs(kind, vocab=40)
-    fields = solve_torch.solve_block(*pair, accelerator_plan(torch.float64))
+    plan = accelerator_plan(torch.float64)
+    fields = solve_torch.solve_block(*pair, plan)
     balance = qstar.Balance(*fields)
     assert_agrees(balance, *(rows.numpy() for rows in pair), PRECISIONS[torch.float64])
-    early = rows_torch.solve_kl_symmetry(*pair)
+    early = solve_torch.solve_block(*pair, plan._replace(early_exit=True))
     np.testing.assert_array_equal(fields.alpha, early.alpha)
     np.testing.assert_array_equal(fields.passes, early.passes)
 
@@ -230,9 +237,9 @@ def test_language_model_like_rows_take_at_most_four_passes_in_the_median(dtype):
 
 
 def test_both_roads_agree_on_plain_rows():
-    pair = random_pairs("language-model-like", vocab=rows_torch.ROW_VOCAB)
+    pair = random_pairs("language-model-like", vocab=solve_torch_row.ROW_VOCAB)
     plan = accelerator_plan(torch.float64)._replace(early_exit=True)
-    work = solve_torch_row._workspace(rows_torch.ROW_VOCAB, torch.float64)
+    work = solve_torch_row._workspace(solve_torch_row.ROW_VOCAB, torch.float64)
     alone = [solve_torch_row._solve_row(*rows, work, plan) for rows in zip(*pair, strict=True)]
     assert None not in alone, "a plain row must not need the general road"
     rows, block = (
@@ -246,10 +253,12 @@ def test_both_roads_agree_on_plain_rows():
 def test_a_step_that_misses_is_replaced_by_the_middle_of_the_bracket():
     """Distant parents with long tails: Halley's step from 1/2 may leave [0, 1], or not help."""
     generator, alone, expected = torch.Generator().manual_seed(1), [], []
-    work = solve_torch_row._workspace(rows_torch.ROW_VOCAB, torch.float64)
+    work = solve_torch_row._workspace(solve_torch_row.ROW_VOCAB, torch.float64)
     plan = accelerator_plan(torch.float64)._replace(early_exit=True)
     for _ in range(60):
-        pair = 8 * torch.randn(2, rows_torch.ROW_VOCAB, generator=generator, dtype=torch.float64)
+        pair = 8 * torch.randn(
+            2, solve_torch_row.ROW_VOCAB, generator=generator, dtype=torch.float64
+        )
         rows = pair.log_softmax(-1)
         alone.append(solve_torch_row._solve_row(*rows, work, plan))
         expected.append(qstar.solve_kl_symmetry(*rows.numpy()).alpha)
@@ -261,7 +270,7 @@ def test_a_step_that_misses_is_replaced_by_the_middle_of_the_bracket():
 def test_excluded_outcomes_are_condensed_without_changing_the_answer():
     """Top-k rows of a large vocabulary: only the shared outcomes and two sums are solved."""
     for kind in ("nested", "partly shared", "same part of the vocabulary"):
-        pair = random_pairs(kind, rows=5, vocab=2 * rows_torch.ROW_VOCAB)
+        pair = random_pairs(kind, rows=5, vocab=2 * solve_torch_row.ROW_VOCAB)
         for log_policy, log_teacher in zip(*pair, strict=True):
             small = solve_torch_row._condense(log_policy, log_teacher)
             shared = (log_policy.isfinite() & log_teacher.isfinite()).sum()
@@ -273,7 +282,6 @@ def test_excluded_outcomes_are_condensed_without_changing_the_answer():
             np.testing.assert_allclose(actual.chernoff, expected.chernoff, rtol=0, atol=1e-12)
 
 
-@BOTH_ROADS
 def test_a_huge_finite_logit_is_as_good_as_an_excluded_outcome(vocab):
     """Masks of torch.finfo.min in place of -inf overflow squares, not the answer."""
     log_policy, log_teacher = (
@@ -290,7 +298,6 @@ def test_a_huge_finite_logit_is_as_good_as_an_excluded_outcome(vocab):
         torch.testing.assert_close(masked.chernoff, balance.chernoff, rtol=0, atol=1e-5)
 
 
-@BOTH_ROADS
 def test_logits_far_apart_are_not_called_disjoint(vocab):
     """In probabilities (0, -1e4) against (-1e4, 0) underflows; in logs it is an answer."""
     logits = torch.full((2, vocab), -1e5)
@@ -301,7 +308,6 @@ def test_logits_far_apart_are_not_called_disjoint(vocab):
     np.testing.assert_allclose(balance.chernoff, 5000 - np.log(2), rtol=1e-6)
 
 
-@BOTH_ROADS
 def test_swapping_the_parents_mirrors_alpha(vocab):
     pair = random_pairs("sharp policy", vocab=vocab)
     there, back = rows_torch.solve_kl_symmetry(*pair), rows_torch.solve_kl_symmetry(*reversed(pair))
@@ -310,7 +316,6 @@ def test_swapping_the_parents_mirrors_alpha(vocab):
     )
 
 
-@BOTH_ROADS
 def test_any_batch_shape_and_chunk_goes_in_and_out(vocab):
     pair = random_pairs("partly shared", rows=6, vocab=vocab)
     flat = rows_torch.solve_kl_symmetry(*pair)
@@ -333,7 +338,7 @@ def test_any_batch_shape_and_chunk_goes_in_and_out(vocab):
 
 
 def test_the_kept_workspace_ties_no_call_to_another():
-    pair = random_pairs("flat", vocab=rows_torch.ROW_VOCAB + 7)
+    pair = random_pairs("flat", vocab=solve_torch_row.ROW_VOCAB + 7)
     solve_torch_row._LOCAL.__dict__.clear()
     with torch.inference_mode():
         first = rows_torch.solve_kl_symmetry(*pair)
@@ -389,7 +394,6 @@ def test_integers_are_refused():
         rows_torch.solve_kl_symmetry(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1))
 
 
-@BOTH_ROADS
 @pytest.mark.parametrize(
     ("dtype", "good", "bad"),
     [
@@ -408,7 +412,6 @@ def test_rows_may_be_off_by_their_dtype(dtype, good, bad, vocab):
         rows_torch.solve_kl_symmetry((off + bad).to(dtype), off.to(dtype))
 
 
-@BOTH_ROADS
 def test_without_validation_a_bad_row_is_flagged_and_harms_no_other(vocab):
     log_policy, log_teacher = random_pairs("flat", rows=5, vocab=vocab)
     expected = rows_torch.solve_kl_symmetry(log_policy, log_teacher)
@@ -443,7 +446,7 @@ def test_more_tolerance_takes_fewer_passes_and_keeps_its_word():
     assert 1e-6 < tv.max() < 2e-3
 
 
-def awkward_pairs(rows=20, vocab=rows_torch.ROW_VOCAB, seed=0):
+def awkward_pairs(rows=20, vocab=solve_torch_row.ROW_VOCAB, seed=0):
     """Large vocabularies that tempt the row road to stop too early: outliers, heavy tails."""
     rng = np.random.default_rng(seed)
     first, second, common = rng.normal(size=(3, rows, vocab))
@@ -570,7 +573,6 @@ def test_partial_supports_above_reach_every_status():
     assert {"interior", "boundary_0"} <= seen
 
 
-@BOTH_ROADS
 def test_gradients_go_through_the_renormalisation_of_the_rows(vocab):
     """Shifting a whole row changes nothing; neither road nor chunk does."""
     pair = [rows.requires_grad_() for rows in random_pairs("flat", rows=5, vocab=vocab)]

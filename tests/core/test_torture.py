@@ -11,6 +11,7 @@ from qstar import (
     acceptance_probability,
     rows_torch,
     solve_kl_symmetry,
+    solve_torch_row,
     total_variation,
 )
 from qstar import (
@@ -54,7 +55,7 @@ def test_a_planted_fault_is_counted_and_fails_the_command(fault, monkeypatch, ca
 
 
 @DTYPES
-@pytest.mark.parametrize("vocab", [2, 50, rows_torch.ROW_VOCAB, 50_000])
+@pytest.mark.parametrize("vocab", [2, 50, solve_torch_row.ROW_VOCAB, 50_000])
 def test_opposed_favourites_are_solved_at_every_temperature(dtype, vocab):
     """Leads of 33 to 55 nats against 66 ended in a math domain error from 4096 outcomes on."""
     rng = np.random.default_rng(1)
