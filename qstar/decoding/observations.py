@@ -23,11 +23,10 @@ class Observations:
 
     def evidence(self, rows: Sequence[int], remaining: int, *, outstanding: bool) -> Evidence:
         """What the choice of the next round may rest on."""
-        matched = sum(self._lookups[row].match() for row in rows) if self._lookups else 0
         return Evidence(
             observed=dict(self._observed),
             remaining=remaining,
-            matched=matched / len(rows),
+            lookups=[self._lookups[row].expected() for row in rows] if self._lookups else (),
             outstanding=outstanding,
             alpha=self._alpha,
         )
@@ -40,10 +39,7 @@ class Observations:
     def add(self, step: Step) -> None:
         """Take note of a round."""
         for row, fresh in zip(step.rows, step.emitted, strict=True) if self._lookups else ():
-            lookup = self._lookups[row]
-            lookup.append(fresh)
-            observe(self._observed, "lookup", lookup.right, lookup.tested)
-            lookup.tested = lookup.right = 0
+            self._lookups[row].append(fresh)
         for name in PROPOSING:
             observe(self._observed, name, sum(step.accept[name]), len(step.accept[name]))
         if step.proposer == "draft":

@@ -9,9 +9,12 @@ it whatever is planned, `qstar.decoding.coin`.)
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from . import costs as cost
 from .costs import OF_OTHERS, PARENTS, PROPOSING, SCHEMES, TURNS, Costs
+
+Drafter = TypeVar("Drafter")
 
 TOGETHER = ("plain", *OF_OTHERS)
 """The schemes in which both parents read the same tokens at once: one call can serve both."""
@@ -25,9 +28,16 @@ DRAFT_GAMMA = 4
 MEMORY = 0.98
 """How much of an observation's weight is left after the next one: about 50 tokens count."""
 
-PRIOR = {"policy": 0.8, "teacher": 0.8, "coin": 0.9, "draft": 0.9, "lookup": 0.5}
+PRIOR = {"policy": 0.8, "teacher": 0.8, "coin": 0.9, "draft": 0.9}
 """What a drafter's acceptance is taken for before it is observed, at the weight of two tokens. The
 draft model's is hopeful, for only a trial can tell; the others are observed whatever is decoded."""
+
+GUESSES = {3: 0.5, 2: 0.5, 1: 0.3}
+"""By how many of a text's last tokens a place is looked up where they stood before, the most first;
+and what the acceptance of such a guess is taken for before it is observed, at that weight too."""
+
+WORTH_A_LOOKUP = 0.2
+"""The acceptance below which nothing is looked up: to read so poor a draft costs what it gains."""
 
 STAYS = ((0.5, 0.5), (0.25, 0.75), (0.75, 0.25))
 """How the coins of "coin" may be weighted: each pair tosses for each token alike, whoever proposed
@@ -84,21 +94,21 @@ class Evidence:
     Attributes:
         observed: By drafter, the discounted sum of acceptances and the weight of that sum.
         remaining: How many tokens the row that has most to go may still get.
-        matched: The share of rows whose last tokens stood in their text before.
+        lookups: Of each row, the acceptance that is expected of what would be looked up now; 0
+            where there is nothing. Empty if nothing is ever looked up.
         outstanding: Whether proposals of a parent wait to be judged.
         alpha: The exponent on the policy if it is fixed.
     """
 
     observed: Mapping[str, tuple[float, float]]
     remaining: int
-    matched: float
+    lookups: Sequence[float]
     outstanding: bool
     alpha: float | None = None
 
     def acceptance(self, drafter: str) -> float:
         """The acceptance probability of a drafter, as far as it was observed."""
-        total, weight = self.observed.get(drafter, (0.0, 0.0))
-        return min(1.0, (total + 2 * self._prior(drafter)) / (weight + 2))
+        return after(self.observed.get(drafter, (0.0, 0.0)), self._prior(drafter))
 
     def _prior(self, drafter: str) -> float:
         if self.alpha is None or 0 <= self.alpha <= 1 or drafter not in PROPOSING:
@@ -125,8 +135,14 @@ def beyond(acceptance: float, parent: str, alpha: float | None) -> float:
     return max(0.0, 1 - (1 - acceptance) * away / 0.5)
 
 
+def after(seen: tuple[float, float], prior: float) -> float:
+    """An acceptance probability after the sum and the weight of what was seen of it."""
+    total, weight = seen
+    return min(1.0, (total + 2 * prior) / (weight + 2))
+
+
 def observe(
-    observed: dict[str, tuple[float, float]], drafter: str, total: float, count: int
+    observed: dict[Drafter, tuple[float, float]], drafter: Drafter, total: float, count: int
 ) -> None:
     """Add `count` acceptances that sum to `total`, and discount what was observed before."""
     had, weight = observed.get(drafter, (0.0, 0.0))
@@ -235,10 +251,12 @@ class Planner:
             accepts = accept["policy"], accept["teacher"], accept["coin"]
             return cost.coin(self._costs, plan.gamma, plan.stay, *accepts)
         if plan.scheme == "lookup":
-            # Rows without a match get one token, for the same forward.
-            found = cost.third(self._costs, plan.gamma, accept["lookup"], draft_forwards=0)
-            nothing = cost.third(self._costs, plan.gamma, 0.0, draft_forwards=0)
-            return 1 / (evidence.matched / found + (1 - evidence.matched) / nothing)
+            # Rows for which nothing is found get one token, for the same forward.
+            of_rows = [
+                1 / cost.third(self._costs, plan.gamma, expected, draft_forwards=0)
+                for expected in evidence.lookups or [0.0]
+            ]
+            return len(of_rows) / sum(of_rows)
         if plan.scheme == "draft-model":
             return cost.third(self._costs, plan.gamma, accept["draft"], draft_forwards=plan.gamma)
         raise NotImplementedError(f"what a round of {plan.scheme!r} costs")
@@ -262,7 +280,7 @@ class Planner:
                 elif scheme == "alternating":
                     best = cost.best_proposer(self._costs, gamma, *accept)
                     plans.append(Plan(scheme, gamma, best))
-                elif scheme == "draft-model" or len(self._schemes) == 1 or evidence.matched > 0:
+                elif scheme == "draft-model" or len(self._schemes) == 1 or any(evidence.lookups):
                     plans.append(Plan(scheme, gamma, "policy"))
         return plans
 
@@ -277,52 +295,62 @@ def together_is_faster(costs: Costs, alpha: float | None = None) -> bool:
 
 
 class Lookup:
-    """What followed a text's last tokens where they stood in it before.
+    """What followed a text's last tokens where they stood in it before: of three, two or one.
+
+    Every emitted token tells how often the guess by so many tokens is right, whether or not it was
+    proposed. Over tokens drawn from q* this estimates the acceptance of a first draft.
 
     Attributes:
-        tested: How many emitted tokens it had a prediction for, since they were last counted.
-        right: How many of these it predicted. Over tokens drawn from q*, right / tested estimates
-            the acceptance probability of its first draft, whether or not it was asked to draft.
+        text: The prompt, and what was emitted.
+        guesses: As `GUESSES`.
+        observed: By size, the discounted sum of right guesses about emitted tokens, and its weight.
     """
 
-    SIZES = (3, 2)
-
-    def __init__(self, text: Sequence[int]) -> None:
-        """Index a text."""
+    def __init__(self, text: Sequence[int], guesses: Mapping[int, float] = GUESSES) -> None:
+        """Index a text, which counts as a prompt: nothing is learned from it."""
         self.text: list[int] = []
-        self.tested = self.right = 0
+        self.guesses = guesses
         self._after: dict[tuple[int, ...], int] = {}
+        self.observed: dict[int, tuple[float, float]] = {}
         self.append(text)
-        self.tested = self.right = 0
+        self.observed.clear()
 
     def append(self, tokens: Sequence[int]) -> None:
-        """Add emitted tokens, and note which of them it would have predicted."""
+        """Add emitted tokens, and note which of them would have been guessed."""
         for token in tokens:
-            guess = self._match()
-            if guess is not None:
-                self.tested += 1
-                self.right += self.text[guess] == token
-            for size in self.SIZES:
+            if found := self._find():
+                size, place = found
+                observe(self.observed, size, self.text[place] == token, 1)
+            for size in self.guesses:
                 if len(self.text) >= size:
                     self._after[tuple(self.text[-size:])] = len(self.text)
             self.text.append(token)
 
-    def match(self) -> bool:
-        """Whether the last tokens stood in the text before."""
-        return self._match() is not None
+    def expected(self) -> float:
+        """The acceptance that is expected of the first token that `propose` would give; 0 of none.
+
+        None is given where a guess of this kind was right less often than `WORTH_A_LOOKUP`.
+        """
+        found = self._find()
+        if found is None:
+            return 0.0
+        size, _ = found
+        expected = after(self.observed.get(size, (0.0, 0.0)), self.guesses[size])
+        return expected if expected >= WORTH_A_LOOKUP else 0.0
 
     def propose(self, gamma: int) -> list[int]:
-        """Up to gamma tokens; none if the last ones are new. A repetition is taken to go on."""
-        start = self._match()
-        if start is None:
+        """Up to gamma tokens, if any are worth it. A repetition is taken to go on."""
+        found = self._find()
+        if found is None or not self.expected():
             return []
         drafts: list[int] = []
-        for i in range(start, start + gamma):
+        for i in range(found[1], found[1] + gamma):
             drafts.append(self.text[i] if i < len(self.text) else drafts[i - len(self.text)])
         return drafts
 
-    def _match(self) -> int | None:
-        for size in self.SIZES:
+    def _find(self) -> tuple[int, int] | None:
+        """By how many tokens a place was found, and where it is."""
+        for size in self.guesses:
             if len(self.text) >= size and tuple(self.text[-size:]) in self._after:
-                return self._after[tuple(self.text[-size:])]
+                return size, self._after[tuple(self.text[-size:])]
         return None

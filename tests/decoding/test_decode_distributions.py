@@ -224,9 +224,9 @@ def test_a_single_row_has_the_token_level_distribution(scheme):
 
 def test_a_choice_of_scheme_that_rests_on_the_text_leaves_the_distribution_alone(monkeypatch):
     """Plans are switched by what was observed, with proposals outstanding."""
-    monkeypatch.setattr(
-        "qstar.decoding.planner.PRIOR", dict.fromkeys(("policy", "teacher"), 0.6) | PRIORS
-    )
+    priors = {"policy": 0.6, "teacher": 0.6, "draft": 0.9}
+    monkeypatch.setattr("qstar.decoding.planner.PRIOR", priors)
+    monkeypatch.setitem(planner.GUESSES, 1, 0.5)
     monkeypatch.setattr("qstar.decoding.planner.STAY", 0.0)
     without_coins = tuple(name for name in planner.SCHEMES if name != "coin")  # too many branches
     monkeypatch.setattr("qstar.decoding.planner.SCHEMES", without_coins)
@@ -239,7 +239,22 @@ def test_a_choice_of_scheme_that_rests_on_the_text_leaves_the_distribution_alone
     assert any(len(set(schemes)) > 1 for schemes in followed)
 
 
-PRIORS = {"draft": 0.9, "lookup": 0.5}
+def test_giving_up_guesses_that_were_wrong_leaves_the_distribution_alone(monkeypatch):
+    """Whether anything is looked up rests on which emitted tokens would have been guessed."""
+    asked = set()
+
+    class Lookup(planner.Lookup):
+        def propose(self, gamma):
+            found = super().propose(gamma)
+            asked.add((self._find() is not None, bool(found)))
+            return found
+
+    monkeypatch.setattr("qstar.decoding.observations.Lookup", Lookup)
+    models, prompts = PAIRS["two GPT-2s"](2), tuple(p.clamp(max=1) for p in PROMPTS[1])
+    distribution, _ = one_row_distribution(models, prompts, 5, 2, scheme="lookup", gamma=2)
+    expected = expected_distribution(models, prompts, 5, vocab=2)
+    assert np.abs(distribution - expected).max() < EXACT
+    assert {(True, True), (True, False)} <= asked
 
 
 # Negative controls: one change in the decoder for each mistake seen in public code. The real code

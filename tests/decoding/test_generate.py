@@ -621,7 +621,8 @@ def test_parents_that_draft_take_the_forwards_of_the_formula(
 
 @pytest.mark.filterwarnings("ignore::qstar.decoding.generate.EqualParentsWarning")
 @pytest.mark.parametrize("gamma", [1, 2, 4])
-def test_a_third_drafter_takes_the_forwards_of_the_formula(constants, gamma):
+def test_a_third_drafter_takes_the_forwards_of_the_formula(constants, gamma, monkeypatch):
+    monkeypatch.setattr("qstar.decoding.planner.WORTH_A_LOOKUP", 0.0)
     options = {"max_new_tokens": TOKENS, "generator": 2, "eos_token_id": None, "gamma": gamma}
     trace = generate(
         *constants,

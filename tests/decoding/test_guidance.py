@@ -454,15 +454,15 @@ def test_no_mixture_is_kept_more_often_than_the_nearer_parent():
 
 
 def test_what_is_hoped_of_a_drafter_follows_its_distance():
-    seen = partial(Evidence, {}, 10, 0.0, False)
-    for name in (*PARENTS, "coin", "draft", "lookup"):
+    seen = partial(Evidence, {}, 10, (), False)
+    for name in (*PARENTS, "coin", "draft"):
         for alpha in (None, 0.0, 0.3, 1.0):
             assert seen(alpha=alpha).acceptance(name) == PRIOR[name]
     for alpha, policy, teacher in ((1.5, 0.8, 0.4), (-0.5, 0.4, 0.8), (3.0, 0.2, 0.0)):
         found = [seen(alpha=alpha).acceptance(name) for name in (*PARENTS, "coin")]
         assert found == pytest.approx([policy, teacher, (policy + teacher) / 2])
-        assert seen(alpha=alpha).acceptance("lookup") == PRIOR["lookup"]
-    told = Evidence({"coin": (1e6 * 0.7, 1e6)}, 10, 0.0, False, 1.5)
+        assert seen(alpha=alpha).acceptance("draft") == PRIOR["draft"]
+    told = Evidence({"coin": (1e6 * 0.7, 1e6)}, 10, (), False, 1.5)
     assert told.acceptance("coin") == pytest.approx(0.7, abs=1e-5)
     assert beyond(HOPE, "policy", 1.5) == pytest.approx(0.9)
     assert beyond(HOPE, "teacher", 1.5) == pytest.approx(0.7)

@@ -203,11 +203,14 @@ def test_short_calls_do_not_settle_a_comparison_that_was_never_made(clock, monke
     assert starts == [3, 4]  # two readers that are compared, and the one that decodes
 
 
-def test_a_comparison_leaves_the_caches_as_they_were(clock):
+def test_a_comparison_leaves_the_caches_as_they_were(clock, monkeypatch):
     """What was read to compare is taken back: the trace is that of a run that compared nothing."""
+    monkeypatch.setattr(planner, "CAUTION", 0.0)  # which a run that is told its costs has not
+    monkeypatch.setattr(planner, "REPAID", 0.0)
     model = pair()[0]
     asked = {"max_new_tokens": 40, "seed": 5}
-    decoded([model, model], PROMPT, OTHER, **asked)
+    for _ in range(2):  # until every width that it makes is known
+        decoded([model, model], PROMPT, OTHER, **asked)
     compared = decoded([model, model], PROMPT, OTHER, **asked)
     told = decoded([model, model], PROMPT, OTHER, costs=compared.trace.costs, **asked)
     assert compared.tokens.tolist() == told.tokens.tolist()

@@ -224,7 +224,8 @@ def acceptances(
 
     Returns:
         For each text, shape (tokens,): "chernoff" in nats; by drafter its acceptance probability,
-        1 - TV; for "lookup" q*'s probability of the token that it proposes, nan where it has none;
+        1 - TV; for "lookup" q*'s probability of the token that followed the last two or three where
+        they stood before, nan where they did not;
         and with "kept " before a draft's name, the probability min(1, draft / q*) that the token
         that was emitted is a draft that was kept.
     """
@@ -256,8 +257,8 @@ def acceptances(
 
 
 def _guesses(text: Sequence[int]) -> list[int]:
-    """What a lookup proposes for each token of a document, -1 where the last ones are new."""
-    lookup, found = Lookup([0]), []
+    """What a lookup proposes for each token of a document, -1 where the last two are new."""
+    lookup, found = Lookup([0], {3: 0.5, 2: 0.5}), []
     for token in text:
         found.append((lookup.propose(1) or [-1])[0])
         lookup.append([token])
@@ -301,7 +302,7 @@ def _heuristic(history: History, costs: Costs) -> int:
 
 
 def _average(history: History, costs: Costs) -> int:
-    evidence = Evidence(history.observed, remaining=0, matched=0.0, outstanding=False)
+    evidence = Evidence(history.observed, remaining=0, lookups=(), outstanding=False)
     return best_length(evidence.acceptance("draft"), costs)
 
 
