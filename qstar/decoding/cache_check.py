@@ -120,7 +120,7 @@ def check(cache: KVCache, length: int, *, rows: int = 1) -> None:
 def _fingerprint(cache: KVCache) -> tuple[Any, ...]:
     """What tells models apart that may treat a cache in different ways."""
     modules = modules_of(cache.model)
-    device = cache.model.device
+    device = cache.device
     autocast = torch.is_autocast_enabled(device.type)
     return (
         cache.window,
@@ -251,7 +251,7 @@ def _check_inputs(cache: KVCache, text: Tensor) -> None:
     """Raise ValueError if the model's own `generate` feeds it something else than the text."""
     try:
         fed = cache.core.prepare_inputs_for_generation(
-            text.unsqueeze(0).to(cache.model.device), use_cache=False
+            text.unsqueeze(0).to(cache.device), use_cache=False
         )
         more = sorted(k for k, v in fed.items() if isinstance(v, Tensor) and k not in INPUTS)
         size = fed["input_ids"].shape[-1]

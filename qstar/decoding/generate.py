@@ -268,7 +268,7 @@ def _tell_costs(planned: planner.Planner, learned: latency.Learned) -> None:
 
 def _ends(setup: Setup) -> Callable[[int, Sequence[int]], bool]:
     """Whether a row's last token ends it. To be asked once of each: a criterion may count."""
-    device = setup.caches["policy"].model.device
+    device = setup.caches["policy"].device
     criteria = setup.stopping_criteria
 
     def ends(row: int, new: Sequence[int]) -> bool:

@@ -56,6 +56,7 @@ class KVCache:
 
     Attributes:
         model: A causal language model of transformers, in eval mode.
+        device: Where it reads.
         vocab: The number of token ids that the model gives a probability to.
         window: The most tokens of a text it can hold, None if it does not say.
         lengths: How many tokens of each row's text it has read.
@@ -93,6 +94,7 @@ class KVCache:
         self.core = core_of(self.model, name)
         text = self.core.config.get_text_config(decoder=True)
         check_cache(self.core, text, name)
+        self.device: torch.device = self.model.device  # which a model looks up anew each time
         self._parameters = frozenset(inspect.signature(self.core.forward).parameters)
         self._ropes = ropes_of(text, self.core)
         self._limit = limit_of(text, self.core, self._ropes)
@@ -117,7 +119,7 @@ class KVCache:
 
     def _can_be_static(self, implementation: str | None) -> bool:
         """Whether the cache has a fixed size; ValueError if it must and cannot."""
-        on_cpu = self.model.device.type == "cpu"
+        on_cpu = self.device.type == "cpu"
         if implementation == "dynamic" or (implementation is None and on_cpu):
             return False
         seen = why_not(self.model, self.core)
@@ -242,7 +244,7 @@ class KVCache:
         if self.static:
             self._cache.keep_rows(rows)
         elif self._slots.shape[-1] > 0 and self._held:
-            self._cache.batch_select_indices(tensor_on(self.model.device, list(rows)))
+            self._cache.batch_select_indices(tensor_on(self.device, list(rows)))
 
     @property
     def cache_bytes(self) -> int:
@@ -266,7 +268,7 @@ class KVCache:
         else:
             self._cache = DynamicCache()
         self._slots = torch.zeros(rows, 0, dtype=torch.bool)  # which are of a row's text
-        self._ids = torch.zeros(rows, 0, dtype=torch.long, device=self.model.device)
+        self._ids = torch.zeros(rows, 0, dtype=torch.long, device=self.device)
         self._held = not self.rereads  # whether the cache holds these slots
         self._long = False  # whether it was read with the rope factors of long texts
 
@@ -278,18 +280,21 @@ class KVCache:
         width: int,
     ) -> tuple[Tensor, Tensor]:
         """Write down what is read: which new columns are of the text, and where in it they are."""
-        device = self.model.device
+        device = self.device
         num_drafts = 0 if drafts is None else drafts.shape[-1]
         held = self._slots.shape[-1]
         if held > max(self.lengths) and self.slides(held + width + num_drafts):
             self._squeeze()  # a window must not be filled with holes
-        known = torch.tensor([len(tokens) for tokens in unread]).unsqueeze(-1)
         padded = [[0] * (width - len(tokens)) + list(tokens) for tokens in unread]
         ids = torch.tensor(padded, dtype=torch.long).reshape(len(unread), width)
         column = torch.arange(width + num_drafts)
-        ends = width + torch.tensor(counts).unsqueeze(-1)
-        fresh = (column >= width - known) & (column < ends)
-        place = torch.tensor(self.lengths).unsqueeze(-1) + column - (width - known)
+        place = torch.tensor(self.lengths).unsqueeze(-1) + column
+        fresh = torch.ones(place.shape, dtype=torch.bool)
+        if min(map(len, unread)) < width or min(counts) < num_drafts:
+            known = torch.tensor([len(tokens) for tokens in unread]).unsqueeze(-1)
+            ends = width + torch.tensor(counts).unsqueeze(-1)
+            fresh = (column >= width - known) & (column < ends)
+            place = torch.where(fresh, place - (width - known), 0)
         slots = torch.cat([self._slots, fresh], dim=-1)
         if self.sliding and self.slides(slots.shape[-1]) and not _solid(slots):
             raise ValueError(
@@ -306,7 +311,7 @@ class KVCache:
             read + len(tokens) + count
             for read, tokens, count in zip(self.lengths, unread, counts, strict=True)
         ]
-        return fresh, torch.where(fresh, place, 0)
+        return fresh, place
 
     @torch.no_grad()
     def _forward(
@@ -346,7 +351,7 @@ class KVCache:
             if not self._cache.has_room(width) and not bool(self._slots.all()):
                 self._squeeze(width)
             return self._cache.read(self._ids[:, -width:], place, self._slots, positions)
-        device, slots = self.model.device, self._slots
+        device, slots = self.device, self._slots
         # Without holes no mask is needed, which leaves the faster kernels to the model.
         mask = None if bool(slots.all()) else slots.long().to(device, non_blocking=True)
         options: dict[str, Any] = {}
@@ -431,7 +436,7 @@ class KVCache:
     def tried(self, text: Tensor, positions: int, after: list[int]) -> Tensor:
         """The model's own distributions after so many tokens of one text each."""
         try:
-            return self._whole(text.to(self.model.device), positions, after)
+            return self._whole(text.to(self.device), positions, after)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:

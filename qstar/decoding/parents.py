@@ -29,7 +29,7 @@ class Parents:
         """Take the models' caches; `together` lets the one model that is both parents read both."""
         self.caches = dict(caches)
         self.vocab = vocab
-        self.device: torch.device = self.caches["policy"].model.device
+        self.device: torch.device = self.caches["policy"].device
         if together:
             self.caches["both"] = self.caches.pop("policy").again()
             del self.caches["teacher"]
@@ -142,7 +142,7 @@ class Parents:
     ) -> Tensor:
         cache = self.caches[name]
         width = max(map(len, unread)) + (0 if drafts is None else drafts.shape[-1])
-        with timed(self._timers, name, width, len(unread), cache.model.device):
+        with timed(self._timers, name, width, len(unread), cache.device):
             log_p = cache.feed(unread, drafts, counts, positions=positions)
         if log_p.shape[-1] > self.vocab:
             log_p = log_p[..., : self.vocab].log_softmax(-1)

@@ -104,12 +104,14 @@ def verify(
     drafted = _check_round("verify", draft_tokens, log_draft, log_target, drafted, check)
     chance = chance_of(generator)
     gamma = draft_tokens.shape[-1]
-    real = positions(draft_tokens) < drafted.unsqueeze(-1)
-    log_accept = log_acceptance(
-        at(log_draft, draft_tokens), at(log_target.narrow(-2, 0, gamma), draft_tokens)
-    )
-    kept = chance.keep(log_accept.masked_fill(real.logical_not(), -torch.inf))
-    accepted = kept.long().cumprod(-1).sum(-1)  # the leading run of kept tokens
+    accepted = torch.zeros_like(drafted)
+    if gamma > 0:
+        real = positions(draft_tokens) < drafted.unsqueeze(-1)
+        log_accept = log_acceptance(
+            at(log_draft, draft_tokens), at(log_target.narrow(-2, 0, gamma), draft_tokens)
+        )
+        kept = chance.keep(log_accept.masked_fill(real.logical_not(), -torch.inf))
+        accepted = kept.long().cumprod(-1).sum(-1)  # the leading run of kept tokens
     tested = torch.minimum(accepted + 1, drafted)
     zero = log_target.new_zeros(accepted.shape)
     return _close_round(
@@ -232,14 +234,15 @@ def _close_round(
 ) -> Round:
     """Draw the next token at each row's own position, and line the round's tokens up."""
     gamma = draft_tokens.shape[-1]
+    if gamma == 0:
+        next_token = chance.draw(log_target.squeeze(-2))
+        return Round(next_token.unsqueeze(-1), accepted, tested, next_token)
     target_here = _row_at(log_target, accepted)
-    log_next = target_here
-    if gamma > 0:
-        draft_here = _row_at(log_draft, accepted.clamp(max=gamma - 1))
-        log_excess = _log_excess(draft_here, target_here + log_scale.unsqueeze(-1))
-        # After a fully accepted draft there is none to subtract: the target itself.
-        rejected = (accepted < drafted) & (log_excess.amax(-1) > -torch.inf)
-        log_next = torch.where(rejected.unsqueeze(-1), log_excess.log_softmax(-1), target_here)
+    draft_here = _row_at(log_draft, accepted.clamp(max=gamma - 1))
+    log_excess = _log_excess(draft_here, target_here + log_scale.unsqueeze(-1))
+    # After a fully accepted draft there is none to subtract: the target itself.
+    rejected = (accepted < drafted) & (log_excess.amax(-1) > -torch.inf)
+    log_next = torch.where(rejected.unsqueeze(-1), log_excess.log_softmax(-1), target_here)
     next_token = chance.draw(log_next)
     padded = torch.cat([draft_tokens, torch.full_like(next_token.unsqueeze(-1), NO_TOKEN)], -1)
     beyond = positions(padded) >= accepted.unsqueeze(-1)
