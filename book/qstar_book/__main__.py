@@ -210,12 +210,13 @@ def _add_records(records: Commands) -> None:
     option("--device", default="cpu", help="cpu, cuda or auto")
     option("--threads", type=int, default=2, help="of each process")
     option("--ways", nargs="+", metavar="WAY", help="only these, such as plain coin")
-    option("--layers", choices=("packed", "as loaded"), help="only the cells with these")
-    option("--pairs", nargs="+", metavar="PAIR", help="only these, such as lora-manual")
+    option("--layers", choices=("packed", "as loaded"), help="these cells anew, the others stay")
+    option("--pairs", nargs="+", metavar="PAIR", help="these anew, the others as they were")
 
-    said = "measure first calls, long prompts and batches"
+    said = "measure first calls, streamed answers, long prompts and batches"
     option = add("lengths", said, "out", "threads", "model")
     option("--pairs", nargs="+", metavar="PAIR", help="these anew, the others as they were")
+    option("--parts", nargs="+", metavar="PART", help="of these pairs, such as streamed")
 
     option = add("accelerator", "measure solver and decoder on an accelerator, by stages", "quick")
     option("--out", type=Path, required=True, help="the record; stages that it holds are kept")

@@ -8,12 +8,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from qstar.decoding import costs
 from qstar.decoding import generate as decode
 from qstar.decoding.enumeration import tiny_model
 from qstar_book.__main__ import main
+from qstar_book.experiments import pairs
 from qstar_book.records import decoding
 from qstar_book.records.corpus import data_file
 from qstar_book.records.decoding import (
@@ -176,7 +178,7 @@ def test_noise_is_multiplicative_seeded_and_spares_the_head():
 
 
 def test_the_published_record_says_how_it_was_made(record):
-    assert record["command"].startswith("qstar-book record decoding --out ")
+    assert record["command"].startswith("qstar-book record decoding ")
     assert {"torch", "transformers", "numpy", "python"} <= record["versions"].keys()
     assert {"cpu", "cores", "threads", "waiting", "device"} <= record["machine"].keys()
     for cell in record["cells"]:
@@ -207,6 +209,50 @@ def test_every_pair_is_asked_under_the_prompts_of_its_kind():
     same = asked("lora-manual") + asked("noised copy") + asked(decoding.REPEATING)
     assert all(ours == its for ours, its in same)
     assert not set(asked(decoding.REPEATING)) & set(asked("noised copy"))
+
+
+@pytest.mark.parametrize("pair", decoding.FAMILY)
+def test_small_models_are_asked_what_the_table_of_pairs_asks_them(pair):
+    """`records` may not import the experiments, so the questions are written down; they agree."""
+    asked = pairs.load_pair(pair)
+    expected = [asked.ask(question) for _, question in asked.questions]
+    policy, teacher, tokenizer = decoding.models_of(pair, "none")
+    assert [list(map(int, ours)) for ours, _ in decoding.questions_of(pair, tokenizer)] == [
+        list(map(int, ours)) for ours, _ in expected
+    ]
+    for model, other in ((policy, asked.policy), (teacher, asked.teacher)):
+        assert all(map(torch.equal, model.state_dict().values(), other.state_dict().values()))
+
+
+def test_named_pairs_are_measured_anew_and_the_others_kept(tmp_path, monkeypatch):
+    out, measured = tmp_path / "record.json", []
+
+    def measure(function, asked, **environment):
+        measured.append(decoding.CELLS[asked["index"]])
+        cell = {"pair": measured[-1].pair, "layers": measured[-1].layers}
+        return cell | {"threads": asked["threads"], "made": len(measured)}
+
+    monkeypatch.setattr(decoding, "in_own_process", measure)
+    given = ["record", "decoding", "--out", str(out)]
+    assert main(given) == 0
+    assert measured == [*decoding.CELLS]
+    assert main([*given, "--pairs", decoding.FAMILY[0], "--layers", "as loaded"]) == 0
+    assert [cell.pair for cell in measured[len(decoding.CELLS) :]] == [decoding.FAMILY[0]]
+    cells = json.loads(out.read_text())["cells"]
+    assert [(c["pair"], c["layers"]) for c in cells] == [(c.pair, c.layers) for c in decoding.CELLS]
+    anew = [cell["pair"] for cell in cells if cell["made"] > len(decoding.CELLS)]
+    assert anew == [decoding.FAMILY[0]]
+    assert {c["threads"] for c in cells if c["pair"] in decoding.FAMILY} == {1}
+    assert {c["threads"] for c in cells if c["pair"] not in decoding.FAMILY} == {2}
+
+
+def test_models_of_two_sizes_have_two_measured_costs():
+    pair = [tiny.llama(1, vocab=6), tiny.gpt2(2, vocab=6)]
+    wanted = Cell("tiny", "as loaded", ("plain",), new_tokens=3)
+    made = measure_cell(wanted, *pair, PROMPTS[:1], seed=0, width_rounds=1)
+    takes = decoding.measured_costs(json.loads(json.dumps(made)))
+    assert takes.policy != takes.teacher
+    assert takes.teacher == {w: spent["wall_s"] for w, spent in made["widths_of_teacher"].items()}
 
 
 def test_an_unknown_pair_is_refused_with_those_that_are_known(tmp_path, capsys):

@@ -62,6 +62,47 @@ def test_prompts_have_the_length_they_are_said_to_have(models, monkeypatch):
     assert asked[-1][0].tolist() == [*range(6), *range(1), *range(4)]
 
 
+def test_a_streamed_run_knows_when_each_of_its_tokens_came(models, monkeypatch):
+    monkeypatch.setattr(lengths, "ANSWER", 6)
+    monkeypatch.setattr(lengths, "ANSWERS", 2)
+    (cell,) = lengths.streamed("two prompts", "packed", models, tokenize)
+    assert {run["way"] for run in cell["runs"]} == {*lengths.STREAMED["two prompts", "packed"]}
+    for run in cell["runs"]:
+        seconds, tokens = zip(*run["arrivals"], strict=True)
+        assert sum(tokens) == run["tokens"] == cell["new_tokens"] == 6
+        assert seconds[0] > 0
+        assert [*seconds] == sorted(seconds)
+        assert seconds[-1] <= run["wall_s"] + 1e-3
+        if run["way"] == "plain":
+            assert {*tokens} == {1}
+
+
+def test_an_unknown_part_is_refused_and_a_named_one_leaves_the_others(
+    tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "record.json"
+    given = ["record", "lengths", "--out", str(out)]
+    assert main([*given, "--parts", "widths"]) == 2
+    assert "no part widths; the parts are first_calls, streamed" in capsys.readouterr().err
+    asked_for = []
+
+    def measure(function, asked, **environment):
+        asked_for.append(asked)
+        cell = {"pair": asked["pair"], "layers": asked["layers"], "made": len(asked_for)}
+        return {part: [cell] for part in asked["parts"]}
+
+    monkeypatch.setattr(lengths, "in_own_process", measure)
+    assert main(given) == 0
+    before, every = json.loads(out.read_text()), len(asked_for)
+    assert main([*given, "--parts", "streamed"]) == 0
+    again = asked_for[every:]
+    assert [(asked["pair"], asked["layers"]) for asked in again] == [*lengths.STREAMED]
+    assert {tuple(asked["parts"]) for asked in again} == {("streamed",)}
+    after = json.loads(out.read_text())
+    assert [cell["made"] for cell in after["streamed"]] == [every + 1, every + 2]
+    assert {part for part in lengths.PARTS if after[part] != before[part]} == {"streamed"}
+
+
 def test_an_unknown_pair_is_refused_and_a_named_one_replaces_its_cells(
     tmp_path, monkeypatch, capsys
 ):

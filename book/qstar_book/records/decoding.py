@@ -2,19 +2,20 @@
 
     qstar-book record decoding --out data/results/decoding_cpu.json
 
-makes the record that the chapter on speculative decoding reads, and with `--pairs` a record of some
-pairs only. A cell of the record is one pair of
-models with their linear layers as loaded or packed (`qstar.decoding.packed`); in it every way of
-decoding answers the same prompts in turn, so that whatever else the machine does falls on all of
-them.
+makes the record that the chapters on decoding and speed read; with `--pairs` or `--layers` these
+cells anew, and the others as they were. A cell of the record is one pair of models with their
+linear layers as loaded or packed (`qstar.decoding.packed`); in it every way of decoding answers the
+same prompts in turn, so that whatever else the machine does falls on all of them.
 
 The record (JSON) holds
 
     command, date, seed, machine {cpu, cores, threads, waiting}, versions, model
     cells       one for each of `CELLS`:
         pair, layers, about, synthetic, new_tokens, load (before and after), packed_layers
-        widths      {width: {wall_s, cpu_s}} of one forward, medians
+        date, threads  of this cell; without them, those of the record
+        widths      {width: {wall_s, cpu_s}} of one forward of the policy, medians
         widths_of_two_rows  the same of a call that reads two texts
+        widths_of_teacher   the same of the teacher, where its size is another
         runs        one for each way and block (a prompt and a seed), in the order they were made:
             way, prompt, seed, tokens, wall_s, cpu_s, forwards, model_calls
             and of our own decoder: model_s (inside the models, after the prompts), rounds (each
@@ -28,6 +29,7 @@ time from each other.
 
 import contextlib
 import copy
+import json
 import os
 import sys
 import time
@@ -102,6 +104,7 @@ class Cell:
         new_tokens: How many in each block; nothing ends a text earlier.
         seeds: How many of them; each with every prompt makes the blocks.
         temperature: Of q*.
+        threads: At most so many: the matrices of a small model gain nothing from a second thread.
     """
 
     pair: str
@@ -110,6 +113,7 @@ class Cell:
     new_tokens: int = 40
     seeds: int = 1
     temperature: float = 1.0
+    threads: int | None = None
 
 
 REPEATING = "noised copy, repeating"
@@ -123,7 +127,13 @@ SHORT_PEERS = tuple(way for way in PEERS if not way.endswith("8"))
 ADAPTERS = ("lora-manual", "lora-arithmetic")
 """Fine-tunes in data/adapters: real pairs of two sets of weights."""
 
+FAMILY = ("family/1m-words+1m-numbers", "family/300k+4m")
+"""Pairs of small models, trained here from scratch: of one size, and of two. Outside the models a
+token takes them about as long as in them."""
+
 OF_ADAPTERS = ("plain", "alternating 1", "alternating 2", "coin", "one-sided 4", "auto")
+
+OF_FAMILY = (*OF_ADAPTERS[:-1], "lookup 2", "auto", *SHORT_PEERS)
 
 CELLS = (
     Cell("two prompts", "packed", tuple(OURS), seeds=2),
@@ -139,6 +149,7 @@ CELLS = (
     ),
     *(Cell(pair, "packed", OF_ADAPTERS) for pair in ADAPTERS),
     Cell(ADAPTERS[0], "as loaded", ("plain", "alternating 1", "coin", "auto")),
+    *(Cell(pair, "as loaded", OF_FAMILY, threads=1) for pair in FAMILY),
     # Warm texts of a model this small repeat little: a low temperature, and long answers.
     Cell(
         REPEATING,
@@ -186,6 +197,11 @@ def measure_cell(
             rows: seconds_by_width(policy, prompts[0][0], rows=rows, rounds=width_rounds)
             for rows in (1, 2)
         }
+        of_teacher: dict[str, Any] = {}
+        if teacher.num_parameters() != policy.num_parameters():
+            of_teacher["widths_of_teacher"] = seconds_by_width(
+                teacher, prompts[0][1], rounds=width_rounds
+            )
         ways = {way: _runner(way, policy, teacher, cell.temperature) for way in cell.ways}
         for run in ways.values():  # warms up, and lets "auto" measure
             run(prompts[0], 12, seed)
@@ -201,8 +217,11 @@ def measure_cell(
         "temperature": cell.temperature,
         "load": [load, os.getloadavg()[0]],
         "packed_layers": 0 if packing is None else packing.layers,
+        "threads": torch.get_num_threads(),
         "widths": widths[1],
         "widths_of_two_rows": widths[2],
+        **of_teacher,
+        "date": provenance()["date"],
         "runs": runs,
     }
 
@@ -428,8 +447,11 @@ def around_the_models(cell: Mapping[str, Any]) -> float:
 
 def measured_costs(cell: Mapping[str, Any], clock: str = "wall_s") -> costs.Costs:
     """What a forward of each width took, as the decoder's cost model wants it."""
-    seconds = {int(width): spent[clock] for width, spent in cell["widths"].items()}
-    return costs.Costs(policy=seconds, teacher=seconds)
+    policy, teacher = (
+        {int(width): spent[clock] for width, spent in of_parent.items()}
+        for of_parent in (cell["widths"], cell.get("widths_of_teacher", cell["widths"]))
+    )
+    return costs.Costs(policy=policy, teacher=teacher)
 
 
 def mean_acceptance(cell: Mapping[str, Any]) -> dict[str, float]:
@@ -534,16 +556,23 @@ def command(
     """`qstar-book record decoding`."""
     name = model or shipped_model.DEFAULT
     wanted = chosen_pairs(pairs, [cell.pair for cell in CELLS])
-    waiting = waiting_threads(threads)
-    cells = []
+    made: dict[tuple[str, str], Any] = {}
+    if (pairs or layers) and out.exists():
+        held = json.loads(out.read_text(encoding="utf8"))
+        made = {(cell["pair"], cell["layers"]): cell for cell in held["cells"]}
+    order = [(cell.pair, cell.layers) for cell in CELLS]
     for index, cell in enumerate(CELLS):
         if layers not in (None, cell.layers) or cell.pair not in wanted:
             continue
         print(f"{cell.pair}, layers {cell.layers}", file=sys.stderr)
-        given = {"index": index, "model": name, "device": device, "threads": threads}
+        here = min(threads, cell.threads or threads)
+        given = {"index": index, "model": name, "device": device, "threads": here}
         given |= {"seed": seed, "ways": ways}
-        cells.append(in_own_process(measure_cell_of_model, given, environment=waiting))
-    write_json(out, {**made_on(device, threads), "seed": seed, "model": name, "cells": cells})
+        made[cell.pair, cell.layers] = in_own_process(
+            measure_cell_of_model, given, environment=waiting_threads(here)
+        )
+        cells = [made[key] for key in order if key in made]
+        write_json(out, {**made_on(device, threads), "seed": seed, "model": name, "cells": cells})
     print(out)
 
 
@@ -601,6 +630,13 @@ def measure_cell_of_model(
 
 def models_of(pair: str, model: str, *, device: str = "cpu") -> tuple[Any, Any, Any]:
     """(policy, teacher, tokenizer) of a pair of `CELLS`, from a model by its name."""
+    if pair in FAMILY:
+        folders = [
+            corpus.data_file(f"family/{name}/config.json").parent
+            for name in pair.removeprefix("family/").split("+")
+        ]
+        one, other = (checkpoints.load(folder, device=device) for folder in folders)
+        return one[0], other[0], one[1]
     policy, tokenizer = shipped_model.load(model, device=device)
     if pair in NOISE:
         return policy, noised(policy, NOISE[pair]), tokenizer
@@ -621,8 +657,12 @@ def questions_of(pair: str, tokenizer: Any) -> list[tuple[Tensor, Tensor]]:
 
     Two prompts: every question of data/prompts.json. Copies: its questions under the policy's
     system prompts. Adapters: the questions of data/pair_questions.json whose answers are long.
-    What repeats: data/repeating_questions.json.
+    What repeats: data/repeating_questions.json. Small models: data/family_questions.json.
     """
+    if pair in FAMILY:
+        asked = corpus.read_questions(corpus.data_file("family_questions.json"))
+        read = [torch.tensor(tokenizer(f"<s>Q: {q.user}\nA:").input_ids) for q in asked]
+        return [(ids, ids) for ids in read]
     if pair == REPEATING:
         asked = corpus.read_questions(corpus.data_file("repeating_questions.json"))
         systems = [(q.user, q.system, q.system) for q in asked]

@@ -1,9 +1,10 @@
-"""What the length of a text costs: first calls of "auto", long prompts, batches.
+"""What the length of a text costs, and when it is there: first calls of "auto", streamed answers,
+long prompts, batches.
 
     qstar-book record lengths --out data/results/lengths_cpu.json
 
-makes the record that the chapter on speed reads; with `--pairs` the cells of these pairs anew, and
-those of the others as they were. The ways of a cell take turns on the same prompts, as in
+makes the record that the chapter on speed reads; with `--pairs` or `--parts` these cells anew, and
+the others as they were. The ways of a cell take turns on the same prompts, as in
 `records.decoding`, whose pairs these are; each pair has a process of its own.
 
 The record (JSON) holds
@@ -12,6 +13,8 @@ The record (JSON) holds
     first_calls  for each of `FIRST` and each length: pair, layers, new_tokens, load, and runs of
                  "plain", of "plain, one call" where one model is both parents, and of "auto", which
                  is made to forget before each call what it learned of the pair
+    streamed     for each of `STREAMED`: pair, layers, new_tokens, load, and runs whose `arrivals`
+                 are [seconds since the call began, new tokens], one for each time that tokens came
     contexts     for each of `CONTEXTS`: pair, layers, context, new_tokens, load, runs
     batches      for each of `BATCHES`: pair, layers, rows, new_tokens, load, runs; tokens are those
                  of all rows
@@ -24,6 +27,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +40,7 @@ from qstar.decoding import latency
 from qstar.decoding.packed import packed
 
 from .. import shipped_model
-from ..files import in_own_process, provenance, write_json
+from ..files import RefusedError, in_own_process, provenance, write_json
 from . import corpus, decoding
 
 FIRST: Mapping[tuple[str, str], tuple[str, ...]] = {
@@ -54,10 +58,21 @@ LENGTHS = {8: 8, 32: 6, 128: 3}
 ONE = ("noised copy", "packed")
 """The pair whose long prompts and batches are measured."""
 
+STREAMED: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("two prompts", "packed"): ("plain", "plain, one call", "alternating 1", "coin", "auto"),
+    ("lora-manual", "packed"): ("plain", "alternating 1", "coin", "auto"),
+}
+"""Real pairs whose answers are streamed, and the ways."""
+
 CONTEXTS = (64, 500, 1000, 2000)
 BATCHES = (1, 4, 16)
 TOKENS, BLOCKS = 24, 3
 """New tokens of a block there, and how many blocks."""
+
+ANSWER, ANSWERS = 40, 8
+"""Tokens of a streamed answer, and how many of each way."""
+
+PARTS = ("first_calls", "streamed", "contexts", "batches")
 
 Run = Callable[[int, str], dict[str, Any]]
 Models = tuple[Any, Any]
@@ -80,13 +95,16 @@ def in_turns(ways: Sequence[str], run: Run, *, blocks: int) -> dict[str, Any]:
 
 
 def timed(models: Models, prompts: Any, way: str, **options: Any) -> dict[str, Any]:
-    """One decode: seconds, tokens, forward passes, and how many rounds of each scheme."""
+    """One decode: seconds, in all and in the models once the prompts are read; tokens; calls of the
+    models; and how many rounds of each scheme."""
     asked = {**decoding.OURS[way], **options}
     with decoding.clocks() as spent:
         result = decode.generate(*models, *prompts, **asked)
     rounds = [r.scheme for r in result.trace.rounds]
+    calls = [forward for r in result.trace.rounds for forward in r.forwards]
     return {
         **spent,
+        "model_s": round(sum(forward.seconds for forward in calls), 4),
         "tokens": int(result.lengths.sum()),
         "model_calls": result.trace.model_calls,
         "schemes": {scheme: rounds.count(scheme) for scheme in dict.fromkeys(rounds)},
@@ -106,6 +124,23 @@ def first_calls(pair: str, layers: str, models: Models, tokenizer: Any) -> list[
         found = in_turns(FIRST[pair, layers], run, blocks=blocks)
         cells.append({"new_tokens": length, **found})
     return cells
+
+
+def streamed(pair: str, layers: str, models: Models, tokenizer: Any) -> list[dict[str, Any]]:
+    """When the tokens of an answer come."""
+    asked = decoding.questions_of(pair, tokenizer)
+
+    def run(block: int, way: str) -> dict[str, Any]:
+        arrivals: list[tuple[float, int]] = []
+        begun = time.perf_counter()
+
+        def arrived(tokens: Tensor) -> None:
+            arrivals.append((round(time.perf_counter() - begun, 4), tokens.shape[1]))
+
+        prompts, named = asked[block % len(asked)], {"max_new_tokens": ANSWER, "generator": block}
+        return timed(models, prompts, way, **named, on_tokens=arrived) | {"arrivals": arrivals}
+
+    return [{"new_tokens": ANSWER, **in_turns(STREAMED[pair, layers], run, blocks=ANSWERS)}]
 
 
 def contexts(models: Models, tokenizer: Any) -> list[dict[str, Any]]:
@@ -138,45 +173,70 @@ def batches(models: Models, tokenizer: Any) -> list[dict[str, Any]]:
     return cells
 
 
-def measure_pair(*, pair: str, layers: str, model: str, threads: int) -> dict[str, Any]:
-    """All cells of one pair, in this process."""
+def measure_pair(
+    *, pair: str, layers: str, model: str, threads: int, parts: Sequence[str] = PARTS
+) -> dict[str, Any]:
+    """The cells of one pair, in this process: of these parts, those that measure it."""
     torch.set_num_threads(threads)
     policy, teacher, tokenizer = decoding.models_of(pair, model)
     for parent in {policy, teacher}:
         parent.generation_config.eos_token_id = None
-    found: dict[str, list[dict[str, Any]]] = {}
+    key, models = (pair, layers), (policy, teacher)
+    ways: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "first_calls": lambda: first_calls(*key, models, tokenizer),
+        "streamed": lambda: streamed(*key, models, tokenizer),
+        "contexts": lambda: contexts(models, tokenizer),
+        "batches": lambda: batches(models, tokenizer),
+    }
     with packed(policy, teacher) if layers == "packed" else contextlib.nullcontext():
         warm = decoding.questions_of(pair, tokenizer)[0]
         for scheme in ("plain", "coin"):
             decode.generate(
                 policy, teacher, *warm, max_new_tokens=8, scheme=scheme, generator=0, one_call=False
             )
-        found["first_calls"] = first_calls(pair, layers, (policy, teacher), tokenizer)
-        if (pair, layers) == ONE:
-            found["contexts"] = contexts((policy, teacher), tokenizer)
-            found["batches"] = batches((policy, teacher), tokenizer)
+        found = {part: ways[part]() for part in parts if key in measured_in(part)}
     made = {"pair": pair, "layers": layers, "date": provenance()["date"]}
     return {part: [made | cell for cell in cells] for part, cells in found.items()}
 
 
+def measured_in(part: str) -> list[tuple[str, str]]:
+    """The pairs, with their layers, that a part of the record measures."""
+    return {"first_calls": [*FIRST], "streamed": [*STREAMED]}.get(part, [ONE])
+
+
 def command(
-    *, out: Path, model: str | None, threads: int, pairs: Sequence[str] | None = None
+    *,
+    out: Path,
+    model: str | None,
+    threads: int,
+    pairs: Sequence[str] | None = None,
+    parts: Sequence[str] | None = None,
 ) -> None:
-    """`qstar-book record lengths`."""
+    """`qstar-book record lengths`.
+
+    Raises:
+        RefusedError: A pair or a part is not known.
+    """
     name = model or shipped_model.DEFAULT
     wanted = decoding.chosen_pairs(pairs, [pair for pair, _ in FIRST])
-    record: dict[str, list[Any]] = {"first_calls": [], "contexts": [], "batches": []}
-    if pairs and out.exists():
-        held = json.loads(out.read_text(encoding="utf8"))
-        record = {part: [c for c in held[part] if c["pair"] not in pairs] for part in record}
+    if unknown := sorted(set(parts or ()) - {*PARTS}):
+        raise RefusedError(f"no part {', '.join(unknown)}; the parts are {', '.join(PARTS)}")
+    parts = parts or PARTS
+    record: dict[str, list[Any]] = {part: [] for part in PARTS}
+    if {*parts} != {*PARTS} or {*wanted} != {pair for pair, _ in FIRST}:
+        held = json.loads(out.read_text(encoding="utf8")) if out.exists() else {}
+        record |= {part: held.get(part, []) for part in PARTS}
     for pair, layers in FIRST:
-        if pair not in wanted:
+        its = [part for part in parts if (pair, layers) in measured_in(part)]
+        if pair not in wanted or not its:
             continue
         print(f"{pair}, layers {layers}", file=sys.stderr)
-        given = {"pair": pair, "layers": layers, "model": name, "threads": threads}
+        given = {"pair": pair, "layers": layers, "model": name, "threads": threads, "parts": its}
         waiting = decoding.waiting_threads(threads)
         for part, cells in in_own_process(measure_pair, given, environment=waiting).items():
-            record[part] += cells
-            record[part].sort(key=lambda cell: list(FIRST).index((cell["pair"], cell["layers"])))
+            others = [c for c in record[part] if (c["pair"], c["layers"]) != (pair, layers)]
+            record[part] = sorted(
+                others + cells, key=lambda cell: list(FIRST).index((cell["pair"], cell["layers"]))
+            )
         write_json(out, {**decoding.made_on("cpu", threads), "model": name, **record})
     print(out)
