@@ -11,8 +11,6 @@ from .judging import Rule
 from .parents import Parents
 from .state import Proposal, State
 
-SIGNS = ("nan_policy", "nan_teacher", "nan_draft", "nan_target", "disjoint", "undefined")
-
 
 def check_emitted(
     parents: Parents,
@@ -20,6 +18,7 @@ def check_emitted(
     state: State,
     proposal: Proposal,
     log_p: Mapping[str, Tensor],
+    log_target: Tensor,
     seen: Mapping[str, Any],
     emitted: Sequence[Sequence[int]],
 ) -> None:
@@ -28,17 +27,21 @@ def check_emitted(
     So it is with a draft that was judged and came from none, or was to follow none, even if it was
     not kept: a block that is judged as a whole would follow another distribution.
 
-    `log_p` is what q* was formed from, by parent; `seen` what the host knows of the round
-    (`round.fetch`); `state` is from before it, and `emitted` has the new tokens of each row.
+    `log_p` is what q* was formed from, by parent, `log_target` q* after the filters; `seen` is what
+    the host knows of the round (`round.fetch`), whose `suspect` is true of every position where
+    anything is wrong; `state` is from before it, and `emitted` has the new tokens of each row.
     """
-    if not any(bool(seen[sign].any()) for sign in SIGNS):
+    if not bool(seen["suspect"].any()):
         return
+    nan = {name: log_rows.amax(-1).isnan().cpu() for name, log_rows in log_p.items()}
+    nan["target"] = log_target.amax(-1).isnan().cpu()
+    nan["draft"] = proposal.log_draft.amax(-1).isnan().cpu()
     for place, row in enumerate(state.rows):
         start, length = len(state.new[row]), len(emitted[place])
         if rule.blocks:  # what is judged as a whole depends on every draft
             length = max(length, proposal.counts[place])
         for name in PARENTS:
-            at = _first(seen[f"nan_{name}"][place, :length])
+            at = _first(nan[name][place, :length])
             if at is not None:
                 raise ValueError(_nan(parents, rule, state, name, start + at, row))
         at = _first(seen["undefined"][place, :length])
@@ -53,13 +56,13 @@ def check_emitted(
                 f"apart. Apply a filter to q* (filtered='target'), or pass disjoint='mixture' for "
                 f"the even mixture at such positions."
             )
-        at = _first(seen["nan_target"][place, :length])
+        at = _first(nan["target"][place, :length])
         if at is not None:
             raise ValueError(
                 f"the filters leave no token at new token {start + at}, row {row}: a logits "
                 f"processor banned all of them, or answered nan. Loosen it."
             )
-        at = _first(seen["nan_draft"][place, : min(length, proposal.counts[place])])
+        at = _first(nan["draft"][place, : min(length, proposal.counts[place])])
         if at is not None:
             name = "draft model" if proposal.by == "draft" else proposal.by
             raise ValueError(_nan(parents, rule, state, name, start + at, row))

@@ -11,7 +11,7 @@ from .. import rows_torch
 from ..result import STATUSES, Balance
 from ..sampling import rules
 from ..sampling.chance import Chance
-from .coin import log_even_mixture, log_mixture
+from .coin import log_mixture
 from .costs import PARENTS, other
 from .filters import Filters
 from .state import Proposal, State, tensor_on
@@ -184,9 +184,11 @@ class Rule:
         verdict = verify(
             proposal.tokens, log_draft, log_target, drafted=drafted, generator=chance, check=False
         )
-        shaped["coin"] = log_even_mixture(shaped["policy"], shaped["teacher"])
-        for name, log_parent in shaped.items():
-            known[f"accept_{name}"] = rows_torch.acceptance_probability(log_parent, target)
+        mass = {name: log_parent.exp() for name, log_parent in shaped.items()}
+        mass["coin"] = (mass["policy"] + mass["teacher"]).div_(2)
+        wanted = target.exp()
+        for name, proposed in mass.items():  # nan where a parent or the target is
+            known[f"accept_{name}"] = torch.minimum(proposed, wanted).sum(-1).clamp(max=1)
         chosen = verdict.tokens[:, : target.shape[1], None].clamp(min=0)
         for name, log_p in (("target", target), ("policy", log_policy), ("teacher", log_teacher)):
             known[f"log_{name}"] = log_p.gather(-1, chosen).squeeze(-1)

@@ -248,7 +248,7 @@ def keep(
     judged: Judged,
 ) -> tuple[State, Step]:
     """The texts with what a round settled, and what it did; caches forget what was rejected."""
-    seen = fetch(proposal, judged, log_p)
+    seen = fetch(proposal, judged)
     at = time.perf_counter()
     starts = [len(state.new[row]) for row in state.rows]
     new, alive, emitted = list(state.new), [], []
@@ -264,7 +264,7 @@ def keep(
                 break
         emitted.append(fresh)
         alive += [] if ended else [place]
-    check_emitted(to.parents, to.rule, state, proposal, log_p, seen, emitted)
+    check_emitted(to.parents, to.rule, state, proposal, log_p, judged.target, seen, emitted)
     settled = [start + kept for start, kept in zip(starts, seen["accepted"], strict=True)]
     to.parents.take_back(state, settled, alive)
     step = Step(
@@ -302,19 +302,21 @@ def keep(
     return replace(state, new=tuple(new), rows=rows, pending=pending), step
 
 
-def fetch(proposal: Proposal, judged: Judged, log_p: Mapping[str, Tensor]) -> dict[str, Any]:
+def fetch(proposal: Proposal, judged: Judged) -> dict[str, Any]:
     """All that the host must know of a round, in one transfer: the only wait for the device."""
+    undefined = judged.known["minus_log_partition"].isfinite().logical_not()
+    suspect = undefined | judged.known["accept_policy"].isnan()
+    suspect |= judged.known["accept_teacher"].isnan()
+    if proposal.by == "draft" and proposal.width:
+        suspect |= proposal.log_draft.amax(-1).isnan().any(-1, keepdim=True)
     wide = {
         "accepted": judged.verdict.accepted.unsqueeze(-1),
         "tested": judged.verdict.tested.unsqueeze(-1),
         "next": judged.verdict.next_token.unsqueeze(-1),
         "tokens": proposal.tokens,
-        "nan_draft": proposal.log_draft.amax(-1).isnan(),
-        "nan_policy": log_p["policy"].amax(-1).isnan(),
-        "nan_teacher": log_p["teacher"].amax(-1).isnan(),
-        "nan_target": judged.target.amax(-1).isnan(),
         "disjoint": judged.known["balance.status"] == STATUSES.index("disjoint"),
-        "undefined": judged.known["minus_log_partition"].isfinite().logical_not(),
+        "undefined": undefined,
+        "suspect": suspect,
         **{f"accept_{name}": judged.known[f"accept_{name}"] for name in PROPOSING},
     }
     flat = torch.cat([part.to(torch.float64) for part in wide.values()], -1).cpu()

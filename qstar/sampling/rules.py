@@ -237,12 +237,14 @@ def _close_round(
     if gamma == 0:
         next_token = chance.draw(log_target.squeeze(-2))
         return Round(next_token.unsqueeze(-1), accepted, tested, next_token)
-    target_here = _row_at(log_target, accepted)
-    draft_here = _row_at(log_draft, accepted.clamp(max=gamma - 1))
-    log_excess = _log_excess(draft_here, target_here + log_scale.unsqueeze(-1))
-    # After a fully accepted draft there is none to subtract: the target itself.
-    rejected = (accepted < drafted) & (log_excess.amax(-1) > -torch.inf)
-    log_next = torch.where(rejected.unsqueeze(-1), log_excess.log_softmax(-1), target_here)
+    log_next = target_here = _row_at(log_target, accepted)
+    some = accepted < drafted
+    if not some.is_cpu or bool(some.any()):
+        draft_here = _row_at(log_draft, accepted.clamp(max=gamma - 1))
+        log_excess = _log_excess(draft_here, target_here + log_scale.unsqueeze(-1))
+        # After a fully accepted draft there is none to subtract: the target itself.
+        rejected = some & (log_excess.amax(-1) > -torch.inf)
+        log_next = torch.where(rejected.unsqueeze(-1), log_excess.log_softmax(-1), target_here)
     next_token = chance.draw(log_next)
     padded = torch.cat([draft_tokens, torch.full_like(next_token.unsqueeze(-1), NO_TOKEN)], -1)
     beyond = positions(padded) >= accepted.unsqueeze(-1)

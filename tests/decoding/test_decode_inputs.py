@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import qstar
 from qstar.decoding import kv_cache, options, round
-from qstar.decoding.faults import SIGNS
 from qstar.decoding.filters import filters_for
 from qstar.decoding.generate import EqualParentsWarning, generate
 from qstar.decoding.judging import Rule
@@ -629,12 +628,14 @@ class FakeParents(Parents):
         return ()
 
 
-def told(proposal, judged, log_parents):
+def told(proposal, judged):
     """What the one transfer would tell: the second row's first draft is rejected."""
     assert judged.verdict.next_token.is_cuda
     assert all(value.is_cuda for value in judged.known.values())
     kept, width = [proposal.counts[0], 0], max(1, proposal.width)
-    signs = dict.fromkeys(SIGNS, np.zeros((2, width + 1), dtype=bool))
+    signs = dict.fromkeys(
+        ("suspect", "disjoint", "undefined"), np.zeros((2, width + 1), dtype=bool)
+    )
     ones = np.ones((2, width + 1))
     accept = dict.fromkeys(("accept_policy", "accept_teacher", "accept_coin"), ones)
     seen = {"accepted": kept, "tested": kept, "next": [1, 1], "tokens": [[1] * width] * 2}
