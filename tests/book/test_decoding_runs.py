@@ -230,16 +230,23 @@ def test_named_pairs_are_measured_anew_and_the_others_kept(tmp_path, monkeypatch
     def measure(function, asked, **environment):
         measured.append(decoding.CELLS[asked["index"]])
         cell = {"pair": measured[-1].pair, "layers": measured[-1].layers}
-        return cell | {"threads": asked["threads"], "made": len(measured)}
+        cell |= {"threads": asked["threads"], "made": len(measured)}
+        return cell | decoding.made_now() if cell["pair"] in decoding.FAMILY else cell
 
     monkeypatch.setattr(decoding, "in_own_process", measure)
     given = ["record", "decoding", "--out", str(out)]
     assert main(given) == 0
     assert measured == [*decoding.CELLS]
+    old = json.loads(out.read_text()) | {"date": "long ago"}
+    del old["source"]
+    out.write_text(json.dumps(old))
     assert main([*given, "--pairs", decoding.FAMILY[0], "--layers", "as loaded"]) == 0
     assert [cell.pair for cell in measured[len(decoding.CELLS) :]] == [decoding.FAMILY[0]]
     cells = json.loads(out.read_text())["cells"]
     assert [(c["pair"], c["layers"]) for c in cells] == [(c.pair, c.layers) for c in decoding.CELLS]
+    assert {(c["date"], c["source"]) for c in cells if c["pair"] not in decoding.FAMILY} == {
+        ("long ago", "not said")
+    }
     anew = [cell["pair"] for cell in cells if cell["made"] > len(decoding.CELLS)]
     assert anew == [decoding.FAMILY[0]]
     assert {c["threads"] for c in cells if c["pair"] in decoding.FAMILY} == {1}

@@ -92,3 +92,27 @@ def test_a_way_goes_from_its_count_to_its_clock_under_the_ceiling_of_its_pair(fi
     upright = [tuple(x.get_xdata()) for x in ax.lines if len(set(x.get_ydata())) == 2]
     assert upright == [(1.85, 1.85), (1.8, 1.8), (1, 1)]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["coin", "auto"]
+
+
+def test_tokens_are_there_from_the_moment_they_came(fig):
+    panels = {
+        "one": {"plain": [(0.5, 1), (1.0, 1), (1.5, 1)], "coin": [(0.6, 2), (0.9, 3)]},
+        "two": {"coin": [(0.2, 4)]},
+    }
+    axes = figures.arrivals(panels, fig=fig).axes
+    assert [ax.get_title(loc="left") for ax in axes] == ["one", "two"]
+    shown = {
+        (ax.get_title(loc="left"), x.get_label()): (list(x.get_xdata()), list(x.get_ydata()))
+        for ax in axes
+        for x in ax.lines
+    }
+    assert shown == {
+        ("one", "plain"): ([0, 0.5, 1.0, 1.5], [0, 1, 2, 3]),
+        ("one", "coin"): ([0, 0.6, 0.9], [0, 2, 5]),
+        ("two", "coin"): ([0, 0.2], [0, 4]),
+    }
+    assert {x.get_drawstyle() for ax in axes for x in ax.lines} == {"steps-post"}
+    (legend,) = fig.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["plain", "coin"]
+    of_coin = [x for ax in axes for x in ax.lines if x.get_label() == "coin"]
+    assert len({(x.get_color(), x.get_linestyle()) for x in of_coin}) == 1

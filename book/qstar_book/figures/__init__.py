@@ -23,6 +23,7 @@ _ON_FIRST_USE = {  # so that a chapter depends on the figures that it draws, and
     "alpha_by_kind": ".models",
     "alpha_error": ".solver",
     "answer_divergences": ".sequences",
+    "arrivals": ".speed",
     "away_by_range": ".learning",
     "balanced": ".front",
     "coin_acceptance": ".coin",

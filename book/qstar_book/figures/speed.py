@@ -6,6 +6,7 @@ Text is at least 10 points, to be read on a phone: draw them at most 5 inches wi
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -22,6 +23,13 @@ LOOKS: tuple[dict[str, Any], ...] = (
 )
 """How ways are told apart, in order: marks differ, so that they do in grey."""
 DASHES: tuple[Any, ...] = (":", "-", (0, (4.5, 2.2)))
+STREAMS: tuple[dict[str, Any], ...] = (
+    {"color": COLOURS["quiet"], "linestyle": "-"},
+    {"color": COLOURS["ink"], "linestyle": ":"},
+    {"color": INK["q*"], "linestyle": "-"},
+    {"color": INK["other"], "linestyle": (0, (4.5, 2.2))},
+)
+"""The same of ways whose tokens are streamed."""
 
 
 def forward_times(
@@ -148,6 +156,32 @@ def speed_by_acceptance(
     ax.tick_params(labelsize=10.5)
     ax.legend(loc="upper left", fontsize=10.5, handlelength=3.2)
     return ax
+
+
+def arrivals(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, int]]]], *, fig: Figure
+) -> Figure:
+    """How many tokens of a streamed answer are there, against the time, a panel for each pair.
+
+    Args:
+        panels: Heading -> way -> (seconds since the call began, new tokens) of each arrival.
+        fig: Where to draw.
+    """
+    axes = fig.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    every = dict.fromkeys(way for ways in panels.values() for way in ways)
+    looks = dict(zip(every, STREAMS, strict=False))
+    for ax, (heading, ways) in zip(axes, panels.items(), strict=True):
+        for way, came in ways.items():
+            seconds, tokens = (np.array(part) for part in zip(*came, strict=True))
+            times, there = np.append(0.0, seconds), np.append(0, tokens.cumsum())
+            ax.step(times, there, where="post", label=way, linewidth=1.8, **looks[way])
+        ax.set(ylabel="tokens", ylim=(0, None), xlim=(0, None))
+        ax.set_title(heading, loc="left", fontsize=10.5, weight="bold")
+        ax.tick_params(labelsize=10.5)
+    axes[-1].set_xlabel("seconds since the call began")
+    handles = {line.get_label(): line for ax in axes for line in ax.lines}
+    fig.legend(handles=handles.values(), loc="outside upper center", ncols=2, fontsize=10.5)
+    return fig
 
 
 def count_to_clock(

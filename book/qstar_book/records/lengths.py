@@ -19,8 +19,9 @@ The record (JSON) holds
     batches      for each of `BATCHES`: pair, layers, rows, new_tokens, load, runs; tokens are those
                  of all rows
 
-each with the date when it was made, and with runs as in `records.decoding`, without what they
-accepted.
+each with the date when it was made and the source of `qstar` that made it, and with runs as in
+`records.decoding`, without what they accepted; newer ones have "prompts_s", the seconds in which
+the prompts were read.
 """
 
 import contextlib
@@ -40,7 +41,7 @@ from qstar.decoding import latency
 from qstar.decoding.packed import packed
 
 from .. import shipped_model
-from ..files import RefusedError, in_own_process, provenance, write_json
+from ..files import RefusedError, in_own_process, write_json
 from . import corpus, decoding
 
 FIRST: Mapping[tuple[str, str], tuple[str, ...]] = {
@@ -95,8 +96,8 @@ def in_turns(ways: Sequence[str], run: Run, *, blocks: int) -> dict[str, Any]:
 
 
 def timed(models: Models, prompts: Any, way: str, **options: Any) -> dict[str, Any]:
-    """One decode: seconds, in all and in the models once the prompts are read; tokens; calls of the
-    models; and how many rounds of each scheme."""
+    """One decode: seconds, in all, to read the prompts, and in the models after that; tokens; calls
+    of the models; and how many rounds of each scheme."""
     asked = {**decoding.OURS[way], **options}
     with decoding.clocks() as spent:
         result = decode.generate(*models, *prompts, **asked)
@@ -104,6 +105,7 @@ def timed(models: Models, prompts: Any, way: str, **options: Any) -> dict[str, A
     calls = [forward for r in result.trace.rounds for forward in r.forwards]
     return {
         **spent,
+        "prompts_s": round(sum(forward.seconds for forward in result.trace.prefill), 4),
         "model_s": round(sum(forward.seconds for forward in calls), 4),
         "tokens": int(result.lengths.sum()),
         "model_calls": result.trace.model_calls,
@@ -195,7 +197,7 @@ def measure_pair(
                 policy, teacher, *warm, max_new_tokens=8, scheme=scheme, generator=0, one_call=False
             )
         found = {part: ways[part]() for part in parts if key in measured_in(part)}
-    made = {"pair": pair, "layers": layers, "date": provenance()["date"]}
+    made = {"pair": pair, "layers": layers, **decoding.made_now()}
     return {part: [made | cell for cell in cells] for part, cells in found.items()}
 
 
@@ -232,8 +234,8 @@ def command(
             continue
         print(f"{pair}, layers {layers}", file=sys.stderr)
         given = {"pair": pair, "layers": layers, "model": name, "threads": threads, "parts": its}
-        waiting = decoding.waiting_threads(threads)
-        for part, cells in in_own_process(measure_pair, given, environment=waiting).items():
+        its_own = decoding.of_threads(threads)
+        for part, cells in in_own_process(measure_pair, given, environment=its_own).items():
             others = [c for c in record[part] if (c["pair"], c["layers"]) != (pair, layers)]
             record[part] = sorted(
                 others + cells, key=lambda cell: list(FIRST).index((cell["pair"], cell["layers"]))
