@@ -33,6 +33,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -143,6 +144,25 @@ def streamed(pair: str, layers: str, models: Models, tokenizer: Any) -> list[dic
         return timed(models, prompts, way, **named, on_tokens=arrived) | {"arrivals": arrivals}
 
     return [{"new_tokens": ANSWER, **in_turns(STREAMED[pair, layers], run, blocks=ANSWERS)}]
+
+
+def as_seen(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """A cell of `streamed`, of whose runs is also said what people see.
+
+    Of each run: "first_s", the seconds until tokens are there; "answer_s", until all are;
+    "pauses_s", those between one arrival and the next; and "outside", the share of the time after
+    the prompts that is not spent in the models.
+    """
+    runs = []
+    for run in cell["runs"]:
+        came = np.array([seconds for seconds, _ in run["arrivals"]])
+        runs.append(
+            run
+            | {"first_s": float(came[0]), "answer_s": float(came[-1])}
+            | {"pauses_s": np.diff(came).tolist()}
+            | {"outside": 1 - run["model_s"] / (run["wall_s"] - run["prompts_s"])}
+        )
+    return {**cell, "runs": runs}
 
 
 def contexts(models: Models, tokenizer: Any) -> list[dict[str, Any]]:
