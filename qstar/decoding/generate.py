@@ -224,7 +224,7 @@ def decode(
             if choose is not None:
                 plan = choose(evidence, steps)
             elif learned is not None and learned.costs() is None:
-                plan = planner.PLAIN  # one token tells what either parent takes
+                plan = planner.PLAIN  # tells what either parent takes, the prompt apart
             else:
                 plan = planned.plan(evidence)
             state, step = decode_round(to, state, plan)

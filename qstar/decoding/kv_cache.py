@@ -159,19 +159,21 @@ class KVCache:
         """What the model does for which its cache may have no holes; empty if nothing."""
         return "" if self.sliding is None else self.sliding.does
 
-    def start(self, texts: Sequence[Sequence[int]]) -> int:
-        """Forget everything, and read all but the last token of each text.
+    def start(self, texts: Sequence[Sequence[int]], *, last: int = 1) -> int:
+        """Forget everything, and read all but the `last` tokens of each text.
 
-        The last one is left for the first `feed`, whose answer is the distribution after it.
+        These are left for the first `feed`, whose answer is the distribution after them. A model
+        that is read anew for each token takes note of all but one.
 
         Returns:
             The number of forwards that it took.
         """
         self._reset(len(texts))
-        heads = [list(text[:-1]) for text in texts]
-        longest = max(map(len, heads))
+        longest = max(map(len, texts)) - 1
         # Rope factors that switch with the length of a text are for all of it: read it at once.
         later = self.rereads or (self.switch is not None and longest >= self.switch)
+        heads = [list(text[: max(0, len(text) - (1 if later else last))]) for text in texts]
+        longest = max(map(len, heads))
         step = longest if later else PREFILL_WIDTH
         for start in range(0, longest, max(1, step)):
             # Right-aligned as a whole: a short text begins late.

@@ -40,7 +40,8 @@ _KNOWN: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], "Learned"]] = (
 class Learned:
     """What forward passes were seen to take; more of them are learned from until it is settled.
 
-    A decode that knows nothing begins with a plain token, which tells the time of either parent.
+    A decode that knows nothing begins with two plain tokens. The first one reads the prompts, and
+    the second tells the time of either parent.
     Of wider forward passes it assumes that each further position adds `RISE`, and corrects this
     by those it makes: one that was disturbed, or had to be prepared, counts as no more than
     `width` narrow ones.
@@ -80,7 +81,8 @@ class Learned:
 
     def _learn(self, forwards: Iterable[Forward]) -> None:
         for forward in forwards:
-            if forward.rows != self._rows * (2 if forward.model == "both" else 1):
+            of_all = self._rows * (2 if forward.model == "both" else 1)
+            if forward.rows != of_all or forward.begins:
                 continue
             alike = self._alike and forward.model == PARENTS[1]
             widths = self._seen.setdefault(PARENTS[0] if alike else forward.model, {})

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .costs import PARENTS
-from .kv_cache import KVCache
+from .kv_cache import PREFILL_WIDTH, KVCache
 from .state import Forward, State
 from .timing import Timer, timed
 
@@ -40,7 +40,10 @@ class Parents:
         return Parents(self.caches, vocab=self.vocab, together=True)
 
     def start(self, state: State) -> tuple[Forward, ...]:
-        """Read the prompts, all but their last tokens."""
+        """Read what of the prompts is too long for the first forward pass of a round.
+
+        That one reads the rest of its prompt together with whatever else it is asked about.
+        """
         forwards: list[Forward] = []
         for name, cache in self.caches.items():
             texts = self._texts(name, state)
@@ -78,10 +81,18 @@ class Parents:
                 twice,
                 None if counts is None else [*counts, *counts],
                 width + 1,
+                begins=self._begins("both", state),
             )
             return dict(zip(PARENTS, both.split(len(state.rows)), strict=True))
         return {
-            name: self._feed(name, self.unread(name, state), drafts, counts, width + 1)
+            name: self._feed(
+                name,
+                self.unread(name, state),
+                drafts,
+                counts,
+                width + 1,
+                begins=self._begins(name, state),
+            )
             for name in names
         }
 
@@ -132,6 +143,12 @@ class Parents:
             for (prompt, new), read in zip(texts, cache.lengths, strict=True)
         ]
 
+    def _begins(self, name: str, state: State) -> bool:
+        """Whether a model has not read some prompt up to its last token."""
+        read = self.caches[name].lengths
+        pairs = zip(self._texts(name, state), read, strict=True)
+        return any(have < len(prompt) - 1 for (prompt, _), have in pairs)
+
     def _feed(
         self,
         name: str,
@@ -139,10 +156,12 @@ class Parents:
         drafts: Tensor | None,
         counts: Sequence[int] | None,
         positions: int,
+        *,
+        begins: bool = False,
     ) -> Tensor:
         cache = self.caches[name]
         width = max(map(len, unread)) + (0 if drafts is None else drafts.shape[-1])
-        with timed(self._timers, name, width, len(unread), cache.device):
+        with timed(self._timers, name, width, len(unread), cache.device, begins=begins):
             log_p = cache.feed(unread, drafts, counts, positions=positions)
         if log_p.shape[-1] > self.vocab:
             log_p = log_p[..., : self.vocab].log_softmax(-1)
@@ -150,8 +169,9 @@ class Parents:
 
 
 def _prefill(name: str, cache: KVCache, prompts: list[Sequence[int]]) -> list[Forward]:
-    """Read prompts into a cache; what each forward pass took, on average."""
+    """Read prompts into a cache, but for the last part; what each forward pass took, on average."""
     begun = time.perf_counter()
-    calls = cache.start(prompts)
+    longest = max(map(len, prompts))
+    calls = cache.start(prompts, last=(longest - 1) % PREFILL_WIDTH + 1)
     spent = (time.perf_counter() - begun) / max(1, calls)
-    return [Forward(name, max(map(len, prompts)) - 1, len(prompts), spent)] * calls
+    return [Forward(name, PREFILL_WIDTH, len(prompts), spent, begins=True)] * calls

@@ -135,12 +135,14 @@ class Forward:
         width: How many columns it read.
         rows: In how many rows of the batch, each parent's counted.
         seconds: What it took; on an accelerator, on the device.
+        begins: Whether it read some of a prompt, too.
     """
 
     model: str
     width: int
     rows: int
     seconds: float
+    begins: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,6 +19,7 @@ class Timer:
     width: int
     rows: int
     device: torch.device
+    begins: bool
     begun: Any = None
     ended: Any = None
 
@@ -37,15 +38,21 @@ class Timer:
             spent = self.begun.elapsed_time(self.ended) / 1000
         else:
             spent = self.ended - self.begun
-        return Forward(self.model, self.width, self.rows, spent)
+        return Forward(self.model, self.width, self.rows, spent, self.begins)
 
 
 @contextmanager
 def timed(
-    timers: list[Timer], model: str, width: int, rows: int, device: torch.device
+    timers: list[Timer],
+    model: str,
+    width: int,
+    rows: int,
+    device: torch.device,
+    *,
+    begins: bool = False,
 ) -> Iterator[None]:
     """Time a forward pass, and write it down behind the others."""
-    timer = Timer(model, width, rows, device)
+    timer = Timer(model, width, rows, device, begins)
     timer.begun = timer.mark()
     yield
     timer.ended = timer.mark()

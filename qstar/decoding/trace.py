@@ -87,7 +87,8 @@ class Trace:
         proposer: Who proposed a token there, as an index into `PROPOSERS`.
         accepted: Whether the proposal was kept. False where nobody proposed.
         rounds: The rounds in order.
-        prefill: The forwards that read the prompts (all but their last tokens).
+        prefill: The forwards before the first round, which read of a long prompt what its first
+            forward leaves.
         costs: What forward passes take, as the caller said or, with "auto", as far as it has been
             learned; None where neither is so.
     """
@@ -116,12 +117,15 @@ class Trace:
 
     @property
     def forwards(self) -> int:
-        """Forwards of the parents after the prompts; a call that served both counts two."""
+        """Forwards of the parents in the rounds; a call that served both counts two.
+
+        The first one of each parent reads its prompt, too, or the rest of a long one.
+        """
         return sum(1 + (f.model == "both") for f in self._calls if f.model != "draft")
 
     @property
     def model_calls(self) -> int:
-        """Calls of any model after the prompts."""
+        """Calls of any model in the rounds."""
         return len(self._calls)
 
     @property

@@ -791,7 +791,9 @@ def test_the_cache_that_was_asked_for_is_taken(kind, monkeypatch):
     made = []
     real = KVCache.start
     monkeypatch.setattr(
-        KVCache, "start", lambda self, texts: (made.append(self.static), real(self, texts))[1]
+        KVCache,
+        "start",
+        lambda self, texts, **how: (made.append(self.static), real(self, texts, **how))[1],
     )
     policy, teacher = pair()
     torch.manual_seed(0)

@@ -65,12 +65,12 @@ def graphs(monkeypatch):
     return made
 
 
-def error_of(way, several=PROMPTS[2:], **options):
-    """The largest error of an outcome of two tokens, over pairs of prompts."""
+def error_of(way, several=PROMPTS[2:], *, length=2, **options):
+    """The largest error of an outcome of so many tokens, over pairs of prompts."""
     models = pair()
     options = {"cache_implementation": "static", **WAYS[way], **options}
-    distribution = enumerated_distribution(models, several, 2, vocab=VOCAB, **options)[0]
-    expected = [expected_distribution(models, prompts, 2, vocab=VOCAB) for prompts in several]
+    distribution = enumerated_distribution(models, several, length, vocab=VOCAB, **options)[0]
+    expected = [expected_distribution(models, p, length, vocab=VOCAB) for p in several]
     return np.abs(distribution.reshape(len(several), -1) - np.stack(expected)).max()
 
 
@@ -130,7 +130,8 @@ def test_a_model_that_fails_its_trial_is_read_from_a_dynamic_cache(monkeypatch):
 
 def test_an_answer_that_is_kept_outlives_the_next_replay(graphs, monkeypatch):
     """A graph writes over its last answer. The control returns that very memory."""
-    twice = {"scheme": "one-sided", "gamma": 2, "drafter": "policy"}
+    # The first draft's forward reads the prompt too, and is no replay.
+    twice = {"scheme": "one-sided", "gamma": 3, "drafter": "policy", "length": 3}
     assert error_of("one-sided", **twice) < EXACT
     real = Forwards._replayed
 

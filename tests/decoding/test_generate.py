@@ -385,14 +385,14 @@ def test_tokens_outside_one_support_are_never_drawn(llamas):
 
 
 def test_disjoint_supports_raise_where_they_occur(llamas):
-    policy = masked(llamas[0], [0, 1, 2], from_call=3)
-    teacher = masked(llamas[1], [3, 4, 5, 6], from_call=3)
+    policy = masked(llamas[0], [0, 1, 2], from_call=2)
+    teacher = masked(llamas[1], [3, 4, 5, 6], from_call=2)
     with pytest.raises(ValueError, match="share no token at new token 2, row 0"):
         generate_plainly(policy, teacher, POLICY_PROMPT, max_new_tokens=5, eos_token_id=None)
 
 
 def test_nan_in_the_middle_is_reported_with_its_place(llamas):
-    teacher = masked(llamas[1], [4], value=torch.nan, from_call=4)
+    teacher = masked(llamas[1], [4], value=torch.nan, from_call=3)
     with pytest.raises(ValueError, match="the teacher answers nan at new token 3, row 0"):
         generate_plainly(llamas[0], teacher, POLICY_PROMPT, max_new_tokens=5, eos_token_id=None)
 
@@ -822,3 +822,27 @@ def test_a_fixed_exponent_is_not_solved_for(llamas, monkeypatch):
     assert calls == []
     generate(*llamas, POLICY_PROMPT, **options)
     assert calls
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", [2, 4, 512])
+def test_a_prompt_is_read_by_the_first_forward_but_for_what_is_too_long(
+    llamas, scheme, width, monkeypatch
+):
+    """However a prompt is cut, a seed draws the same, and nothing of it is read twice."""
+    prompts = [torch.tensor([1, 4, 0, 2, 5, 1, 3]), torch.tensor([2, 6, 1])]
+    options = {"max_new_tokens": 6, "generator": 3, "eos_token_id": None, **asked(scheme)}
+    whole = generate(*llamas, *prompts, **options)
+    for module in ("kv_cache", "parents"):
+        monkeypatch.setattr(f"qstar.decoding.{module}.PREFILL_WIDTH", width)
+    found = generate(*llamas, *prompts, **options)
+    assert found.tokens.tolist() == whole.tokens.tolist()
+    torch.testing.assert_close(found.trace.alpha, whole.trace.alpha, rtol=0, atol=1e-9)
+    for name, prompt in zip(PARENTS, prompts, strict=True):
+        before = [f for f in found.trace.prefill if f.model == name]
+        begun = [f for r in found.trace.rounds for f in r.forwards if f.begins and f.model == name]
+        assert len(before) == (len(prompt) - 1) // width
+        assert all(f.begins and f.width == width for f in before)
+        rest = (len(prompt) - 1) % width + 1
+        assert len(begun) == (rest > 1)
+        assert all(rest <= f.width <= rest + 4 for f in begun)

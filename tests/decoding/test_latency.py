@@ -35,7 +35,7 @@ def clock(monkeypatch):
         table = told["table"]
         spent = float(np.interp(timer.width, list(table), list(table.values())))
         spent *= told["both"] if timer.model == "both" else 1.0
-        return Forward(timer.model, timer.width, timer.rows, spent)
+        return Forward(timer.model, timer.width, timer.rows, spent, timer.begins)
 
     monkeypatch.setattr(timing.Timer, "forward", forward)
     return told.update
@@ -51,7 +51,8 @@ def decoded(models, *prompts, seed=0, **options):
 
 
 def seconds(result):
-    return sum(f.seconds for r in result.trace.rounds for f in r.forwards)
+    """What the forward passes took, those that read a prompt apart."""
+    return sum(f.seconds for r in result.trace.rounds for f in r.forwards if not f.begins)
 
 
 def schemes(result):
@@ -155,11 +156,12 @@ def test_a_seed_is_one_draw_of_auto_once_it_has_settled(clock):
     assert first.tokens.tolist() == elsewhere.tokens.tolist()
 
 
-def test_a_call_for_one_token_settles_nothing(clock):
+def test_a_call_for_two_tokens_settles_nothing(clock):
     models = pair()
     clock(table=STEP)
-    short = decoded(models, max_new_tokens=1)
-    assert schemes(short) == ["plain"]
+    assert decoded(models, max_new_tokens=1).trace.costs is None  # the prompts were read, no more
+    short = decoded(models, max_new_tokens=2)
+    assert set(schemes(short)) == {"plain"}
     assert short.trace.costs.of("policy", 2) == pytest.approx(1 + RISE)
     longer = decoded(models, max_new_tokens=100)
     assert longer.trace.costs.of("policy", 2) == pytest.approx(STEP[2], abs=0.1)
@@ -168,8 +170,9 @@ def test_a_call_for_one_token_settles_nothing(clock):
 def test_the_first_call_begins_plainly_and_reads_no_prompt_twice(clock):
     models = pair()
     result = decoded(models)
-    assert schemes(result)[0] == "plain" != schemes(result)[-1]
-    assert len(result.trace.prefill) == len(PARENTS)
+    assert schemes(result)[:2] == ["plain"] * 2 != schemes(result)[-2:]
+    begun = [f.model for r in result.trace.rounds for f in r.forwards if f.begins]
+    assert (begun, result.trace.prefill) == (list(PARENTS), ())
     known = decoded(models)
     assert {f.model for r in known.trace.rounds for f in r.forwards} == set(PARENTS)
 
@@ -225,7 +228,7 @@ def test_what_was_learned_of_a_model_that_is_gone_is_not_taken_for_another_s(clo
 
     monkeypatch.setattr(latency, "id", lambda model: Anywhere(7), raising=False)
     policy = tiny.llama(1)
-    options = {"max_new_tokens": 1, "scheme": "auto", "generator": 0}
+    options = {"max_new_tokens": 2, "scheme": "auto", "generator": 0}
     first = generate(policy, tiny.gpt2(4), PROMPT, **options).trace.costs
     gc.collect()
     clock(table={1: 7.0, 9: 8.0})
@@ -244,7 +247,7 @@ def gain(clock, sharpness, table, length):
     for seed in seeds:
         latency.forget(models[0])
         spent += seconds(decoded(models, max_new_tokens=length, seed=seed))
-    return 2 * TABLES[table][1] * length * len(seeds) / spent
+    return 2 * TABLES[table][1] * (length - 1) * len(seeds) / spent
 
 
 @pytest.mark.parametrize("length", [8, 64])

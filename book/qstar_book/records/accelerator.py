@@ -546,7 +546,7 @@ def _prompts(model: Any, device: torch.device, *, quick: bool) -> list[Tensor]:
 
 
 def rounds(device: torch.device, *, quick: bool) -> dict[str, Any]:
-    """Where the time of a round goes, at the largest shape: medians of a few decodes.
+    """Where the time of a round after the first goes, at the largest shape: medians of decodes.
 
     The wall time of a round, what the models take of it (by the device's own clock), and in a
     decode of its own under the profiler what all kernels take together and how many there are. What
@@ -567,9 +567,10 @@ def rounds(device: torch.device, *, quick: bool) -> dict[str, Any]:
         spent = []
         for seed in range(1, 3 if quick else 6):
             trace = run(seed)
-            calls = [f.seconds for r in trace.rounds for f in r.forwards]
-            wall = sum(r.seconds for r in trace.rounds)
-            spent.append([1e3 * x / len(trace.rounds) for x in (wall, sum(calls))])
+            timed = trace.rounds[1:] or trace.rounds  # the first one reads the prompts
+            calls = [f.seconds for r in timed for f in r.forwards]
+            wall = sum(r.seconds for r in timed)
+            spent.append([1e3 * x / len(timed) for x in (wall, sum(calls))])
         wall, model = np.median(spent, axis=0).tolist()
         entry = {"wall_ms": wall, "model_ms": model, "rounds": len(trace.rounds)}
         if device.type == "cuda":

@@ -19,7 +19,9 @@ The record (JSON) holds
         widths_of_teacher   the same of the teacher, where its size is another
         runs        one for each way and block (a prompt and a seed), in the order they were made:
             way, prompt, seed, tokens, wall_s, cpu_s, forwards, model_calls
-            and of our own decoder: model_s (inside the models, after the prompts), rounds (each
+            and of our own decoder: model_s (inside the models, but for what of a long prompt is
+            read before the first round; records until November 2026 have all of the prompts read
+            before it, in a forward pass of their own), rounds (each
             [scheme, gamma, proposer, drafted, tested, accepted, emitted]), and by new token
             accept_policy, accept_teacher and chernoff; of "auto" also the costs it measured
 
@@ -427,7 +429,7 @@ def speed_ratio(
 ) -> Ratio:
     """Seconds per token of `to` over those of a way, prompts included; "wall_s" or "cpu_s".
 
-    Of our own ways also "model_s", the seconds in the models once the prompts are read, and
+    Of our own ways also "model_s", the seconds in the models, and
     "model_calls", which counts forwards in place of seconds.
     """
     slow, fast = (
@@ -475,7 +477,7 @@ class Count:
 
     Attributes:
         tokens: New tokens.
-        forwards: Forwards of the parents after the prompts.
+        forwards: Forwards of the parents in the rounds.
         predicted: Forwards that the cost model expects for as many tokens.
         accepted: Drafts that were kept.
         tested: Drafts that were tested.
