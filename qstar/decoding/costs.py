@@ -308,7 +308,7 @@ def expected_speedup(
 
 
 def expected_forwards_alternating(num_tokens: int, rejections: float) -> float:
-    """Forwards that alternating with gamma = 1 takes for finitely many tokens, prefill apart.
+    """Forwards that alternating with gamma = 1 takes for finitely many tokens, in the rounds.
 
     One to propose the first token, one to verify each, and one to propose afresh after each
     rejection: 1 + n + rejections. Exact, and not only on average.
@@ -329,7 +329,7 @@ def expected_forwards_alternating(num_tokens: int, rejections: float) -> float:
 def expected_forwards(
     scheme: str, num_tokens: int, gamma: int = 1, acceptance: float | tuple[float, float] = 0.0
 ) -> float:
-    """Forwards of the parents that finitely many tokens take on average, prefill apart.
+    """Forwards of the parents that finitely many tokens take on average, in the rounds.
 
     Exact where the acceptance is the same at every position. The last rounds draft no more than
     there is room for, and after the last token nobody proposes; `forwards_per_token` leaves these

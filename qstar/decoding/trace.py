@@ -173,7 +173,7 @@ def assemble(
         new: The new tokens of every row of the batch.
         limit: How many tokens a row has in the result.
         begun: When the first round began, on the clock of the rounds.
-        prefill: The forward passes that read the prompts.
+        prefill: The forward passes before the first round.
         costs: What the trace says that forward passes took.
         shaped: Gives a (batch, limit) tensor the shape and the place that the caller asked for.
     """

@@ -131,8 +131,8 @@ ADAPTERS = ("lora-manual", "lora-arithmetic")
 """Fine-tunes in data/adapters: real pairs of two sets of weights."""
 
 FAMILY = ("family/1m-words+1m-numbers", "family/300k+4m")
-"""Pairs of small models, trained here from scratch: of one size, and of two. Outside the models a
-token takes them about as long as in them."""
+"""Pairs of small models, trained here from scratch: of one size, and of two. A quarter of the time
+of a plain token is spent outside such models."""
 
 OF_ADAPTERS = ("plain", "alternating 1", "alternating 2", "coin", "one-sided 4", "auto")
 

@@ -21,7 +21,7 @@ The record (JSON) holds
 
 each with the date when it was made and the source of `qstar` that made it, and with runs as in
 `records.decoding`, without what they accepted; newer ones have "prompts_s", the seconds in which
-the prompts were read.
+prompts were read before the first round.
 """
 
 import contextlib
@@ -97,8 +97,8 @@ def in_turns(ways: Sequence[str], run: Run, *, blocks: int) -> dict[str, Any]:
 
 
 def timed(models: Models, prompts: Any, way: str, **options: Any) -> dict[str, Any]:
-    """One decode: seconds, in all, to read the prompts, and in the models after that; tokens; calls
-    of the models; and how many rounds of each scheme."""
+    """One decode: seconds, in all, before the first round (what of long prompts is read there), and
+    in the models after that; tokens; calls of the models; and how many rounds of each scheme."""
     asked = {**decoding.OURS[way], **options}
     with decoding.clocks() as spent:
         result = decode.generate(*models, *prompts, **asked)
@@ -150,8 +150,8 @@ def as_seen(cell: Mapping[str, Any]) -> dict[str, Any]:
     """A cell of `streamed`, of whose runs is also said what people see.
 
     Of each run: "first_s", the seconds until tokens are there; "answer_s", until all are;
-    "pauses_s", those between one arrival and the next; and "outside", the share of the time after
-    the prompts that is not spent in the models.
+    "pauses_s", those between one arrival and the next; and "outside", the share of the time from
+    the first round on that is not spent in the models.
     """
     runs = []
     for run in cell["runs"]:
