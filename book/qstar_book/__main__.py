@@ -270,6 +270,8 @@ def _add_records(records: Commands) -> None:
         option("--model", default="300k", help=which)
         option("--rates", type=float, nargs="+", default=(), help=rates)
         option("--kinds", nargs="+", default=(), help="what is asked; all that the model learned")
+        kept = "keep the runs that the record holds, and add those that it lacks"
+        option("--more", action="store_true", help=kept)
     option("--hint", default="", help="of smollm2: answer, or examples (worked ones; the default)")
 
     said = "test whether quality is kept, and score seven targets"

@@ -1,7 +1,8 @@
 """Rollouts are of the target they claim, and what is learned from them is what is said."""
 
+import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -283,6 +284,56 @@ def test_every_way_gets_the_rate_at_which_the_policy_ends_best():
     found = jobs.best_rate(falls_short, told, quantity="x", device="cpu")
     assert (found["rate"], found["seed"]) == (2, 5)
     assert [curve[-1]["x"] for curve in found["curves"]] == [4, 5, 3]
+
+
+@dataclass(frozen=True)
+class Small:
+    """A configuration of `compare`."""
+
+    ways: tuple[str, ...] = ("policy", "q*")
+    seeds: int = 1
+    steps: int = 3
+    rates: tuple[float, ...] = ()
+    learning_rate: float = 1.0
+
+
+def test_more_runs_join_those_of_a_record(tmp_path, monkeypatch):
+    """Nothing is made twice, what made the first is kept, and other runs do not mix with them."""
+    made = []
+
+    def one(*, config, way, seed, device):
+        made.append((way, seed))
+        return {"way": way, "seed": seed, "curve": [{"x": -abs(config["learning_rate"] - 2)}]}
+
+    def record(config, *, held=None, processes, limit_s, keep, progress, device):
+        told = {"config": vars(config) | {}, **jobs.held_of(held, "scan", "runs")}
+        return jobs.compare(told, one, quantity="x", device=device, keep=keep)
+
+    out = tmp_path / "record.json"
+
+    def write(config, **more):
+        return jobs.write(record, config, out=out, device="cpu", processes=1, limit_s=None, **more)
+
+    with pytest.raises(jobs.RefusedError, match="does not exist"):
+        write(Small(), more=True)
+    for rates in (), (1.0, 2.0):
+        write(Small(rates=rates))
+        first = json.loads(out.read_text())
+        made.clear()
+        write(Small(rates=rates, seeds=2), more=True)
+        new = 2 if rates else 1  # seed 1 was used for the rates
+        assert made == [("policy", new), ("q*", new)]
+        held = json.loads(out.read_text())
+        assert [(r["way"], r["seed"]) for r in held["runs"]] == [
+            ("policy", 0),
+            ("policy", new),
+            ("q*", 0),
+            ("q*", new),
+        ]
+        assert held["config"]["learning_rate"] == (2 if rates else 1)
+        assert held["earlier"][0]["date"] == first["date"]
+        with pytest.raises(jobs.RefusedError, match="steps 3, not 4"):
+            write(Small(rates=rates, steps=4), more=True)
 
 
 def test_the_rate_that_was_found_is_the_one_of_the_runs(monkeypatch):

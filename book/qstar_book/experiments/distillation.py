@@ -29,7 +29,7 @@ from qstar.decoding.generate import generate
 
 from .. import shipped_model
 from . import family, rollouts, tasks
-from .jobs import Keep, compare, write
+from .jobs import Keep, compare, held_of, write
 from .rollouts import Questions
 
 SMOLLM2 = "smollm2"
@@ -346,6 +346,7 @@ def record(
     limit_s: float | None = None,
     keep: Keep | None = None,
     progress: bool = False,
+    held: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All ways and seeds, and what rollouts cost.
 
@@ -356,11 +357,14 @@ def record(
         limit_s: After so many seconds no run is begun; a way that lacks a seed is left out there.
         keep: Called with what is there after each run.
         progress: Show a bar on standard error.
+        held: A record whose runs stay (`jobs.to_go_on_with`).
     """
     made: dict[str, Any] = {"config": asdict(config)}
     rows = config.prompts
     single = 4 if config.model == SMOLLM2 else max(2, rows // 8)
-    made["costs"] = costs(config, device, rows=rows, single=single)
+    made |= held_of(held, "costs", "scan", "runs")
+    if "costs" not in made:
+        made["costs"] = costs(config, device, rows=rows, single=single)
     return compare(
         made,
         run,
@@ -388,6 +392,7 @@ def command(
     hint: str,
     jobs: int,
     limit: float | None,
+    more: bool,
 ) -> None:
     """`qstar-book record distillation`."""
     chosen: dict[str, Any] = {"model": model}
@@ -402,7 +407,7 @@ def command(
     config = config.quick() if quick else config
     chosen = asdict(config) | {name: x for name, x in named.items() if x is not None}
     config = Distillation(**chosen)
-    write(record, config, out=out, device=device, processes=jobs, limit_s=limit)
+    write(record, config, out=out, device=device, processes=jobs, limit_s=limit, more=more)
 
 
 SMOLLM2_SIZE = {

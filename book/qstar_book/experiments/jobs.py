@@ -1,16 +1,19 @@
 """Independent runs of one experiment, several at a time, each told of as soon as it is there."""
 
+import json
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from ..files import cpu_name, provenance, write_json
+from ..files import RefusedError, cpu_name, provenance, write_json
 
 
 def each(
@@ -85,7 +88,7 @@ def collect(
     """The record with each call's result in its "runs".
 
     Args:
-        made: What is there already.
+        made: What is there already, perhaps with "runs".
         function: As in `each`.
         given: As in `each`.
         order: The key by which runs are sorted, however they come.
@@ -94,7 +97,7 @@ def collect(
         keep: Called with what is there after each run.
         progress: Show a bar on standard error.
     """
-    made["runs"] = []
+    made.setdefault("runs", [])
     for _, found in each(function, given, jobs=processes, limit_s=limit_s, progress=progress):
         made["runs"] = sorted([*made["runs"], found], key=order)
         if keep is not None:
@@ -114,7 +117,8 @@ def compare(
     """Every way and seed of the configuration in `made`, at its best rate if it has several.
 
     Args:
-        made: What is there already, with the fields of the configuration as its "config".
+        made: What is there already, with the fields of the configuration as its "config"; if it
+            has "runs" and a "scan" of the rates, they stay.
         function: As in `best_rate`.
         quantity: As in `best_rate`.
         device: Where.
@@ -123,12 +127,19 @@ def compare(
     """
     told = made["config"]
     if told["rates"]:
-        scan = best_rate(function, told, quantity=quantity, device=device, processes=processes)
-        made["scan"], told["learning_rate"] = scan, scan["rate"]
+        if "scan" not in made:
+            made["scan"] = best_rate(
+                function, told, quantity=quantity, device=device, processes=processes
+            )
+        told["learning_rate"] = made["scan"]["rate"]
+    tried = made.get("scan", {}).get("seed")
+    seeds = list(islice((seed for seed in count() if seed != tried), told["seeds"]))
+    there = {(one["way"], one["seed"]) for one in made.get("runs", [])}
     given = [
         {"config": told, "way": way, "seed": seed, "device": device}
-        for seed in range(told["seeds"])
+        for seed in seeds
         for way in told["ways"]
+        if (way, seed) not in there
     ]
 
     def order(one: Mapping[str, Any]) -> tuple[int, int]:
@@ -179,14 +190,57 @@ def write(
     device: str,
     processes: int,
     limit_s: float | None,
+    more: bool = False,
 ) -> None:
-    """Make a record and write it, after each of its runs and at the end, with its provenance."""
+    """Make a record and write it, after each of its runs and at the end, with its provenance.
+
+    Args:
+        record: (configuration, how) -> the record.
+        config: A dataclass.
+        out: The record.
+        device: Where.
+        processes: How many runs at a time.
+        limit_s: After so many seconds no run is begun.
+        more: Keep what `out` holds, and add the runs that it lacks.
+
+    Raises:
+        RefusedError: There is no record to add to, or its runs were made otherwise.
+    """
     machine = {"device": device, "name": device_name(device), "processes": processes}
     made_by = provenance("torch", "transformers", **machine)
+    asked: dict[str, Any] = {"device": device, "processes": processes, "limit_s": limit_s}
+    if more:
+        asked["held"] = held = to_go_on_with(out, config)
+        made_by["earlier"] = [*held.pop("earlier", []), {name: held[name] for name in made_by}]
 
     def keep(made: dict[str, Any]) -> None:
         write_json(out, made_by | made)
 
-    asked: dict[str, Any] = {"device": device, "processes": processes, "limit_s": limit_s}
     keep(record(config, **asked, keep=keep, progress=True))
     print(out)
+
+
+def to_go_on_with(out: Path, config: Any) -> dict[str, Any]:
+    """The record at `out`, to which runs of a configuration can be added.
+
+    Raises:
+        RefusedError: There is none, or its runs were made otherwise.
+    """
+    if not out.exists():
+        raise RefusedError(f"--more adds runs to a record; {out} does not exist")
+    held: dict[str, Any] = json.loads(out.read_text(encoding="utf8"))
+    told = json.loads(json.dumps(asdict(config)))
+    chosen = {"seeds", "learning_rate"} if told.get("rates") else {"seeds"}
+    others = [
+        f"{name} {was!r}, not {told.get(name)!r}"
+        for name, was in held["config"].items()
+        if name not in chosen and was != told.get(name)
+    ]
+    if others:
+        raise RefusedError(f"--more adds runs like those of {out}, which has {'; '.join(others)}")
+    return held
+
+
+def held_of(held: Mapping[str, Any] | None, *names: str) -> dict[str, Any]:
+    """These parts of a record, as far as it has them."""
+    return {name: held[name] for name in names if held is not None and name in held}

@@ -16,7 +16,7 @@ and stability" as its merit. REINFORCE: Williams (1992), Machine Learning 8.
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,7 +31,7 @@ from qstar.rows import kl, log_geometric_mean
 from qstar.solve import solve_kl_symmetry
 
 from . import family, rollouts, tasks
-from .jobs import Keep, compare, write
+from .jobs import Keep, compare, held_of, write
 from .rollouts import Questions
 
 WEIGHTED = ", weighted"
@@ -302,9 +302,12 @@ def record(
     limit_s: float | None = None,
     keep: Keep | None = None,
     progress: bool = False,
+    held: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All ways and seeds, and the soft values. Arguments as in `distillation.record`."""
-    made: dict[str, Any] = {"config": asdict(config), "values": values(config, device)}
+    made: dict[str, Any] = {"config": asdict(config), **held_of(held, "values", "scan", "runs")}
+    if "values" not in made:
+        made["values"] = values(config, device)
     return compare(
         made,
         run,
@@ -331,6 +334,7 @@ def command(
     kinds: Sequence[str],
     jobs: int,
     limit: float | None,
+    more: bool,
 ) -> None:
     """`qstar-book record policy-gradient`."""
     asked = tuple(kinds) or family.kinds_of(model)
@@ -338,4 +342,4 @@ def command(
     config = config.quick() if quick else config
     named = {"seeds": seeds, "steps": steps, "prompts": prompts, "learning_rate": learning_rate}
     config = PolicyGradient(**asdict(config) | {k: x for k, x in named.items() if x is not None})
-    write(record, config, out=out, device=device, processes=jobs, limit_s=limit)
+    write(record, config, out=out, device=device, processes=jobs, limit_s=limit, more=more)
