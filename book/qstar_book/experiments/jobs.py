@@ -211,7 +211,7 @@ def write(
     asked: dict[str, Any] = {"device": device, "processes": processes, "limit_s": limit_s}
     if more:
         asked["held"] = held = to_go_on_with(out, config)
-        made_by["earlier"] = [*held.pop("earlier", []), {name: held[name] for name in made_by}]
+        made_by["earlier"] = [*held.pop("earlier", []), held_of(held, *made_by)]
 
     def keep(made: dict[str, Any]) -> None:
         write_json(out, made_by | made)
