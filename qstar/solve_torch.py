@@ -18,8 +18,13 @@ leaves of F', eps / 2 (sqrt(F'') (1 + E_q[|log policy| + |log teacher|]) + F'').
 where its bracket [a, b] is too short to matter: (b - a) |F'| <= 4 tolerance^2, which bounds the
 error surely, or b - a <= 4 eps.
 
-Source: the bracket and the contraction rate (Newton's error, in units of 1/R, falls from u to
-    e^u - 1 - u) follow from |F'''| <= R F''.
+What is guaranteed: the bracket holds alpha*, and every three passes halve it or the log-odds. Once
+u = M |alpha - alpha*| is at most 1/2, where M is the largest |log-ratio|, Newton's next error is at
+most (e^u - 1 - u) / M. So a fixed number of passes promises no tolerance to every row: `converged`
+says whether a row met it, and `slope` by how much the two divergences differ.
+
+Derived in: the chapter "Solving for alpha*", thm-log-odds; the bracket follows from
+    |F'''| <= R F''.
 """
 
 import math

@@ -18,6 +18,7 @@ from qstar_book.records import accelerator, decoding, solver
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "data" / "results" / "accelerator_h200.json"
+NOT_RUN = {"decode shapes"}  # on any accelerator; the chapter says so
 
 
 def q_at(rows, alpha):
@@ -131,7 +132,17 @@ def test_a_stage_that_might_end_too_late_waits_for_the_next_call(tmp_path, monke
 
 def test_each_stage_fits_into_one_call_and_took_less_than_it_may(stages):
     for name, (_, limit) in accelerator.STAGES.items():
-        assert 1.3 * stages[name]["took_s"] <= limit <= accelerator.LIMIT_S, name
+        took = stages[name]["took_s"] if name not in NOT_RUN else 0
+        assert 1.3 * took <= limit <= accelerator.LIMIT_S, name
+
+
+@pytest.mark.parametrize("name", accelerator.STAGES)
+def test_every_stage_runs_at_small_size_without_an_accelerator(name):
+    found = accelerator.run_stage(name=name, device="cpu", quick=True)
+    assert "failed" not in found
+    for cell in found.get("cells", []):
+        assert {run["tokens"] for run in cell["runs"]} == {cell["new_tokens"]}
+    json.dumps(found, allow_nan=False)  # a record can hold it
 
 
 def test_the_command_needs_no_tool_of_the_book():
@@ -157,7 +168,8 @@ def stages():
 
 
 def test_every_stage_was_recorded(stages):
-    assert set(accelerator.STAGES) == set(stages)
+    assert set(accelerator.STAGES) == set(stages) | NOT_RUN
+    assert not NOT_RUN & set(stages)
     assert not {name: found["failed"] for name, found in stages.items() if "failed" in found}
 
 

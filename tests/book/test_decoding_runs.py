@@ -11,12 +11,13 @@ import pytest
 import tiny
 import torch
 
+from qstar import rows_torch
 from qstar.decoding import costs
 from qstar.decoding import generate as decode
 from qstar.decoding.enumeration import tiny_model
 from qstar_book.__main__ import main
 from qstar_book.experiments import pairs
-from qstar_book.records import decoding
+from qstar_book.records import decoding, peers, rounds
 from qstar_book.records.corpus import data_file
 from qstar_book.records.decoding import (
     Cell,
@@ -140,6 +141,84 @@ def test_peers_decode_as_many_tokens_from_the_product():
     # transformers reads the whole prompt to draw the first token: no forward after it.
     assert found["transformers plain"]["forwards"] == 22
     assert found["transformers assisted 2"]["forwards"] < 40
+
+
+def test_where_the_time_of_a_round_goes_adds_up():
+    pair = [tiny_model(seed, vocab=6) for seed in (1, 2)]
+    solving = rows_torch.solve_kl_symmetry
+    wanted = Cell("tiny", "as loaded", ("plain", "coin"), new_tokens=12, round=("plain", "coin"))
+    made = measure_cell(wanted, *pair, PROMPTS, seed=0, width_rounds=1)
+    assert rows_torch.solve_kl_symmetry is solving  # the clocks are off again
+    for way, spent in made["round"].items():
+        parts = ("models", "solving", "judging", "drawing", "rest")
+        assert sum(spent[name] for name in parts) == pytest.approx(spent["round"])
+        assert min(spent["models"], spent["solving"], spent["judging"], spent["rest"]) > 0
+        assert (spent["drawing"] > 0) == (way == "coin")  # nobody drafts in plain decoding
+    fixed = rounds.where_the_time_goes(*pair, PROMPTS, max_new_tokens=8, alpha=0.5, scheme="plain")
+    assert fixed["solving"] == 0  # a fixed exponent is not solved for
+
+
+def test_forwards_that_read_prompts_count_as_one_position():
+    """Two ways that differ in nothing but what their prompts took are equally fast."""
+    cell = {
+        "widths": {"1": {"wall_s": 1.0}},
+        "widths_of_teacher": {"1": {"wall_s": 3.0}},
+        "runs": [
+            {
+                "way": way,
+                "prompt": 0,
+                "seed": 0,
+                "tokens": 4,
+                "model_s": 16.0 + extra,
+                "begins": {"policy": 1.0 + extra / 2, "teacher": 3.0 + extra / 2},
+            }
+            for way, extra in (("plain", 8.0), ("fast", 20.0))
+        ],
+    }
+    assert decoding.within_the_models(cell, "fast") == pytest.approx(1)
+    assert speed_ratio(cell, "fast", clock="model_s").median < 1
+    del cell["runs"][0]["begins"], cell["runs"][1]["begins"]  # an older record
+    assert decoding.within_the_models(cell, "fast") == pytest.approx(24 / 36)
+
+
+def test_a_peer_that_is_not_installed_is_left_out_and_said_so(monkeypatch):
+    monkeypatch.setattr(peers, "version_of", lambda package: None)
+    pair = [tiny_model(seed, vocab=6) for seed in (1, 2)]
+    prompts = [(PROMPTS[0][0], PROMPTS[0][0])]
+    wanted = Cell("tiny", "as loaded", ("plain", *decoding.OTHERS), new_tokens=4)
+    made = measure_cell(wanted, *pair, prompts, seed=0, width_rounds=1)
+    assert {run["way"] for run in made["runs"]} == {"plain"}
+    assert made["peers"]["flashspec"] == {"missing": "flashspec is not installed"}
+
+
+def test_a_peer_takes_its_turns_and_says_its_version(monkeypatch):
+    class Half:
+        """Decodes as `plain` does from the mean with one half."""
+
+        def __init__(self, *pair):
+            self.pair = pair
+
+        def decode(self, prompts, new_tokens, seed):
+            made = decode.generate(
+                *self.pair,
+                *prompts,
+                max_new_tokens=new_tokens,
+                generator=seed,
+                alpha=0.5,
+                scheme="plain",
+            )
+            return {"tokens": int(made.lengths)}
+
+    monkeypatch.setattr(peers, "version_of", lambda package: "9.9")
+    monkeypatch.setattr(peers, "Flashspec", Half)
+    pair = [tiny_model(seed, vocab=6) for seed in (1, 2)]
+    prompts = [(PROMPTS[0][0], PROMPTS[0][0])]
+    wanted = Cell("tiny", "as loaded", ("plain", "flashspec"), new_tokens=4, seeds=2)
+    made = measure_cell(wanted, *pair, prompts, seed=0, width_rounds=1)
+    order = [(run["way"], run["seed"]) for run in made["runs"]]
+    assert order == [("plain", 0), ("flashspec", 0), ("flashspec", 1), ("plain", 1)]
+    assert made["peers"] == {"flashspec": {"package": "flashspec", "version": "9.9"}}
+    assert set(decoding.mean_acceptance(made)) == {"policy", "teacher", "coin"}
 
 
 def test_the_temperature_of_a_cell_reaches_every_way(monkeypatch):

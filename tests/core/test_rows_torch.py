@@ -136,6 +136,67 @@ def test_fixed_passes_give_the_same_answer(kind):
     np.testing.assert_array_equal(fields.passes, early.passes)
 
 
+def least_of_three_passes(pair, monkeypatch, *, halving=True):
+    """Of every three passes and interior row that goes on, how far the bracket or the log-odds
+    fell, whichever fell further; and the solution."""
+    seen, step = [], solve_torch._Search.step
+
+    def watched(search, path, *rest, halve):
+        after = step(search, path, *rest, halve=halve and halving)
+        seen.append((after, path.log_odds(after.alpha)[0]))
+        return after
+
+    monkeypatch.setattr(solve_torch._Search, "step", watched)
+    plan = accelerator_plan(torch.float64, max_passes=40)
+    fields = solve_torch.solve_block(*pair, plan)
+    inside = fields.status == STATUSES.index("interior")
+    fell = []
+    for (before, odds), (after, odds_after) in zip(seen, seen[3:], strict=False):
+        live = inside & ~after.done
+        width = (after.high - after.low) / (before.high - before.low)
+        fell += torch.minimum(width, odds_after.abs() / odds.abs())[live].tolist()
+        slack = 1e-9 * (after.high - after.low)[live] + 1e-15
+        root = fields.alpha[live]
+        assert ((after.low[live] - slack <= root) & (root <= after.high[live] + slack)).all()
+    return fell
+
+
+def staircases(seed, *, vocab, rows=2000):
+    """Rows whose log-odds bend: log-ratios and masses of many orders of magnitude."""
+    rng = np.random.default_rng(seed)
+    ratio = rng.choice([-1, 1], size=(rows, vocab)) * 10 ** rng.uniform(-2, 2.7, (rows, vocab))
+    somewhere = -(10 ** rng.uniform(-1, 2.5, (rows, vocab)))
+    teacher = somewhere - rng.uniform(size=(rows, 1)) * ratio
+    return softmaxed(np.stack([teacher + ratio, teacher]))
+
+
+@pytest.mark.parametrize("vocab", [4, 12, 30])
+def test_three_passes_halve_the_bracket_or_the_log_odds(vocab, monkeypatch):
+    fell = least_of_three_passes(staircases(0, vocab=vocab), monkeypatch)
+    assert len(fell) > 100
+    assert 0.1 < max(fell) <= 0.5 + 1e-12
+
+
+def test_every_third_pass_does_not_trust_log_odds_that_fell_too_little():
+    """That is what the halving rests on: random rows hardly ever need it."""
+    path = solve_torch._path(*random_pairs("flat", vocab=40))
+    alpha = torch.full_like(path.unshared, 0.3)
+    odds, _ = path.log_odds(alpha)
+    at, low, high = path.moments(alpha), torch.zeros_like(alpha), torch.ones_like(alpha)
+    tangent = at.tangent(alpha)
+    for factor, trusted in ((1.9, False), (-1.9, False), (2.1, True), (-2.1, True)):
+        search = solve_torch._Search(
+            alpha, low, high, tangent, tangent, odds * factor, alpha.int(), alpha > 1
+        )
+        after = search.step(path, at, search.passes, search.done, halve=True)
+        middle = (after.low + after.high) / 2
+        moved = path.log_odds(alpha)
+        newton = alpha - moved[0] / moved[1]
+        inside = (after.low < newton) & (newton < after.high)
+        assert inside.sum() > 10
+        torch.testing.assert_close(after.alpha[inside], (newton if trusted else middle)[inside])
+
+
 def accelerator_plan(dtype, max_passes=rows_torch.FIXED_PASSES):
     return solve_torch.Plan(
         rows_torch.TOLERANCE[dtype],

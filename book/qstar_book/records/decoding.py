@@ -21,9 +21,14 @@ The record (JSON) holds
             way, prompt, seed, tokens, wall_s, cpu_s, forwards, model_calls
             and of our own decoder: model_s (inside the models, but for what of a long prompt is
             read before the first round; records until November 2026 have all of the prompts read
-            before it, in a forward pass of their own), rounds (each
+            before it, in a forward pass of their own), begins ({model: seconds} of the forwards
+            among them that read a prompt, too), rounds (each
             [scheme, gamma, proposer, drafted, tested, accepted, emitted]), and by new token
             accept_policy, accept_teacher and chernoff; of "auto" also the costs it measured
+        round       {way: where the time of its rounds goes} (`records.rounds`), of some cells
+        peers       {way: version of its package, or what is missing}, of ways that want a package
+            that the book does not install (`records.peers`); "differs_by" of genlm-control is its
+            first distribution against ours, in nats
 
 Wall and processor seconds are of whole calls, prompts included. Each cell has a process of its own.
 Record on a machine that has nothing else to do: the threads of a forward pass spin while they wait,
@@ -57,7 +62,7 @@ from qstar.decoding.traits import CACHE_NAMES
 from .. import shipped_model
 from ..files import RefusedError, cpu_name, in_own_process, provenance, write_json
 from ..product_model import ProductModel, drafting
-from . import corpus, median_with_interval
+from . import corpus, median_with_interval, peers, rounds
 
 OURS: Mapping[str, Mapping[str, Any]] = {
     "plain": {"scheme": "plain", "one_call": False},
@@ -93,6 +98,9 @@ PEERS: Mapping[str, Mapping[str, Any]] = {
 }
 """What `generate` of transformers is told, for `product.ProductModel`."""
 
+OTHERS = tuple(peers.PACKAGES)
+"""Ways of packages that the book does not install."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -103,11 +111,12 @@ class Cell:
             noise in its layers, under one prompt; one of `ADAPTERS`, the model and itself with that
             adapter merged, two sets of weights, under one prompt.
         layers: "packed" or "as loaded".
-        ways: Keys of `OURS`, `DYNAMIC`, `LONGER` and `PEERS`.
+        ways: Keys of `OURS`, `DYNAMIC`, `LONGER` and `PEERS`, and of `OTHERS`.
         new_tokens: How many in each block; nothing ends a text earlier.
         seeds: How many of them; each with every prompt makes the blocks.
         temperature: Of q*.
         threads: At most so many: the matrices of a small model gain nothing from a second thread.
+        round: Ways of which it is also said where the time of a round goes.
     """
 
     pair: str
@@ -117,6 +126,7 @@ class Cell:
     seeds: int = 1
     temperature: float = 1.0
     threads: int | None = None
+    round: tuple[str, ...] = ()
 
 
 REPEATING = "noised copy, repeating"
@@ -138,21 +148,24 @@ OF_ADAPTERS = ("plain", "alternating 1", "alternating 2", "coin", "one-sided 4",
 
 OF_FAMILY = (*OF_ADAPTERS[:-1], "lookup 2", "auto", *SHORT_PEERS)
 
+OF_ROUND = ("plain", "alternating 1", "coin")
+
 CELLS = (
-    Cell("two prompts", "packed", tuple(OURS), seeds=2),
+    Cell("two prompts", "packed", (*OURS, "genlm-control, one half"), seeds=2, round=OF_ROUND),
     Cell("two prompts", "as loaded", ("plain", "plain, one call", "alternating 1", "coin", "auto")),
     Cell(
         "noised copy",
         "packed",
-        ("plain", "alternating 1", "alternating 2", "coin", "one-sided 4", "auto", *SHORT_PEERS),
+        (*OF_ADAPTERS, *SHORT_PEERS, *OTHERS),
         seeds=2,
+        round=OF_ROUND,
     ),
     Cell(
         "far copy", "as loaded", ("plain", "alternating 1", "coin", "auto"), new_tokens=32, seeds=2
     ),
-    *(Cell(pair, "packed", OF_ADAPTERS) for pair in ADAPTERS),
+    *(Cell(pair, "packed", OF_ADAPTERS, round=OF_ROUND) for pair in ADAPTERS),
     Cell(ADAPTERS[0], "as loaded", ("plain", "alternating 1", "coin", "auto")),
-    *(Cell(pair, "as loaded", OF_FAMILY, threads=1) for pair in FAMILY),
+    *(Cell(pair, "as loaded", OF_FAMILY, threads=1, round=OF_ROUND) for pair in FAMILY),
     # Warm texts of a model this small repeat little: a low temperature, and long answers.
     Cell(
         REPEATING,
@@ -177,6 +190,7 @@ def measure_cell(
     prompts: Sequence[Sequence[Tensor]],
     *,
     seed: int,
+    tokenizer: Any = None,
     width_rounds: int = 15,
 ) -> dict[str, Any]:
     """One cell of the record; the models are those of its pair.
@@ -187,6 +201,7 @@ def measure_cell(
         teacher: The other, or the same.
         prompts: The policy's and the teacher's token ids, for each prompt. Shape (length,).
         seed: Of the first block; the next round of prompts has the next one.
+        tokenizer: Of both, if one of the ways wants it; those that lack it are left out.
         width_rounds: How often a forward of each width is timed.
     """
     load = os.getloadavg()[0]
@@ -205,7 +220,14 @@ def measure_cell(
             of_teacher["widths_of_teacher"] = seconds_by_width(
                 teacher, prompts[0][1], rounds=width_rounds
             )
-        ways = {way: _runner(way, policy, teacher, cell.temperature) for way in cell.ways}
+        said, ways = {}, {}
+        for way in cell.ways:
+            if way not in OTHERS:
+                ways[way] = _runner(way, policy, teacher, cell.temperature)
+                continue
+            other, said[way] = peers.of(way, policy, teacher, tokenizer, prompts[0])
+            if other is not None:
+                ways[way] = _timed(other.decode)
         for run in ways.values():  # warms up, and lets "auto" measure
             run(prompts[0], 12, seed)
         for turn, (prompt, block_seed) in enumerate(blocks):
@@ -213,6 +235,18 @@ def measure_cell(
             for way in [*ways, *ways][start : start + len(ways)]:
                 found = ways[way](prompts[prompt], cell.new_tokens, block_seed)
                 runs.append({"way": way, "prompt": prompt, "seed": block_seed, **found})
+        goes = {
+            way: rounds.where_the_time_goes(
+                policy,
+                teacher,
+                prompts,
+                max_new_tokens=cell.new_tokens,
+                temperature=cell.temperature,
+                **OURS[way],
+            )
+            for way in cell.round
+            if way in ways
+        }
     return {
         "pair": cell.pair,
         "layers": cell.layers,
@@ -225,6 +259,8 @@ def measure_cell(
         "widths_of_two_rows": widths[2],
         **of_teacher,
         **made_now(),
+        **({"round": goes} if goes else {}),
+        **({"peers": said} if said else {}),
         "runs": runs,
     }
 
@@ -267,7 +303,10 @@ def _runner(way: str, policy: Any, teacher: Any, temperature: float = 1.0) -> Ru
         decode_one = partial(_ours, options, policy, teacher)
     else:
         decode_one = partial(_peer, options, policy, ProductModel(policy, teacher))
+    return _timed(decode_one)
 
+
+def _timed(decode_one: Run) -> Run:
     def timed(*given: Any) -> dict[str, Any]:
         with clocks() as spent:
             found = decode_one(*given)
@@ -298,20 +337,25 @@ def _ours(
     result = decode.generate(policy, teacher, *prompts, **chosen)
     trace = result.trace
     who = trace.proposer.tolist()
-    rounds, at = [], 0
+    made, at = [], 0
     for r in trace.rounds:
         # A round of "alternating" that keeps all it tests emits its drafts; each has a proposer.
         proposer = decode.PROPOSERS[who[at]] if r.drafted else "none"
-        rounds.append([r.scheme, r.gamma, proposer, r.drafted, r.tested, r.accepted, r.emitted])
+        made.append([r.scheme, r.gamma, proposer, r.drafted, r.tested, r.accepted, r.emitted])
         at += r.emitted
     calls = [forward for r in trace.rounds for forward in r.forwards]
+    begins: dict[str, float] = {}
+    for forward in calls:
+        if forward.begins:
+            begins[forward.model] = begins.get(forward.model, 0.0) + forward.seconds
     return {
         "tokens": int(result.lengths),
         **({"costs": _of_a_model(trace.costs)} if options["scheme"] == "auto" else {}),
         "forwards": trace.forwards,
         "model_calls": trace.model_calls,
         "model_s": round(sum(forward.seconds for forward in calls), 4),
-        "rounds": rounds,
+        "begins": {model: round(spent, 4) for model, spent in begins.items()},
+        "rounds": made,
         "accept_policy": [round(x, 4) for x in trace.accept_policy.tolist()],
         "accept_teacher": [round(x, 4) for x in trace.accept_teacher.tolist()],
         "accept_coin": [round(x, 4) for x in trace.accept_coin.tolist()],
@@ -438,6 +482,29 @@ def speed_ratio(
     return Ratio(**median_with_interval(slow / fast, draws=10_000))
 
 
+def within_the_models(cell: Mapping[str, Any], way: str, *, to: str = "plain") -> float:
+    """How many times as fast the forward passes of a way are, as the cost model counts them: the
+    median over the blocks.
+
+    One that reads a prompt too counts as one of its model that reads a single position. Records
+    whose prompts were read before the first round are taken as they are.
+    """
+
+    def seconds(run: Mapping[str, Any]) -> float:
+        begins = run.get("begins", {})
+        instead = sum(_of_one_position(cell, model) for model in begins)
+        return float(run["model_s"] - sum(begins.values()) + instead) / run["tokens"]
+
+    slow, fast = ([seconds(run) for run in runs_of(cell, name)] for name in (to, way))
+    return float(np.median(np.divide(slow, fast)))
+
+
+def _of_one_position(cell: Mapping[str, Any], model: str) -> float:
+    """The seconds of a forward of one of a cell's models, or of one that serves both parents."""
+    key = {"both": "widths_of_two_rows", "teacher": "widths_of_teacher"}.get(model, "widths")
+    return float(cell.get(key, cell["widths"])["1"]["wall_s"])
+
+
 def around_the_models(cell: Mapping[str, Any]) -> float:
     """What a token of plain decoding takes outside the models, prompts included, in forwards of its
     own: the median over the blocks."""
@@ -463,7 +530,7 @@ def mean_acceptance(cell: Mapping[str, Any]) -> dict[str, float]:
 
     Whatever the scheme, the tokens before a position follow q*; so all runs count.
     """
-    ours = [run for run in cell["runs"] if run["way"] not in PEERS]
+    ours = [run for run in cell["runs"] if "rounds" in run]
     return {
         parent: float(np.mean(np.concatenate([run[f"accept_{parent}"] for run in ours])))
         for parent in costs.PROPOSING
@@ -509,9 +576,9 @@ def count_forwards(
         acceptance: By proposer, in place of the measured rates.
     """
     runs = runs_of(cell, way)
-    rounds = [dict(zip(ROUND, r, strict=True)) for run in runs for r in run["rounds"]]
+    each = [dict(zip(ROUND, r, strict=True)) for run in runs for r in run["rounds"]]
     tested, accepted = Counter[str](), Counter[str]()
-    for r in rounds:
+    for r in each:
         tested[r["proposer"]] += r["tested"]
         accepted[r["proposer"]] += r["accepted"]
     rates = {who: accepted[who] / tested[who] for who in tested if tested[who]}
@@ -524,7 +591,7 @@ def count_forwards(
         at = (policy, teacher) if scheme == "alternating" else policy
         predicted = sum(costs.expected_forwards(scheme, run["tokens"], gamma, at) for run in runs)
     else:
-        expected = sum(_expected_tokens(r, rates) for r in rounds)
+        expected = sum(_expected_tokens(r, rates) for r in each)
         predicted = forwards * tokens / expected
     return Count(tokens, forwards, predicted, sum(accepted.values()), sum(tested.values()))
 
@@ -640,7 +707,7 @@ def measure_cell_of_model(
     torch.set_num_threads(threads)
     policy, teacher, tokenizer = models_of(cell.pair, model, device=device)
     ids = questions_of(cell.pair, tokenizer)
-    return measure_cell(cell, policy, teacher, ids, seed=seed)
+    return measure_cell(cell, policy, teacher, ids, seed=seed, tokenizer=tokenizer)
 
 
 def models_of(pair: str, model: str, *, device: str = "cpu") -> tuple[Any, Any, Any]:
