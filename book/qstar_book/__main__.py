@@ -286,6 +286,7 @@ def _add_records(records: Commands) -> None:
     option("--draft", default="", metavar="MODEL", help="a draft model of the first pair")
     option("--scores-only", action="store_true", help="few draws, and no tests of them")
     option("--tests-only", action="store_true", help="the tests of every pair, and no scores")
+    option("--draws-only", action="store_true", help="draws of every pair and seed, and no scores")
 
     said = "train draft models towards q* and measure what they gain"
     option = add("drafters", said, "out", "device", "quick", "seed", *DRAFT_PAIR)

@@ -50,6 +50,7 @@ SCHEMES = {
     "alternating, wide": {"scheme": "alternating", "gamma": 4},
     "lookup": {"scheme": "lookup", "gamma": 4},
     "draft-model": {"scheme": "draft-model", "gamma": 4},
+    "coin": {"scheme": "coin", "gamma": 4},
     "auto": {"scheme": "auto"},
 }
 

@@ -231,3 +231,27 @@ def test_a_difference_is_called_by_its_interval_and_by_every_seed():
         for gaps in ((0.1, 0.2), (-0.1, -0.2), (0.3, -0.1), (0.0, 0.0))
     ]
     assert verdicts == ["better", "worse", "within noise", "within noise"]
+
+
+def test_draws_of_every_seed_say_by_item_what_their_means_say(tmp_path, monkeypatch):
+    """So that intervals over items can be had of perplexity and diversity."""
+    ends = {name: family.new_model("300k", seed=seed) for seed, name in enumerate("abc")}
+    monkeypatch.setattr(family, "load", lambda name, **_: (ends[name], None))
+    small = replace(quality.Quality({"x": [("a", "b"), ("a", "c")]}).quick(), max_new_tokens=6)
+    found = quality.measure(small, device="cpu", draws_only=True)
+    assert [(of["policy"], of["teacher"]) for of in found["drawn"]["x"]] == [("a", "b"), ("a", "c")]
+    for of in found["drawn"]["x"]:
+        for target, told in of["draws"].items():
+            by_item = told["by_item"]
+            assert len(by_item["tokens"]) == small.drawn_items
+            assert np.mean(by_item["distinct"]) == pytest.approx(told["distinct"])
+            for other, nats in told["nats"].items():
+                total = sum(by_item["nats"][other]) / sum(by_item["tokens"])
+                assert total == pytest.approx(nats, abs=1e-4)
+                found_for = quality.perplexity(of["draws"], target, other)
+                assert found_for["low"] <= found_for["mean"] <= found_for["high"]
+                assert found_for["mean"] == pytest.approx(math.exp(nats), rel=1e-3)
+    # What a distribution drew it finds least surprising, beyond these intervals.
+    draws = found["drawn"]["x"][0]["draws"]
+    own, strange = (quality.perplexity(draws, "policy", x) for x in ("policy", "teacher"))
+    assert own["high"] < strange["low"]

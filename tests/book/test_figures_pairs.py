@@ -33,3 +33,23 @@ def test_the_largest_come_first_and_their_shares_end_at_one():
     np.testing.assert_allclose(one.get_ydata(), [0, 1, 1, 1, 1])
     assert even.get_linestyle() == "-" != one.get_linestyle()
     plt.close("all")
+
+
+def test_an_acceptance_is_drawn_where_it_is_with_its_interval():
+    found = {
+        "one": {"policy": (0.8, 0.7, 0.9), "teacher": (0.7, 0.6, 0.75), "coin": (0.9, 0.88, 0.95)},
+        "two": {"policy": (0.5, 0.4, 0.6), "teacher": (0.4, 0.3, 0.5), "coin": (0.6, 0.5, 0.7)},
+    }
+    _, ax = plt.subplots()
+    figures.acceptances(found, ax=ax)
+    drawn = [tuple(line.get_xdata()) for line in ax.lines]
+    told = [
+        x for row in found.values() for mean, *ends in row.values() for x in (tuple(ends), (mean,))
+    ]
+    assert [tuple(map(float, x)) for x in drawn] == told
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "policy",
+        "teacher",
+        "coin",
+    ]
+    plt.close("all")

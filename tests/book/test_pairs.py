@@ -270,3 +270,20 @@ def test_the_recorded_fine_tunes_leave_their_start_and_reach_their_end():
                 assert (np.abs(found["alpha"] - 0.5) <= bound + 1e-3).all()
                 least = np.minimum(found["policy_to_teacher"], found["teacher_to_policy"])
                 assert (found["chernoff"] <= least + 1e-6).all()
+
+
+def test_an_interval_draws_whole_answers_again():
+    """Tokens of an answer are no evidence of each other: equal ones do not narrow it."""
+
+    def answers(*each):
+        return {"answers": [{"positions": {"x": values}} for values in each]}
+
+    short = pairs.mean_of(answers([0.0], [1.0], [1.0], [0.0]), "x")
+    long = pairs.mean_of(answers([0.0] * 50, [1.0] * 50, [1.0] * 50, [0.0] * 50), "x")
+    assert short == long
+    assert short["mean"] == 0.5
+    assert (short["low"], short["high"]) == (0.0, 1.0)
+    same = pairs.mean_of(answers([0.2, 0.4], [0.3, 0.3]), "x")
+    assert list(same.values()) == pytest.approx([0.3] * 3)
+    weighted = pairs.mean_of(answers([0.0], [1.0, 1.0, 1.0]), "x")
+    assert weighted["mean"] == 0.75  # of tokens, not of answers

@@ -39,7 +39,7 @@ from qstar.rows_torch import log_geometric_mean
 
 from .. import shipped_model
 from ..files import RefusedError, cpu_name, provenance, write_json
-from ..records import accelerator, corpus
+from ..records import accelerator, corpus, mean_with_interval
 from ..records.decoding import NOISE, noised
 from . import family, tasks
 
@@ -291,6 +291,13 @@ def positions_of(found: Mapping[str, Any], field: str, kind: str | None = None) 
     """A field at every recorded position of a pair, or of its answers of one kind."""
     chosen = [a for a in found["answers"] if kind in (None, a["kind"])]
     return np.concatenate([np.array(a["positions"][field]) for a in chosen])
+
+
+def mean_of(found: Mapping[str, Any], field: str) -> dict[str, float]:
+    """The mean of a field over all tokens, with its 95% bootstrap interval over the answers."""
+    each = [np.array(answer["positions"][field]) for answer in found["answers"]]
+    sums, sizes = ([of(x) for x in each] for of in (np.sum, len))
+    return mean_with_interval(np.array(sums), np.array(sizes))
 
 
 def largest_gaps(pair: Pair, found: Mapping[str, Any], answers: int) -> dict[str, float]:

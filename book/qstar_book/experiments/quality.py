@@ -20,6 +20,7 @@ import numpy as np
 from numpy import ndarray
 
 from ..files import provenance, write_json
+from ..records import mean_with_interval
 from . import targets, tasks
 from .jobs import device_name
 from .targets import COMPARED, Reader
@@ -167,7 +168,8 @@ def describe_draws(
         token of these draws (its exponential is the perplexity); "minus_log_p", of each draw under
         its own target; "tokens" of an answer; "distinct", the mean share of different answers among
         the draws to an item; "distinct_4", of different sequences of four tokens among all; "text",
-        the first draw to the first item of each kind.
+        the first draw to the first item of each kind; and "by_item", for intervals: the "tokens" of
+        the draws to it, their "nats" by target (a sum), and the "distinct" share of its answers.
     """
     asked = targets.asked(pair, items)
     prompts = tuple([p for p in own for _ in range(draws)] for own in asked)
@@ -189,22 +191,40 @@ def describe_draws(
             for item, answers in zip(items, of_item, strict=True)
         ]
         fours = [tuple(t[i : i + 4]) for t in texts for i in range(len(t) - 3)]
+        nats = {other: [-float(of[other].sum()) for of in seen] for other in COMPARED}
+        summed = {name: np.reshape(x, (-1, draws)).sum(1) for name, x in nats.items()}
+        distinct = [len(set(answers)) / draws for answers in of_item]
         shown: dict[str, str] = {}
         for item, answers in zip(items, of_item, strict=True):
             shown.setdefault(item.kind, answers[0])
         found[target] = {
             "right": [round(float(x), 4) for x in right],
-            "nats": {
-                other: float(sum(-reading[other].sum() for reading in seen) / tokens)
-                for other in COMPARED
-            },
-            "minus_log_p": [round(float(-reading[target].sum()), 4) for reading in seen],
+            "nats": {other: float(x.sum() / tokens) for other, x in summed.items()},
+            "minus_log_p": [round(x, 4) for x in nats[target]],
             "tokens": tokens / len(texts),
-            "distinct": float(np.mean([len(set(answers)) / draws for answers in of_item])),
+            "distinct": float(np.mean(distinct)),
             "distinct_4": len(set(fours)) / max(1, len(fours)),
             "text": shown,
+            "by_item": {
+                "tokens": np.reshape([len(x) for x in texts], (-1, draws)).sum(1).tolist(),
+                "nats": {other: np.round(x, 4).tolist() for other, x in summed.items()},
+                "distinct": distinct,
+            },
         }
     return found
+
+
+def perplexity(draws: Mapping[str, Any], target: str, other: str) -> dict[str, float]:
+    """That of a target's draws under another, with its 95% bootstrap interval over the items.
+
+    Args:
+        draws: What `describe_draws` found.
+        target: Whose draws.
+        other: Who reads them.
+    """
+    by_item = draws[target]["by_item"]
+    nats = mean_with_interval(np.array(by_item["nats"][other]), np.array(by_item["tokens"]))
+    return {name: float(np.exp(x)) for name, x in nats.items()}
 
 
 # --- Two samples ---------------------------------------------------------------------------------
@@ -398,7 +418,12 @@ def uncertain(right: ndarray, count: int) -> list[int]:
 
 
 def measure(
-    configuration: Quality, *, device: str, save: Any = None, tests_only: bool = False
+    configuration: Quality,
+    *,
+    device: str,
+    save: Any = None,
+    tests_only: bool = False,
+    draws_only: bool = False,
 ) -> dict[str, Any]:
     """The whole record, but how it was made.
 
@@ -407,6 +432,7 @@ def measure(
         device: Where.
         save: Called with what there is so far, after each part.
         tests_only: The two-sample tests of every pair's first seed, as "tested", and no more.
+        draws_only: The draws of every seed of every pair, as "drawn", and no more.
     """
     from .family import text_of
 
@@ -428,6 +454,21 @@ def measure(
         draft = reader(c.draft) if c.draft else None
         return compare_samplers(pair, draft, chosen, c, text_of=text_of)
 
+    def drawn(pair: Any) -> dict[str, Any]:
+        named: dict[str, Any] = {"draws": c.draws, "seed": c.seed, "text_of": text_of}
+        return describe_draws(pair, first, max_new_tokens=c.max_new_tokens, **named)
+
+    if draws_only:
+        found = {"configuration": asdict(c), "drawn": {}}
+        for name, seeds in c.pairs.items():
+            for policy, teacher in seeds:
+                print(f"{name}: {policy}, {teacher}", file=sys.stderr, flush=True)
+                of: dict[str, Any] = {"policy": policy, "teacher": teacher}
+                of["draws"] = drawn((reader(policy), reader(teacher)))
+                found["drawn"].setdefault(name, []).append(of)
+                if save is not None:
+                    save(found)
+        return found
     if tests_only:
         found = {"configuration": asdict(c), "tested": {}}
         for name, ((policy, teacher), *_) in c.pairs.items():
@@ -456,14 +497,7 @@ def measure(
                 },
             }
             if not found["pairs"][name] and teacher:
-                told["draws"] = describe_draws(
-                    pair,
-                    first,
-                    draws=c.draws,
-                    seed=c.seed,
-                    max_new_tokens=c.max_new_tokens,
-                    text_of=text_of,
-                )
+                told["draws"] = drawn(pair)
             if not found["pairs"][name] and name == next(iter(c.pairs)) and c.tested_prompts:
                 found["preserved"] = tested(pair, scores)
             found["pairs"][name].append(told)
@@ -507,6 +541,7 @@ def command(
     draft: str,
     scores_only: bool,
     tests_only: bool,
+    draws_only: bool,
     device: str,
     quick: bool,
     seed: int,
@@ -523,7 +558,8 @@ def command(
     def save(found: Mapping[str, Any]) -> None:
         write_json(out, {"made_by": made_by, **found})
 
-    save(measure(configuration, device=device, save=save, tests_only=tests_only))
+    only = {"tests_only": tests_only, "draws_only": draws_only}
+    save(measure(configuration, device=device, save=save, **only))
     print(out)
 
 

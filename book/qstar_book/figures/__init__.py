@@ -18,6 +18,7 @@ _ON_FIRST_USE = {  # so that a chapter depends on the figures that it draws, and
     "STYLE": ".style",
     "WIDTH": ".style",
     "acceptance_bounds": ".sampling",
+    "acceptances": ".pairs",
     "adversaries": ".meaning",
     "alpha_acceptance": ".sampling",
     "alpha_by_kind": ".models",

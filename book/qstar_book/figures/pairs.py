@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-from .style import COLOURS, LINES
+from .style import COLOURS, INK, LINES
 
 # Not the hues of the three parties: a kind of question is none of them.
 _MARKS = ((COLOURS["ink"], "o"), ("#56B4E9", "^"), ("#E69F00", "s"), (COLOURS["other"], "D"))
@@ -68,4 +68,30 @@ def concentration(
         ylim=(0, 1.01),
     )
     ax.legend(loc="lower right")
+    return ax
+
+
+def acceptances(
+    pairs: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    *,
+    ax: Axes,
+) -> Axes:
+    """Mean acceptance probabilities with their intervals, a row for each pair.
+
+    Args:
+        pairs: Pair -> who proposes ("policy", "teacher" or "coin") -> (mean, low, high).
+    """
+    looks = {"policy": (INK["policy"], "o"), "teacher": (INK["teacher"], "s")}
+    looks["coin"] = (INK["q*"], "D")
+    for row, found in enumerate(pairs.values()):
+        for place, (who, (mean, low, high)) in enumerate(found.items()):
+            colour, marker = looks[who]
+            height = row + 0.22 * (place - 1)
+            label = who if row == 0 else None
+            ax.plot([low, high], [height] * 2, color=colour, linewidth=1.6)
+            ax.plot(mean, height, color=colour, marker=marker, ls="none", ms=5.5, label=label)
+    ax.set(xlabel="probability that a draft is kept", ylim=(len(pairs) - 0.45, -0.55))
+    ax.set_yticks(range(len(pairs)), list(pairs))
+    ax.tick_params(axis="y", length=0)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, handletextpad=0.2)
     return ax
