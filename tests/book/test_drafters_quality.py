@@ -251,7 +251,7 @@ def test_draws_of_every_seed_say_by_item_what_their_means_say(tmp_path, monkeypa
                 found_for = quality.perplexity(of["draws"], target, other)
                 assert found_for["low"] <= found_for["mean"] <= found_for["high"]
                 assert found_for["mean"] == pytest.approx(math.exp(nats), rel=1e-3)
-    # What a distribution drew it finds least surprising, beyond these intervals.
-    draws = found["drawn"]["x"][0]["draws"]
-    own, strange = (quality.perplexity(draws, "policy", x) for x in ("policy", "teacher"))
-    assert own["high"] < strange["low"]
+    by_item = {"tokens": [1, 3], "nats": {"teacher": [0.0, 3 * math.log(4)]}}
+    by_hand = quality.perplexity({"q*": {"by_item": by_item}}, "q*", "teacher")
+    expected = {"mean": 4 ** (3 / 4), "low": 1.0, "high": 4.0}  # of tokens, not of items
+    assert by_hand == pytest.approx(expected)
