@@ -168,10 +168,10 @@ def test_each_two_sample_test_has_a_plain_sample_of_its_own(monkeypatch):
     monkeypatch.setattr(
         targets, "read", lambda pair, prompts, texts, targets: [nothing] * len(texts)
     )
-    reader = targets.Reader(None, lambda item: torch.tensor([1]), None)
+    reader = targets.Reader(None, lambda item: torch.tensor([1]), None, str)
     small = quality.Quality({}).quick()
     items = tasks.items(None, 8, 0)[:2]
-    found = quality.compare_samplers((reader, reader), None, items, small, text_of=str)
+    found = quality.compare_samplers((reader, reader), None, items, small)
     others = [way for way in quality.SPECULATIVE if "draft" not in way]
     assert list(found["ways"]) == others
     assert len({seed for *_, seed in drawn}) == len(drawn) == 2 * (len(others) + 1)

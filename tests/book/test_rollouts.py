@@ -17,6 +17,7 @@ from qstar_book.experiments import (
     jobs,
     policy_gradient,
     rollouts,
+    targets,
     tasks,
 )
 from qstar_book.experiments.rollouts import TARGETS, Questions, Rollouts
@@ -387,6 +388,9 @@ class Letters:
     def convert_tokens_to_ids(self, token):
         return 0
 
+    def decode(self, tokens, *, skip_special_tokens):
+        return "".join(chr(token) for token in tokens if token or not skip_special_tokens)
+
 
 def test_a_hint_is_the_answer_or_worked_examples_of_the_same_kind():
     items = tasks.items("capitals", 12, "a test")
@@ -413,6 +417,20 @@ def test_a_hint_is_the_answer_or_worked_examples_of_the_same_kind():
             assert example.answer == example.prompt.removeprefix("In capitals: ").upper()
     again = rollouts.of_chat(Letters(), hint="examples")(items)
     assert says(again.hinted) == says(shown.hinted)
+
+
+def test_a_pair_that_is_scored_can_be_shown_worked_examples(monkeypatch):
+    """As in the rollouts: the same prompts, and answers that end as a chat's do."""
+    model, items = object(), tasks.items("copy", 3, "a test")
+    monkeypatch.setattr(targets.shipped_model, "load", lambda **_: (model, Letters()))
+    policy, teacher = targets.of_pair(targets.EXAMPLES, device="cpu")
+    assert policy.model is teacher.model is model
+    shown = rollouts.of_chat(Letters(), hint="examples")(items)
+    for place, item in enumerate(items):
+        assert torch.equal(policy.ask(item), shown.plain[place])
+        assert torch.equal(teacher.ask(item), shown.hinted[place])
+        assert teacher.say(item.answer) == shown.answers[place].tolist()
+        assert item.correct(policy.write(teacher.say(item.answer)))
 
 
 def test_unknown_hints_are_refused():

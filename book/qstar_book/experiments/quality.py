@@ -11,7 +11,7 @@ computed, not counted in draws; so only items and models are a sample.
 
 import random
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,6 @@ def describe_draws(
     draws: int,
     seed: int,
     max_new_tokens: int,
-    text_of: Callable[[Sequence[int]], str],
 ) -> dict[str, Any]:
     """Answers drawn from each target, what the other targets think of them, and how they differ.
 
@@ -184,7 +183,7 @@ def describe_draws(
         )
         seen = targets.read(pair, prompts, texts)  # type: ignore[arg-type]
         tokens = sum(map(len, texts))
-        said = [text_of(text) for text in texts]
+        said = [pair[0].write(text) for text in texts]
         of_item = [said[i : i + draws] for i in range(0, len(said), draws)]
         right = [
             np.mean([item.correct(x) for x in answers])
@@ -320,8 +319,6 @@ def compare_samplers(
     draft: Reader | None,
     items: Sequence[tasks.Item],
     configuration: Quality,
-    *,
-    text_of: Callable[[Sequence[int]], str],
 ) -> dict[str, Any]:
     """Two-sample tests between plain and speculative answers, and of the source's loop.
 
@@ -365,8 +362,8 @@ def compare_samplers(
     plainly = dict(zip(plain, every[len(samples) :], strict=True))
 
     def right_of(answers: list[list[list[int]]]) -> ndarray:
-        pairs = zip(items, answers, strict=True)
-        marks = [[item.correct(text_of(text)) for text in texts] for item, texts in pairs]
+        each = zip(items, answers, strict=True)
+        marks = [[item.correct(pair[0].write(text)) for text in texts] for item, texts in each]
         return np.array(marks).mean(axis=1)
 
     generator = np.random.default_rng(c.seed)
@@ -434,8 +431,6 @@ def measure(
         tests_only: The two-sample tests of every pair's first seed, as "tested", and no more.
         draws_only: The draws of every seed of every pair, as "drawn", and no more.
     """
-    from .family import text_of
-
     c = configuration
     items = tasks.items(None, c.items, c.seed)
     first = _first_of_each(items, c.drawn_items)
@@ -452,11 +447,16 @@ def measure(
     def tested(pair: Any, scores: Mapping[str, Mapping[str, ndarray]]) -> dict[str, Any]:
         chosen = [items[i] for i in uncertain(scores["right"]["q*"], c.tested_prompts)]
         draft = reader(c.draft) if c.draft else None
-        return compare_samplers(pair, draft, chosen, c, text_of=text_of)
+        return compare_samplers(pair, draft, chosen, c)
 
     def drawn(pair: Any) -> dict[str, Any]:
-        named: dict[str, Any] = {"draws": c.draws, "seed": c.seed, "text_of": text_of}
-        return describe_draws(pair, first, max_new_tokens=c.max_new_tokens, **named)
+        told = {"draws": c.draws, "seed": c.seed, "max_new_tokens": c.max_new_tokens}
+        return describe_draws(pair, first, **told)
+
+    def both(policy: str, teacher: str) -> tuple[Reader, Reader]:
+        if not teacher:
+            return targets.of_pair(policy, device=device)
+        return reader(policy), reader(teacher)
 
     if draws_only:
         found = {"configuration": asdict(c), "drawn": {}}
@@ -464,7 +464,7 @@ def measure(
             for policy, teacher in seeds:
                 print(f"{name}: {policy}, {teacher}", file=sys.stderr, flush=True)
                 of: dict[str, Any] = {"policy": policy, "teacher": teacher}
-                of["draws"] = drawn((reader(policy), reader(teacher)))
+                of["draws"] = drawn(both(policy, teacher))
                 found["drawn"].setdefault(name, []).append(of)
                 if save is not None:
                     save(found)
@@ -482,11 +482,7 @@ def measure(
         found["pairs"][name] = []
         for policy, teacher in seeds:
             print(f"{name}: {policy}, {teacher}", file=sys.stderr, flush=True)
-            pair = (
-                (reader(policy), reader(teacher))
-                if teacher
-                else targets.of_pair(policy, device=device)
-            )
+            pair = both(policy, teacher)
             scores = score_suite(pair, items)
             told: dict[str, Any] = {
                 "policy": policy,

@@ -8,6 +8,7 @@ target answers a question rightly is known without drawing anything.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from qstar.decoding.generate import decode
 from qstar.decoding.judging import Rule
 from qstar.decoding.options import check
 
-from . import family, tasks
+from .. import shipped_model
+from . import family, rollouts, tasks
 
 CANDIDATES = 4
 """Of the source's loop."""
@@ -74,11 +76,13 @@ class Reader:
         model: A causal language model.
         ask: What it reads before it answers an item. Shape (tokens,).
         say: The tokens of an answer, with what ends it.
+        write: The text of drawn tokens.
     """
 
     model: Any
     ask: Callable[[tasks.Item], Tensor]
     say: Callable[[str], list[int]]
+    write: Callable[[Sequence[int]], str] = family.text_of
 
 
 def of_family(name: str, *, device: str, loaded: dict[str, Any]) -> Reader:
@@ -101,8 +105,16 @@ def of_family(name: str, *, device: str, loaded: dict[str, Any]) -> Reader:
     )
 
 
+EXAMPLES = "smollm2/examples"
+"""The shipped model, which as the teacher is shown how such questions are answered."""
+
+
 def of_pair(name: str, *, device: str) -> tuple[Reader, Reader]:
-    """Both parents of a pair that `pairs.load_pair` knows, which answer as their chat has it."""
+    """Both parents of a pair that `pairs.load_pair` knows, which answer as their chat has it; or
+    `EXAMPLES`: one model, which as the teacher reads worked examples first, as in `rollouts`.
+    """
+    if name == EXAMPLES:
+        return _shown_examples(*shipped_model.load(device=device))
     from .pairs import load_pair  # type: ignore[import-not-found, unused-ignore]
 
     found = load_pair(name, device=device)
@@ -111,9 +123,24 @@ def of_pair(name: str, *, device: str) -> tuple[Reader, Reader]:
     def say(answer: str) -> list[int]:
         return [*found.tokenizer(answer, add_special_tokens=False).input_ids, end]
 
+    write = partial(found.tokenizer.decode, skip_special_tokens=True)
     return (
-        Reader(found.policy, lambda item: found.ask(item.prompt)[0], say),
-        Reader(found.teacher, lambda item: found.ask(item.prompt)[1], say),
+        Reader(found.policy, lambda item: found.ask(item.prompt)[0], say, write),
+        Reader(found.teacher, lambda item: found.ask(item.prompt)[1], say, write),
+    )
+
+
+def _shown_examples(model: Any, tokenizer: Any) -> tuple[Reader, Reader]:
+    asked = rollouts.of_chat(tokenizer, hint="examples")
+
+    def say(answer: str) -> list[int]:
+        end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+        return [*tokenizer(answer, add_special_tokens=False).input_ids, end]
+
+    write = partial(tokenizer.decode, skip_special_tokens=True)
+    return (
+        Reader(model, lambda item: asked([item]).plain[0], say, write),
+        Reader(model, lambda item: asked([item]).hinted[0], say, write),
     )
 
 
