@@ -492,7 +492,7 @@ def measure(
                     for measure, of in scores.items()
                 },
             }
-            if not found["pairs"][name] and teacher:
+            if not found["pairs"][name]:
                 told["draws"] = drawn(pair)
             if not found["pairs"][name] and name == next(iter(c.pairs)) and c.tested_prompts:
                 found["preserved"] = tested(pair, scores)
