@@ -69,6 +69,8 @@ def target_scores(
         ax.set_xticks([0, 0.5, 1], ["0", "½", "1"])
         ax.set_title(heading, fontsize=10.5)
         ax.grid(axis="y", color="#EEEEEE")
+    for ax in axes[max(0, len(panels) - 2) : len(panels)]:  # the lowest of each column
+        ax.tick_params(labelbottom=True)
     fig.supxlabel("probability of the right answer", fontsize=10.5)
     return fig
 

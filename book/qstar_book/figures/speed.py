@@ -86,16 +86,21 @@ def solver_times(rows: Mapping[str, Mapping[str, float]], *, ax: Axes) -> Axes:
     return ax
 
 
-def round_shares(rows: Mapping[str, Mapping[str, float]], *, ax: Axes) -> Axes:
+def round_shares(
+    rows: Mapping[str, Mapping[str, float]], *, ax: Axes, xlabel: str = "ms per round"
+) -> Axes:
     """Milliseconds of a round as stacked bars, one for each way.
 
     Args:
-        rows: Way -> part -> milliseconds; every row has the same parts, at most three.
+        rows: Way -> part -> milliseconds; every row has the same parts, at most four.
+        ax: To draw on.
+        xlabel: What the milliseconds are.
     """
     looks: tuple[dict[str, Any], ...] = (
         {"facecolor": INK["q*"]},
         {"facecolor": "#BDD9EA", "hatch": "////", "edgecolor": INK["policy"]},
         {"facecolor": COLOURS["ink"]},
+        {"facecolor": "#E9E3D3", "hatch": "....", "edgecolor": COLOURS["ink"]},
     )
     for y, parts in enumerate(rows.values()):
         left = 0.0
@@ -104,7 +109,7 @@ def round_shares(rows: Mapping[str, Mapping[str, float]], *, ax: Axes) -> Axes:
             left += value
         ax.text(left, y, f"  {left:.1f}", va="center", fontsize=10.5)
     ax.set_yticks(range(len(rows)), list(rows))
-    ax.set(xlabel="ms per round", ylim=(len(rows) - 0.45, -0.55))
+    ax.set(xlabel=xlabel, ylim=(len(rows) - 0.45, -0.55))
     ax.set_xlim(0, 1.12 * max(sum(parts.values()) for parts in rows.values()))
     ax.tick_params(labelsize=10.5)
     ax.tick_params(axis="y", length=0)
