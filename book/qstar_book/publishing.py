@@ -3,7 +3,9 @@
 Nothing else of the book is imported here, so that a chapter hangs on these few lines alone.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 from myst_nb import glue
@@ -29,6 +31,30 @@ def publish(values: Mapping[str, float | int | str | bool | Figure]) -> None:
                 f"Convert it, float(value)."
             )
         glue(key, value, display=False)
+
+
+def cells_of(
+    key: str, head: Sequence[str], rows: Sequence[Sequence[Any]], *, labels: int = 1
+) -> dict[str, str]:
+    """The cells of a table that is drawn as HTML, each under a key of its own, for `publish`: so
+    that they are guarded as the numbers of prose are.
+
+    Args:
+        key: What their keys begin with.
+        head: The headings of the columns.
+        rows: As long as `head`.
+        labels: How many of the first columns tell one row from the others.
+    """
+
+    def name(*parts: Any) -> str:
+        said = " ".join(map(str, parts)).replace("*", " star").lower()
+        return "-".join([key, *re.findall(r"[a-z0-9.]+", said)])
+
+    return {
+        name(*row[:labels], heading): str(cell)
+        for row in rows
+        for heading, cell in zip(head[labels:], row[labels:], strict=True)
+    }
 
 
 def decide(claim: str, verdict: str) -> None:

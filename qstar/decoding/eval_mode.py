@@ -23,8 +23,9 @@ def eval_mode(*models: Any) -> Iterator[None]:
         for module in modules:
             users, training = _MODES.get(module, (0, module.training))
             _MODES[module] = users + 1, training
-        for model in models:
-            model.eval()
+        if any(module.training for module in modules):
+            for model in models:
+                model.eval()
     try:
         yield
     finally:
@@ -33,7 +34,7 @@ def eval_mode(*models: Any) -> Iterator[None]:
                 users, training = _MODES.pop(module)
                 if users > 1:
                     _MODES[module] = users - 1, training
-                else:
+                elif module.training != training:
                     module.training = training
 
 

@@ -1,6 +1,6 @@
 """The models of a decode and their prompts, checked before anything is read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -22,12 +22,10 @@ def check_weights(models: dict[str, Any]) -> None:
     different configs, are different models.
     """
     given = {name: model for name, model in models.items() if model is not None}
-    weights = {name: _weights(model) for name, model in given.items()}
     for one, other in combinations(given, 2):
         if (
             given[one] is not given[other]
-            and weights[one]
-            and weights[one] == weights[other]
+            and _shares_all(given[one], given[other])
             and _settings(given[one]) == _settings(given[other])
         ):
             raise ValueError(
@@ -39,16 +37,20 @@ def check_weights(models: dict[str, Any]) -> None:
             )
 
 
-def _weights(model: Any) -> set[tuple[Any, ...]]:
+def _shares_all(one: Any, other: Any) -> bool:
+    """Whether all weights of two models are the same, and they have some."""
+    theirs = set(_weights(other))
+    return next(_weights(one), None) in theirs and set(_weights(one)) == theirs
+
+
+def _weights(model: Any) -> Iterator[tuple[Any, ...]]:
     """Where a model's parameters and kept buffers lie in memory."""
-    found = set()
     for module in modules_of(model):
         anew = getattr(module, "_non_persistent_buffers_set", ())  # worked out when it is loaded
         kept = [tensor for name, tensor in module._buffers.items() if name not in anew]
         for tensor in (*module._parameters.values(), *kept):
             if tensor is not None and (address := address_of(tensor)):
-                found.add((str(tensor.device), address, tuple(tensor.shape)))
-    return found
+                yield str(tensor.device), address, tuple(tensor.shape)
 
 
 def _settings(model: Any) -> Any:

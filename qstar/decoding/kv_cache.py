@@ -32,6 +32,7 @@ from .traits import (
     cache_name,
     check_cache,
     core_of,
+    layers_of_cache,
     limit_of,
     log_p_of,
     ropes_of,
@@ -93,14 +94,15 @@ class KVCache:
         self.name = name
         self.core = core_of(self.model, name)
         text = self.core.config.get_text_config(decoder=True)
-        check_cache(self.core, text, name)
+        layers = layers_of_cache(self.core.config)
+        check_cache(self.core, text, name, layers)
         self.device: torch.device = self.model.device  # which a model looks up anew each time
         self._parameters = frozenset(inspect.signature(self.core.forward).parameters)
         self._ropes = ropes_of(text, self.core)
         self._limit = limit_of(text, self.core, self._ropes)
         self.window = self._limit.allowing(context_length)
         self.switch = switch_of(text, self._ropes)
-        told, self.odd_windows = windows(text, self.core)
+        told, self.odd_windows = windows(text, self.core, layers)
         self.sliding = sliding(text, [*told, *self.odd_windows])
         self._cache_name = cache_name(self.core)
         self.why_anew = shares_scales(self.core)

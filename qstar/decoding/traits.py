@@ -6,6 +6,7 @@ Read from what its layers do and from its configuration, before anything is deco
 import inspect
 import operator
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,8 +119,8 @@ def core_of(model: Any, name: str) -> Any:
     return core
 
 
-def check_cache(core: Any, text: Any, name: str) -> None:
-    """Raise ValueError for models whose cache has no way back."""
+def check_cache(core: Any, text: Any, name: str, layers: Sequence[Any]) -> None:
+    """Raise ValueError for models whose cache, of these layers, has no way back."""
     if getattr(core.config, "is_encoder_decoder", False):
         raise ValueError(f"the {name} must be a decoder-only language model: got an encoder too.")
     kinds = {
@@ -127,7 +128,7 @@ def check_cache(core: Any, text: Any, name: str) -> None:
         for kind in getattr(text, "layer_types", None) or []
         if re.search("linear|conv|mamba|recurrent|hybrid|ssm", kind)
     }
-    states = any(hasattr(layer, "conv_states") for layer in _layers(core.config))
+    states = any(hasattr(layer, "conv_states") for layer in layers)
     if kinds or states or getattr(core, "_is_stateful", False):
         what = ", ".join(sorted(kinds)) or "a recurrent state"
         raise ValueError(
@@ -154,7 +155,7 @@ def shares_scales(core: Any) -> str:
     return ""
 
 
-def _layers(config: Any) -> list[Any]:
+def layers_of_cache(config: Any) -> list[Any]:
     """The layers of the cache that transformers makes for a configuration, if it knows how."""
     try:
         return list(DynamicCache(config=config).layers)
@@ -162,13 +163,12 @@ def _layers(config: Any) -> list[Any]:
         return []
 
 
-def windows(text: Any, core: Any) -> tuple[list[int], list[int]]:
+def windows(text: Any, core: Any, layers: Sequence[Any]) -> tuple[list[int], list[int]]:
     """Lengths from which on layers do not see a whole text: of layers, and by other names.
 
-    What sliding layers do is told by the cache that transformers makes for them; numbers that are
-    called a window anywhere else are taken for one.
+    What sliding layers do is told by the layers of the cache that transformers makes for them;
+    numbers that are called a window anywhere else are taken for one.
     """
-    layers = _layers(core.config)
     told = [layer.sliding_window for layer in layers if getattr(layer, "is_sliding", False)]
     known = ("sliding_window", "attention_chunk_size") if layers else ()
     window = re.compile(r"window|chunk|local_attention|attention_span|block_size")

@@ -38,3 +38,19 @@ def test_a_verdict_is_glued_under_its_claim_and_is_one_that_there_is(glued):
     assert glued == {"claim-fair": "refuted"}
     with pytest.raises(ValueError, match="a verdict is one of confirmed"):
         publishing.decide("fair", "unclear")
+
+
+def test_each_cell_of_a_table_has_a_key_of_its_own():
+    head = ("pair", "way", "p", "right, all")
+    rows = [("one", "q*", "0.1", "+0.2"), ("one", "q", "0.3", "+0.4"), ("two", "q*", 5, "x")]
+    told = publishing.cells_of("t", head, rows, labels=2)
+    assert told == {
+        "t-one-q-star-p": "0.1",
+        "t-one-q-star-right-all": "+0.2",
+        "t-one-q-p": "0.3",
+        "t-one-q-right-all": "+0.4",
+        "t-two-q-star-p": "5",
+        "t-two-q-star-right-all": "x",
+    }
+    with pytest.raises(ValueError, match="shorter|longer"):
+        publishing.cells_of("t", head, [("one", "q*", "0.1")])

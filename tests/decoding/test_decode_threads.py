@@ -94,3 +94,25 @@ def test_two_threads_that_decode_with_one_model_draw_what_each_would_alone():
     assert [found[seed].tolist() for seed in range(4)] == [t.tolist() for t in alone]
     assert policy.training
     assert not teacher.training
+
+
+@pytest.mark.parametrize("trains", [None, "model.layers.0.mlp"])
+def test_only_what_trains_is_switched_and_given_back(trains, monkeypatch):
+    """One module in training mode is enough; where there is none, none is written to."""
+    model = tiny.llama(1).eval()
+    if trains is not None:
+        model.get_submodule(trains).training = True
+    written = []
+    set_it = torch.nn.Module.__setattr__
+
+    def watched(module, name, value):
+        if name == "training":
+            written.append(value)
+        set_it(module, name, value)
+
+    monkeypatch.setattr(torch.nn.Module, "__setattr__", watched)
+    with eval_mode(model):
+        assert not any(module.training for module in model.modules())
+    assert (written == []) == (trains is None)
+    trained = [name for name, module in model.named_modules() if module.training]
+    assert trained == ([] if trains is None else [trains])
