@@ -52,5 +52,5 @@ def test_each_cell_of_a_table_has_a_key_of_its_own():
         "t-two-q-star-p": "5",
         "t-two-q-star-right-all": "x",
     }
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         publishing.cells_of("t", head, [("one", "q*", "0.1")])
