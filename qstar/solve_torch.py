@@ -18,7 +18,9 @@ leaves of F', eps / 2 (sqrt(F'') (1 + E_q[|log policy| + |log teacher|]) + F'').
 where its bracket [a, b] is too short to matter: (b - a) |F'| <= 4 tolerance^2, which bounds the
 error surely, or b - a <= 4 eps.
 
-What is guaranteed: the bracket holds alpha*, and every three passes halve it or the log-odds. Once
+What is guaranteed: the bracket holds alpha* and never grows. Every third pass takes Newton's step
+only if the last one brought the log-odds down to half; else it goes to the middle, and halves the
+bracket. (In between the log-odds may rise, so three passes need not halve either.) Once
 u = M |alpha - alpha*| is at most 1/2, where M is the largest |log-ratio|, Newton's next error is at
 most (e^u - 1 - u) / M. So a fixed number of passes promises no tolerance to every row: `converged`
 says whether a row met it, and `slope` by how much the two divergences differ.

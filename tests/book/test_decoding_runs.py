@@ -195,7 +195,7 @@ def test_a_peer_takes_its_turns_and_says_its_version(monkeypatch):
     class Half:
         """Decodes as `plain` does from the mean with one half."""
 
-        def __init__(self, *pair):
+        def __init__(self, *pair, alone):
             self.pair = pair
 
         def decode(self, prompts, new_tokens, seed):

@@ -336,7 +336,9 @@ def test_more_runs_join_those_of_a_record(tmp_path, monkeypatch):
         assert held["config"]["learning_rate"] == (2 if rates else 1)
         assert held["earlier"][0]["date"] == first["date"]
         with pytest.raises(jobs.RefusedError, match="steps 3, not 4"):
-            write(Small(rates=rates, steps=4), more=True)
+            write(Small(rates=rates, seeds=2, steps=4), more=True)
+        with pytest.raises(jobs.RefusedError, match=r"has 2 seeds .* not for 1"):
+            write(Small(rates=rates), more=True)
 
 
 def test_the_rate_that_was_found_is_the_one_of_the_runs(monkeypatch):

@@ -236,6 +236,11 @@ def to_go_on_with(out: Path, config: Any) -> dict[str, Any]:
         for name, was in held["config"].items()
         if name not in chosen and was != told.get(name)
     ]
+    if told["seeds"] < held["config"]["seeds"]:
+        raise RefusedError(
+            f"--more adds runs to {out}, which has {held['config']['seeds']} seeds of each way: "
+            f"ask for at least as many, not for {told['seeds']}"
+        )
     if others:
         raise RefusedError(f"--more adds runs like those of {out}, which has {'; '.join(others)}")
     return held

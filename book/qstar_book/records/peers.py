@@ -9,7 +9,8 @@ says of each way that it left out which package it wants.
 genlm-control draws whole texts of a mean of two models by sequential Monte Carlo; a single particle
 without resampling is drawn token by token, from the geometric mean with a fixed exponent, here one
 half. It has no alpha*, and no drafts. flashspec decodes speculatively from one model: the product
-(`product_model.ProductModel`), for which the policy and what stands in the text propose.
+(`product_model.ProductModel`), for which the policy and what stands in the text propose, by its own
+strategy; or the policy alone, four tokens at a time.
 """
 
 import asyncio
@@ -25,7 +26,11 @@ from qstar.rows_torch import log_geometric_mean
 
 from ..product_model import ProductModel
 
-PACKAGES = {"genlm-control, one half": "genlm-control", "flashspec": "flashspec"}
+PACKAGES = {
+    "genlm-control, one half": "genlm-control",
+    "flashspec": "flashspec",
+    "flashspec, model drafts": "flashspec",
+}
 """The ways, and the packages that they want."""
 
 
@@ -45,8 +50,8 @@ def of(
     if (found := version_of(package)) is None:
         return None, {"missing": f"{package} is not installed"}
     said: dict[str, Any] = {"package": package, "version": found}
-    if way == "flashspec":
-        return Flashspec(policy, teacher), said
+    if package == "flashspec":
+        return Flashspec(policy, teacher, alone=way.endswith("model drafts")), said
     mean = Genlm(policy, teacher, tokenizer)
     return mean, said | {"differs_by": mean.differs_by(prompts)}
 
@@ -70,6 +75,7 @@ class Genlm:
 
     def __init__(self, policy: Any, teacher: Any, tokenizer: Any):
         from genlm.backend.llm import AsyncTransformer
+        from genlm.control import PromptedLLM
 
         # A batch of one query: a forward pass begins at once, and does not wait for others.
         served = {id(m): AsyncTransformer(m, tokenizer, batch_size=1) for m in (policy, teacher)}
@@ -79,6 +85,9 @@ class Genlm:
         # Some token must end its texts. This one is reserved, and next to never drawn.
         self.end = next(x for x in said if x.startswith(b"<") and said.count(x) == 1)
         self.ids = [word.token_id for word in words if word.byte_string != self.end]
+        self.maps = [  # which take a tenth of a second to make
+            PromptedLLM(model, eos_byte_strings=[self.end]).token_maps for model in self.served
+        ]
 
     def decode(self, prompts: Sequence[Tensor], new_tokens: int, seed: int) -> dict[str, Any]:
         """How many tokens were drawn, and how far its first distribution is from ours."""
@@ -95,7 +104,11 @@ class Genlm:
             model.cache_kv(prompt)
         mean = self._mean(prompts)
         drawn = await direct_token_sampler(mean).smc(
-            n_particles=1, ess_threshold=0, max_tokens=new_tokens + 1
+            n_particles=1,
+            ess_threshold=0,
+            max_tokens=new_tokens + 1,
+            # Without a distribution after the last token, which would be one more than is needed.
+            terminate_when=lambda drawn: len(drawn) == new_tokens,
         )
         (text,) = drawn.contexts
         return {"tokens": len(text) - 1}  # its last one is a mark
@@ -104,8 +117,8 @@ class Genlm:
         from genlm.control import Ensemble, PromptedLLM
 
         potentials = [
-            PromptedLLM(model, prompt_ids=prompt, eos_byte_strings=[self.end])
-            for model, prompt in zip(self.served, prompts, strict=True)
+            PromptedLLM(model, prompt_ids=prompt, token_maps=maps)
+            for model, prompt, maps in zip(self.served, prompts, self.maps, strict=True)
         ]
         return Ensemble(*potentials, op="prod", a=0.5)
 
@@ -128,11 +141,17 @@ class Genlm:
 
 
 class Flashspec:
-    """Speculative decoding of the product by flashspec, as it comes: the policy and a lookup
-    propose, as many tokens as its own strategy wants."""
+    """Speculative decoding of the product by flashspec.
 
-    def __init__(self, policy: Any, teacher: Any):
-        from flashspec import FlashSpecConfig, SamplingConfig, SpeculativeEngine
+    Args:
+        policy: A causal language model, which drafts.
+        teacher: Another.
+        alone: The policy drafts four tokens at a time; else a lookup proposes, too, and how many is
+            up to the strategy that flashspec chooses by itself.
+    """
+
+    def __init__(self, policy: Any, teacher: Any, *, alone: bool = False):
+        from flashspec import BanditConfig, FlashSpecConfig, SamplingConfig, SpeculativeEngine
         from flashspec.engine.hf_drafter import HuggingFaceDrafter
         from flashspec.engine.verifier import TargetModel
 
@@ -142,14 +161,18 @@ class Flashspec:
 
         def engine(seed: int) -> Any:
             sampling = SamplingConfig(seed=seed)
-            config = FlashSpecConfig(sampling=sampling, device=str(device), eos_token_ids=())
+            chosen: dict[str, Any] = {"sampling": sampling, "device": str(device)}
+            if alone:
+                chosen |= {"drafter_strategy": "bandit", "bandit": BanditConfig(n_arms=1)}
+            config = FlashSpecConfig(**chosen, eos_token_ids=())
             return SpeculativeEngine(config, [drafter], product)
 
-        self.engine = engine
+        self.engine, self.caches = engine, (drafter._kv, product._kv)
 
     def decode(self, prompts: Sequence[Tensor], new_tokens: int, seed: int) -> dict[str, Any]:
         """How many tokens were drawn."""
         policy_ids, teacher_ids = prompts
         assert torch.equal(policy_ids, teacher_ids), "a product reads one prompt"
         found = self.engine(seed).generate(policy_ids[None], max_new_tokens=new_tokens)
+        assert all(cache.enabled for cache in self.caches), "flashspec reads without its caches"
         return {"tokens": int(found.n_tokens_generated)}
