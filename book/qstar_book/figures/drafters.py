@@ -27,10 +27,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     Args:
         head: What stands above each column, none of it empty.
-        rows: The cells, row by row. A column of numbers, or of intervals, ends on one line.
+        rows: The cells, row by row. A column of numbers, or of intervals, ends on one line; words
+            that are too long for the page are broken.
     """
     numeric = [all(NUMBER.match(row[i]) for row in rows) for i in range(len(head))]
-    styles = ["text-align:right;white-space:nowrap" if x else "text-align:left" for x in numeric]
+    words = "text-align:left;min-width:4.5em;overflow-wrap:anywhere"
+    styles = ["text-align:right;white-space:nowrap" if x else words for x in numeric]
 
     def line(cells: Sequence[str], tag: str) -> str:
         parts = [

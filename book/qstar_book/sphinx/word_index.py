@@ -19,7 +19,7 @@ from sphinx.util.typing import ExtensionMetadata
 
 from .theorems import ProofDomain
 
-LEFT_OUT = ("api_book", "api_experiments")
+LEFT_OUT = ("api_book", "api_records", "api_experiments")
 """The pages whose functions are the book's own, and not for readers."""
 
 
