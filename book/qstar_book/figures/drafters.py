@@ -22,6 +22,10 @@ MARKS: dict[str, dict[str, Any]] = {
 OTHER = {"color": COLOURS["quiet"], "marker": "^", "markerfacecolor": "white"}
 
 
+LONG = 16
+"""Letters of a word beyond which it may be broken."""
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """HTML of a table, which scrolls in itself where the page is narrower.
 
@@ -31,8 +35,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
             that are too long for the page are broken.
     """
     numeric = [all(NUMBER.match(row[i]) for row in rows) for i in range(len(head))]
-    words = "text-align:left;min-width:4.5em;overflow-wrap:anywhere"
-    styles = ["text-align:right;white-space:nowrap" if x else words for x in numeric]
+    longest = [
+        max((len(word) for row in rows for word in row[i].split()), default=0)
+        for i in range(len(head))
+    ]
+    styles = ["text-align:left;min-width:7em;overflow-wrap:anywhere"] * len(head)
+    for i, letters in enumerate(longest):
+        if numeric[i]:
+            styles[i] = "text-align:right;white-space:nowrap"
+        elif letters <= LONG:
+            styles[i] = "text-align:left"
 
     def line(cells: Sequence[str], tag: str) -> str:
         parts = [
