@@ -379,6 +379,7 @@ class Letters:
     """A tokenizer of letters with a chat template, as far as `of_chat` needs one."""
 
     chat_template = "a template"
+    eos_token_id = 0
 
     def apply_chat_template(self, messages, **_):
         turns = [f"<{message['role']}>{message['content']}" for message in messages]

@@ -114,34 +114,28 @@ def of_pair(name: str, *, device: str) -> tuple[Reader, Reader]:
     `EXAMPLES`: one model, which as the teacher reads worked examples first, as in `rollouts`.
     """
     if name == EXAMPLES:
-        return _shown_examples(*shipped_model.load(device=device))
+        model, tokenizer = shipped_model.load(device=device)
+        asked = rollouts.of_chat(tokenizer, hint="examples")
+        return (
+            _of_chat(model, tokenizer, lambda item: asked([item]).plain[0]),
+            _of_chat(model, tokenizer, lambda item: asked([item]).hinted[0]),
+        )
     from .pairs import load_pair  # type: ignore[import-not-found, unused-ignore]
 
     found = load_pair(name, device=device)
-    end = found.tokenizer.eos_token_id
-
-    def say(answer: str) -> list[int]:
-        return [*found.tokenizer(answer, add_special_tokens=False).input_ids, end]
-
-    write = partial(found.tokenizer.decode, skip_special_tokens=True)
     return (
-        Reader(found.policy, lambda item: found.ask(item.prompt)[0], say, write),
-        Reader(found.teacher, lambda item: found.ask(item.prompt)[1], say, write),
+        _of_chat(found.policy, found.tokenizer, lambda item: found.ask(item.prompt)[0]),
+        _of_chat(found.teacher, found.tokenizer, lambda item: found.ask(item.prompt)[1]),
     )
 
 
-def _shown_examples(model: Any, tokenizer: Any) -> tuple[Reader, Reader]:
-    asked = rollouts.of_chat(tokenizer, hint="examples")
+def _of_chat(model: Any, tokenizer: Any, ask: Callable[[tasks.Item], Tensor]) -> Reader:
+    """A chat model whose answers end as its turns do."""
 
     def say(answer: str) -> list[int]:
-        end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-        return [*tokenizer(answer, add_special_tokens=False).input_ids, end]
+        return [*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
 
-    write = partial(tokenizer.decode, skip_special_tokens=True)
-    return (
-        Reader(model, lambda item: asked([item]).plain[0], say, write),
-        Reader(model, lambda item: asked([item]).hinted[0], say, write),
-    )
+    return Reader(model, ask, say, partial(tokenizer.decode, skip_special_tokens=True))
 
 
 def draw(
