@@ -1,5 +1,6 @@
 """Targets made of two models are what they are called; draft lengths do what they claim."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from qstar.decoding.options import check
 from qstar.decoding.planner import Plan
 from qstar.theory.acceptance import source_loop_distribution
 from qstar_book.experiments import drafters, family, quality, targets, tasks
+from qstar_book.records.corpus import data_file
 
 PAIR = tiny_model(1), tiny_model(2)
 READERS = tuple(targets.Reader(model, None, None) for model in PAIR)
@@ -255,3 +257,16 @@ def test_draws_of_every_seed_say_by_item_what_their_means_say(tmp_path, monkeypa
     by_hand = quality.perplexity({"q*": {"by_item": by_item}}, "q*", "teacher")
     expected = {"mean": 4 ** (3 / 4), "low": 1.0, "high": 4.0}  # of tokens, not of items
     assert by_hand == pytest.approx(expected)
+
+
+def test_the_recorded_scores_of_a_shown_model_are_those_that_it_has():
+    """Two items, read again; a policy that took the teacher's place would be found out."""
+    record = json.loads(data_file("results/quality_shown_cpu.json").read_text(encoding="utf8"))
+    was = record["pairs"]["shown"][0]["scores"]["right"]
+    items = tasks.items(None, len(record["kinds"]), record["configuration"]["seed"])
+    chosen = [100, 300]
+    pair = targets.of_pair(targets.EXAMPLES, device="cpu")
+    found = quality.score_suite(pair, [items[i] for i in chosen])["right"]
+    for target, values in found.items():
+        assert values == pytest.approx([was[target][i] for i in chosen], rel=2e-2, abs=1e-5)
+    assert min(found["teacher"]) > 10 * max(found["policy"])
